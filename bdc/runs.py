@@ -1,0 +1,257 @@
+"""The run directory: what each stage reads and writes (layout: docs/run-directory.md).
+
+One SQLite file (WAL, one writer) holds problems, answered LLM calls, verdicts, trees and stage records; larger artefacts lie beside it as
+files. Everything is written so that ``kill -9`` at any moment loses at most the work in flight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from bdc.errors import InputError, StaleArtifactError
+
+FORMAT_VERSION = 1
+STAGES = ("boost", "disentangle", "customize", "evaluate", "report")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS problems (
+    id TEXT PRIMARY KEY, position INTEGER NOT NULL, split TEXT NOT NULL, source TEXT NOT NULL, json TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS calls (
+    key TEXT PRIMARY KEY, stage TEXT NOT NULL, role TEXT NOT NULL, agent TEXT NOT NULL, problem_id TEXT,
+    request TEXT NOT NULL, text TEXT NOT NULL, finish_reason TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, seconds REAL NOT NULL, created REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS verdicts (
+    key TEXT PRIMARY KEY, problem_id TEXT NOT NULL, program TEXT NOT NULL, tests TEXT NOT NULL,
+    pass_rate REAL NOT NULL, level TEXT NOT NULL, json TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS trees (
+    problem_id TEXT PRIMARY KEY, rollouts INTEGER NOT NULL, nodes INTEGER NOT NULL, stop TEXT NOT NULL,
+    public_pass_rate REAL NOT NULL, private_pass_rate REAL NOT NULL, best_node INTEGER, program TEXT, json TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS nodes (
+    problem_id TEXT NOT NULL, node INTEGER NOT NULL, parent INTEGER NOT NULL, depth INTEGER NOT NULL, agent TEXT NOT NULL,
+    thought TEXT NOT NULL, prior REAL NOT NULL, visits INTEGER NOT NULL, value REAL NOT NULL, q REAL NOT NULL,
+    state TEXT NOT NULL, reason TEXT NOT NULL, program TEXT NOT NULL, pass_rate REAL NOT NULL,
+    PRIMARY KEY (problem_id, node));
+CREATE TABLE IF NOT EXISTS stages (
+    name TEXT PRIMARY KEY, digest TEXT NOT NULL, format INTEGER NOT NULL, finished REAL NOT NULL, seconds REAL NOT NULL,
+    summary TEXT NOT NULL);
+"""
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 (hex) of JSON-able values; equal values give equal digests in every process."""
+    payload = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(payload.encode()).hexdigest()
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write a whole file or nothing: temporary file beside it, fsync, rename.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
+
+
+def describe_os_error(error: OSError) -> str:
+    """One clause for a person: what failed and what to do."""
+    if error.errno == errno.ENOSPC:
+        return "the disk is full; free some space and run the same command again"
+    return f"{error.strerror or error}"
+
+
+class Run:
+    """An open run directory.
+
+    Args:
+        path: the folder; made when ``create`` is true.
+        create: make a new run when the folder holds none.
+
+    Raises:
+        InputError: no run there, a foreign file in its place, another process writes to it, or the disk is full.
+        StaleArtifactError: the run was written by another format version.
+    """
+
+    def __init__(self, path: str | Path, *, create: bool = False) -> None:
+        self.path = Path(path)
+        store = self.path / "run.sqlite"
+        if not create and not store.is_file():
+            raise InputError(
+                f"{self.path} is not a run directory (no run.sqlite in it); start one with `bdc run config.toml`"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._acquire_lock()
+            self.db = sqlite3.connect(store, timeout=30.0, isolation_level=None)
+            self.db.execute("PRAGMA journal_mode=WAL")
+            self.db.execute("PRAGMA synchronous=NORMAL")
+            self._check_format(store)
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be used as a run directory: {describe_os_error(error)}"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"{store} cannot be used: {error}") from error
+
+    def _acquire_lock(self) -> IO[str]:
+        import fcntl
+
+        lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise InputError(
+                f"{self.path} is in use by another bdc process; wait for it or choose another directory"
+            ) from error
+        return lock
+
+    def _check_format(self, store: Path) -> None:
+        tables = {row[0] for row in self.db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+        if tables and "meta" not in tables:
+            raise InputError(f"{store} is not a bdc run store; choose another directory")
+        with self.transaction():
+            for statement in _SCHEMA.split(";"):
+                self.db.execute(statement)
+            self.db.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (str(FORMAT_VERSION),))
+        (found,) = self.db.execute("SELECT value FROM meta WHERE key='format'").fetchone()
+        if found != str(FORMAT_VERSION):
+            raise StaleArtifactError(
+                f"{self.path} has run format {found} and this bdc reads format {FORMAT_VERSION}; use the matching bdc or start a new run"
+            )
+
+    def close(self) -> None:
+        self.db.close()
+        self._lock.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All statements inside are stored together or not at all."""
+        try:
+            self.db.execute("BEGIN IMMEDIATE")
+            yield self.db
+            self.db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            with contextlib.suppress(sqlite3.Error):
+                self.db.execute("ROLLBACK")
+            if "full" in str(error) or "disk I/O" in str(error):
+                raise InputError(
+                    f"{self.path / 'run.sqlite'} cannot be written: {error}; free some space and run the same command again"
+                ) from error
+            raise
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self.db.execute("ROLLBACK")
+            raise
+
+    # Places of the artefacts.
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def traces_path(self) -> Path:
+        return self.path / "traces.parquet"
+
+    @property
+    def clusters_dir(self) -> Path:
+        return self.path / "clusters"
+
+    @property
+    def experts_dir(self) -> Path:
+        return self.path / "experts"
+
+    @property
+    def solver_dir(self) -> Path:
+        return self.path / "solver"
+
+    @property
+    def evaluation_path(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def report_path(self) -> Path:
+        return self.path / "report.html"
+
+    # Stage records.
+
+    def finished(self, stage: str, inputs: str) -> dict[str, Any] | None:
+        """Summary of ``stage`` if it finished on the same inputs (a digest), else None."""
+        row = self.stage(stage)
+        return row["summary"] if row and row["digest"] == inputs else None
+
+    def stage(self, name: str) -> dict[str, Any] | None:
+        """The record of a finished stage (digest, finished, seconds, summary), whatever its inputs were."""
+        row = self.db.execute(
+            "SELECT digest, finished, seconds, summary FROM stages WHERE name=? AND format=?",
+            (name, FORMAT_VERSION),
+        ).fetchone()
+        if row is None:
+            return None
+        return {"digest": row[0], "finished": row[1], "seconds": row[2], "summary": json.loads(row[3])}
+
+    def require(self, stage: str, inputs: str, wanted_by: str) -> dict[str, Any]:
+        """Summary of an upstream stage.
+
+        Raises:
+            StaleArtifactError: it has not finished, or it finished on other inputs.
+        """
+        row = self.stage(stage)
+        if row is None:
+            raise StaleArtifactError(
+                f"{self.path}: {wanted_by} needs the results of {stage}; run `bdc {stage} {self.path}` first"
+            )
+        if row["digest"] != inputs:
+            raise StaleArtifactError(
+                f"{self.path}: the results of {stage} were made from other settings or inputs; run `bdc {stage} {self.path}` again"
+            )
+        return dict(row["summary"])
+
+    def finish(self, stage: str, inputs: str, seconds: float, summary: dict[str, Any]) -> None:
+        with self.transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO stages VALUES (?, ?, ?, ?, ?, ?)",
+                (stage, inputs, FORMAT_VERSION, time.time(), seconds, json.dumps(summary)),
+            )
+
+    # Rows.
+
+    def rows(self, query: str, parameters: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
+        """Rows of a SELECT as dictionaries."""
+        cursor = self.db.execute(query, parameters)
+        names = [column[0] for column in cursor.description]
+        return (dict(zip(names, row, strict=True)) for row in cursor)
+
+    def insert(self, table: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Insert rows in one transaction; a row whose primary key exists already is left as it was."""
+        with self.transaction() as db:
+            for row in rows:
+                names, marks = ", ".join(row), ", ".join("?" * len(row))
+                db.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", tuple(row.values()))
