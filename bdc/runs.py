@@ -107,9 +107,7 @@ class Run:
             self.db.execute("PRAGMA synchronous=NORMAL")
             self._check_format(store)
         except OSError as error:
-            raise InputError(
-                f"{self.path} cannot be used as a run directory: {describe_os_error(error)}"
-            ) from error
+            raise InputError(f"{self.path} cannot be used as a run directory: {describe_os_error(error)}") from error
         except sqlite3.DatabaseError as error:
             raise InputError(f"{store} cannot be used: {error}") from error
 
