@@ -1,0 +1,197 @@
+"""The broker: sends each agent all calls of a wave together, and stores every answer before anyone uses it.
+
+A call is identified by what was asked (agent, messages, sampling, seed), so a run that starts again replays its stored answers
+without paying. A local model answers in chunks whose composition is a function of the wave alone; a chunk is stored
+whole, so that a killed run continues with the same chunks and therefore the same bits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bdc.boost.settings import AgentSettings, BudgetSettings
+from bdc.errors import LLMError
+from bdc.llm import LLM, Completion, Request
+from bdc.progress import Progress
+from bdc.runs import Run, digest
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A named model taking part in the search."""
+
+    name: str
+    llm: LLM
+    settings: AgentSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One question to one agent; ``sample`` tells apart repeated questions."""
+
+    agent: int
+    role: str
+    problem_id: str
+    messages: tuple[dict[str, str], ...]
+    max_tokens: int
+    sample: int = 0
+
+
+class Broker:
+    """Asks agents and remembers the answers in the run store.
+
+    Args:
+        run: the open run.
+        agents: who can be asked.
+        seed: base of every sampling seed.
+    """
+
+    def __init__(self, run: Run, agents: Sequence[Agent], seed: int, progress: Progress, stage: str = "boost") -> None:
+        self.run, self.agents, self.seed, self.progress, self.stage = run, agents, seed, progress, stage
+        self.replayed = self.asked = 0
+        self._spent = {"calls": 0, "tokens": 0, "seconds": 0.0, "usd": 0.0}
+
+    def key(self, call: Call) -> str:
+        agent = self.agents[call.agent]
+        sampling = (agent.settings.temperature, agent.settings.top_p, call.max_tokens, self.seed, call.sample)
+        return digest(agent.name, agent.llm.name, call.role, call.messages, sampling)
+
+    def exhausted(self, budget: BudgetSettings) -> str:
+        """Name of the first cap that is reached, or an empty string.
+
+        Counts the answers used by this search so far, replayed ones included, so that a resumed run stops where an uninterrupted one does.
+        """
+        caps = {
+            "calls": budget.max_calls,
+            "tokens": budget.max_tokens,
+            "usd": budget.max_usd,
+            "seconds": budget.max_seconds,
+        }
+        return next((name for name, cap in caps.items() if cap and self._spent[name] >= cap), "")
+
+    def ask(self, calls: Sequence[Call], label: str) -> list[Completion]:
+        """Answers in the order of ``calls``.
+
+        Raises:
+            LLMError: an agent gave no answer to any of its calls; single failures come back with ``finish_reason == "error"``.
+        """
+        keys = [self.key(call) for call in calls]
+        known = self._stored(keys)
+        self.replayed += sum(key in known for key in keys)
+        missing: dict[str, Call] = {}
+        for key, call in zip(keys, calls, strict=True):
+            if key not in known:
+                missing.setdefault(key, call)
+        if missing:
+            known |= asyncio.run(self._ask_missing(missing, label))
+        answers = [known[key] for key in keys]
+        for call, answer in zip(calls, answers, strict=True):
+            self._count(call, answer)
+        return answers
+
+    def _count(self, call: Call, answer: Completion) -> None:
+        settings = self.agents[call.agent].settings
+        self._spent["calls"] += 1
+        self._spent["tokens"] += answer.prompt_tokens + answer.completion_tokens
+        self._spent["seconds"] += answer.seconds
+        self._spent["usd"] += (
+            answer.prompt_tokens * settings.usd_per_million_prompt_tokens
+            + answer.completion_tokens * settings.usd_per_million_completion_tokens
+        ) / 1e6
+
+    def _stored(self, keys: Sequence[str]) -> dict[str, Completion]:
+        known = {}
+        for start in range(0, len(keys), 500):
+            part = keys[start : start + 500]
+            marks = ",".join("?" * len(part))
+            columns = "key, text, prompt_tokens, completion_tokens, finish_reason, seconds"
+            for row in self.run.rows(f"SELECT {columns} FROM calls WHERE key IN ({marks})", part):
+                known[row.pop("key")] = Completion(**row)
+        return known
+
+    async def _ask_missing(self, missing: dict[str, Call], label: str) -> dict[str, Completion]:
+        by_agent: dict[int, dict[str, Call]] = {}
+        for key, call in missing.items():
+            by_agent.setdefault(call.agent, {})[key] = call
+        answers: dict[str, Completion] = {}
+        local = asyncio.Lock()  # local models share the cores: one at a time
+        with self.progress.task(label, total=len(missing)) as task:
+
+            async def one_agent(index: int, calls: dict[str, Call]) -> None:
+                llm = self.agents[index].llm
+                # Longest first, equal prompts side by side: little padding, and one prefill for all samples of a prompt.
+                order = sorted(calls, key=lambda k: (-sum(len(m["content"]) for m in calls[k].messages), digest(calls[k].messages), k))
+                if llm.batch_size is None:
+                    chunks = [[key] for key in order]
+                    await asyncio.gather(*(self._one_chunk(index, chunk, calls, answers, task) for chunk in chunks))
+                else:
+                    async with local:
+                        for start in range(0, len(order), llm.batch_size):
+                            chunk = order[start : start + llm.batch_size]
+                            await self._one_chunk(index, chunk, calls, answers, task)
+
+            try:
+                await asyncio.gather(*(one_agent(index, calls) for index, calls in by_agent.items()))
+            finally:
+                # asyncio.run closes the loop that a client's connections belong to.
+                await asyncio.gather(*(self.agents[index].llm.close() for index in by_agent))
+        for index, calls in by_agent.items():
+            if all(answers[key].finish_reason == "error" for key in calls):
+                raise LLMError(
+                    f"agent {self.agents[index].name} ({self.agents[index].llm.name}) answered none of {len(calls)} calls: "
+                    f"{answers[next(iter(calls))].text}"
+                )
+        return answers
+
+    async def _one_chunk(self, index: int, chunk: list[str], calls: dict[str, Call], answers: dict[str, Completion], task: object) -> None:
+        agent = self.agents[index]
+        requests = [
+            Request(
+                messages=calls[key].messages,
+                max_tokens=calls[key].max_tokens,
+                temperature=agent.settings.temperature,
+                top_p=agent.settings.top_p,
+                seed=int(digest(self.seed, key)[:8], 16) & 0x7FFFFFFF,
+            )
+            for key in chunk
+        ]
+        started = time.monotonic()
+        try:
+            completions = await agent.llm.complete(requests)
+        except LLMError as error:
+            completions = [Completion(str(error), 0, 0, "error", time.monotonic() - started) for _ in chunk]
+        now = time.time()
+        rows = []
+        for key, request, completion in zip(chunk, requests, completions, strict=True):
+            answers[key] = completion
+            if completion.finish_reason == "error":
+                continue  # a failed call is asked again by the next start
+            rows.append(
+                {
+                    "key": key,
+                    "stage": self.stage,
+                    "role": calls[key].role,
+                    "agent": agent.name,
+                    "problem_id": calls[key].problem_id,
+                    "request": _request_json(request),
+                    "text": completion.text,
+                    "finish_reason": completion.finish_reason,
+                    "prompt_tokens": completion.prompt_tokens,
+                    "completion_tokens": completion.completion_tokens,
+                    "seconds": completion.seconds,
+                    "created": now,
+                }
+            )
+        self.run.insert("calls", rows)
+        self.asked += len(rows)
+        task.advance(len(chunk), f"{agent.name}")  # type: ignore[attr-defined]
+
+
+def _request_json(request: Request) -> str:
+    import dataclasses
+    import json
+
+    return json.dumps(dataclasses.asdict(request), ensure_ascii=False)

@@ -1,0 +1,267 @@
+"""MC-Tree-of-Agents (arXiv 2502.12492): all problems advance in waves, and each wave asks each agent once.
+
+A wave is one rollout of every tree still searched: select a leaf; expand it if it has been evaluated before; evaluate the
+new node by programs that *every* agent writes from its thoughts; reflect on it once if it is no better than its parent; back up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bdc.boost.broker import Broker, Call
+from bdc.boost.settings import BoostSettings
+from bdc.boost.state import PRUNED, REFINED, ROOT, Node, Program, Tree
+from bdc.boost.verify import Verifier
+from bdc.llm import prompts
+from bdc.llm.parsing import extract_program, parse_proposals, parse_thought
+from bdc.problems import Problem
+from bdc.progress import Progress
+from bdc.sandbox import Verdict
+from bdc.search import PUCB, Forest
+
+REASON_NOT_BETTER, REASON_NO_PROPOSALS = 1, 2
+
+
+class Search:
+    """The search over a list of problems.
+
+    Args:
+        problems: each with at least one public test.
+        broker: asks the agents.
+        verifier: judges programs.
+        settings: see :class:`BoostSettings`.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        broker: Broker,
+        verifier: Verifier,
+        settings: BoostSettings,
+        progress: Progress,
+    ) -> None:
+        self.broker, self.verifier, self.settings, self.progress = broker, verifier, settings, progress
+        self.forest = Forest(
+            rule=PUCB(c_base=settings.c_base, c=settings.c),
+            backup=settings.backup,
+            gamma=settings.gamma,
+            seed=settings.seed,
+        )
+        roots = self.forest.plant(len(problems))
+        self.trees = [Tree(i, problem, int(root)) for i, (problem, root) in enumerate(zip(problems, roots, strict=True))]
+        for tree in self.trees:
+            tree.nodes[tree.root] = Node(tree.root, -1, (), -1, 1.0, state=ROOT)
+        self._verdicts: dict[tuple[int, int], Verdict] = {}  # (tree, node) -> verdict of its best program
+
+    def run(self) -> list[Tree]:
+        """Search until every tree has stopped; ``Tree.stop`` says why."""
+        with self.progress.task("boost: rollouts", total=self.settings.rollouts) as task:
+            while active := [tree for tree in self.trees if not tree.stop]:
+                if cap := self.broker.exhausted(self.settings.budget):
+                    for tree in active:
+                        tree.stop = f"budget: {cap}"
+                    break
+                self._wave(active)
+                solved = sum(bool(tree.agents_that_solved()) for tree in self.trees)
+                note = f"{solved}/{len(self.trees)} problems have a program that passes the public tests"
+                task.update(max(tree.rollouts for tree in self.trees), note)
+        return self.trees
+
+    def _wave(self, active: list[Tree]) -> None:
+        leaves = self._select(active)
+        self._expand([(tree, node) for tree, node in leaves if self._wants_children(node)])
+        fresh = [tree for tree, node in leaves if node.expanded and not tree.stop]
+        chosen = [(tree, node) for tree, node in leaves if not node.expanded and not tree.stop] + self._select(fresh)
+        new = [(tree, node) for tree, node in chosen if node.value is None]
+        self._evaluate(new)
+        refined = self._reflect(new)
+        if chosen:
+            values = np.array([node.value for _, node in chosen], dtype=np.float64)
+            self.forest.backup(np.array([node.node for _, node in chosen]), values)
+        self._prune([(tree, node) for tree, node in refined if (node.value or 0.0) <= tree.parent_value(node)])
+        for tree, _ in chosen:
+            tree.rollouts += 1
+        for tree in active:
+            tree.stop = tree.stop or self._why_stop(tree)
+
+    def _select(self, trees: list[Tree]) -> list[tuple[Tree, Node]]:
+        if not trees:
+            return []
+        selection = self.forest.select(np.array([tree.index for tree in trees]), leaves=1)
+        leaves = [(self.trees[t], self.trees[t].nodes[leaf]) for t, leaf in zip(selection.tree.tolist(), selection.leaf.tolist(), strict=True)]
+        # Waves hold one leaf per tree, so nothing is pending between calls: values are backed up by node.
+        self.forest.abandon(selection)
+        return leaves
+
+    def _wants_children(self, node: Node) -> bool:
+        return (node.state == ROOT or node.value is not None) and not node.expanded and node.depth < self.settings.max_depth
+
+    def _expand(self, leaves: list[tuple[Tree, Node]]) -> None:
+        agents = range(len(self.broker.agents))
+        found: dict[tuple[int, int], list[tuple[str, float]]] = {}
+        open_questions = [(tree, node, agent) for tree, node in leaves for agent in agents]
+        for attempt in range(2):  # unreadable once: asked once more, then dropped and counted
+            calls = [
+                Call(
+                    agent,
+                    "propose",
+                    tree.problem.id,
+                    prompts.propose(tree.problem.statement, node.thoughts, self.settings.width),
+                    self.settings.proposal_tokens,
+                    sample=attempt,
+                )
+                for tree, node, agent in open_questions
+            ]
+            unread = []
+            answers = self.broker.ask(calls, "boost: propose thoughts") if calls else []
+            for (tree, node, agent), answer in zip(open_questions, answers, strict=True):
+                proposals = parse_proposals(answer.text, self.settings.width) if answer.finish_reason != "error" else []
+                if proposals:
+                    total = sum(proposal.score for proposal in proposals)
+                    shares = [p.score / total if total else 1 / len(proposals) for p in proposals]
+                    texts = [proposal.text for proposal in proposals]
+                    found[node.node, agent] = list(zip(texts, shares, strict=True))
+                else:
+                    unread.append((tree, node, agent))
+            open_questions = unread
+        for tree, _, _ in open_questions:
+            tree.dropped_proposals += 1
+        self._grow(leaves, found)
+
+    def _grow(self, leaves: list[tuple[Tree, Node]], found: dict[tuple[int, int], list[tuple[str, float]]]) -> None:
+        parents, counts, priors, tags, children = [], [], [], [], []
+        for tree, node in leaves:
+            seen: set[str] = set()
+            start = len(children)
+            for agent in range(len(self.broker.agents)):
+                for text, share in found.get((node.node, agent), []):
+                    key = " ".join(text.lower().split())
+                    if key not in seen:
+                        seen.add(key)
+                        prior = share / len(self.broker.agents)
+                        children.append((tree, node, agent, text, prior))
+                        priors.append(prior)
+                        tags.append(agent)
+            if len(children) == start:
+                self._dead_end(tree, node)
+                continue
+            node.expanded = True
+            parents.append(node.node)
+            counts.append(len(children) - start)
+        if not parents:
+            return
+        ids = self.forest.expand(np.array(parents), np.array(counts), np.array(priors), np.array(tags))
+        for child, (tree, node, agent, text, prior) in zip(ids.tolist(), children, strict=True):
+            tree.nodes[child] = Node(child, node.node, (*node.thoughts, text), agent, prior)
+
+    def _dead_end(self, tree: Tree, node: Node) -> None:
+        if node.state == ROOT:
+            tree.stop = "no readable thought"
+        else:
+            self._mark_pruned(tree, node, REASON_NO_PROPOSALS, "no agent proposed a readable next thought")
+
+    def _evaluate(self, nodes: list[tuple[Tree, Node]]) -> None:
+        """Each agent writes programs from the thoughts, whoever proposed them; the value is their mean pass rate."""
+        if not nodes:
+            return
+        slots = [(tree, node, agent) for tree, node in nodes for agent in range(len(self.broker.agents))]
+        slots = [slot for slot in slots for _ in range(self.settings.programs_per_agent)]
+        calls = [
+            Call(
+                agent,
+                "program",
+                tree.problem.id,
+                prompts.program(tree.problem.statement, node.thoughts, stdin=tree.problem.entry_point is None),
+                self.settings.program_tokens,
+                sample=index % self.settings.programs_per_agent,
+            )
+            for index, (tree, node, agent) in enumerate(slots)
+        ]
+        answers = self.broker.ask(calls, "boost: write programs")
+        sources = [
+            extract_program(answer.text, tree.problem.starter_code) if answer.finish_reason != "error" else None
+            for (tree, _, _), answer in zip(slots, answers, strict=True)
+        ]
+        judged = [index for index, source in enumerate(sources) if source is not None]
+        verdicts = self.verifier.judge([(slots[i][0].problem, sources[i] or "") for i in judged])
+        by_slot = dict(zip(judged, verdicts, strict=True))
+        per_node = len(self.broker.agents) * self.settings.programs_per_agent
+        for position, (tree, node) in enumerate(nodes):
+            own = range(position * per_node, (position + 1) * per_node)
+            programs = tuple(
+                Program(slots[i][2], sources[i] or "", by_slot[i].pass_rate, by_slot[i].verified) for i in own if i in by_slot
+            )
+            answered = [i for i in own if answers[i].finish_reason != "error"]
+            node.programs = programs
+            # A reply without code failed every test; a call that never came back counts for nothing.
+            node.value = sum(program.pass_rate for program in programs) / len(answered) if answered else 0.0
+            if programs:
+                best = max((i for i in own if i in by_slot), key=lambda i: by_slot[i].pass_rate)
+                self._verdicts[tree.index, node.node] = by_slot[best]
+
+    def _reflect(self, nodes: list[tuple[Tree, Node]]) -> list[tuple[Tree, Node]]:
+        """Give nodes that are no better than their parent one better last thought; returns the nodes concerned."""
+        weak = [(tree, node) for tree, node in nodes if self._is_weak(tree, node)]
+        if not self.settings.refine or not weak:
+            return weak
+        ready = [(tree, node) for tree, node in weak if (tree.index, node.node) in self._verdicts]
+        calls = [
+            Call(
+                node.agent,
+                "reflect",
+                tree.problem.id,
+                prompts.reflect(
+                    tree.problem.statement,
+                    node.thoughts,
+                    self._verdicts[tree.index, node.node].feedback(self.settings.max_failures),
+                ),
+                self.settings.reflection_tokens,
+            )
+            for tree, node in ready
+        ]
+        answers = self.broker.ask(calls, "boost: reflect") if calls else []
+        again: list[tuple[Tree, Node, Node]] = []
+        for (tree, node), answer in zip(ready, answers, strict=True):
+            thought = parse_thought(answer.text) if answer.finish_reason != "error" else None
+            if thought and thought != node.thoughts[-1]:
+                again.append((tree, node, Node(node.node, node.parent, (*node.thoughts[:-1], thought), node.agent, node.prior)))
+        before = {(tree.index, node.node): self._verdicts[tree.index, node.node] for tree, node, _ in again}
+        self._evaluate([(tree, candidate) for tree, _, candidate in again])
+        for tree, node, candidate in again:
+            if (candidate.value or 0.0) > (node.value or 0.0):
+                node.reason = f"refined from: {node.thoughts[-1]} (value {node.value:.2f})"
+                node.thoughts, node.value, node.programs = candidate.thoughts, candidate.value, candidate.programs
+                node.state = REFINED
+            else:
+                self._verdicts[tree.index, node.node] = before[tree.index, node.node]
+        return weak
+
+    def _is_weak(self, tree: Tree, node: Node) -> bool:
+        parent = tree.parent_value(node)
+        return parent < 1.0 and (node.value or 0.0) <= parent
+
+    def _prune(self, nodes: list[tuple[Tree, Node]]) -> None:
+        if not self.settings.prune:
+            return
+        for tree, node in nodes:
+            parent = tree.parent_value(node)
+            self._mark_pruned(
+                tree, node, REASON_NOT_BETTER, f"value {node.value:.2f} is not above its parent's {parent:.2f}, also after reflection"
+            )
+
+    def _mark_pruned(self, tree: Tree, node: Node, code: int, reason: str) -> None:
+        self.forest.prune(np.array([node.node]), code)
+        node.state = PRUNED
+        node.reason = f"{reason}; {node.reason}" if node.reason else reason
+        # The forest reopens the best of a family whose last open member was pruned.
+        for sibling in self.forest.open_children(node.parent).tolist():
+            if tree.nodes[sibling].state == PRUNED:
+                tree.nodes[sibling].state = "open"
+                tree.nodes[sibling].reason += "; reopened: all its siblings were pruned"
+
+    def _why_stop(self, tree: Tree) -> str:
+        if len(tree.agents_that_solved()) >= min(2, len(self.broker.agents)):
+            return "solved"
+        return "rollouts" if tree.rollouts >= self.settings.rollouts else ""

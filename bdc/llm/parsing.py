@@ -1,0 +1,125 @@
+"""Reading what models wrote: thoughts with scores, and programs. Lenient in form, strict in never inventing text."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+MAX_THOUGHT = 400  # characters; what is longer is no single step
+
+
+class Proposal(NamedTuple):
+    """A thought and its self-reported score in [0, 1]."""
+
+    text: str
+    score: float
+
+
+_FENCE = re.compile(r"```[ \t]*([\w+-]*)[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_MARK = re.compile(r"^\s*(?:(?:step|idea|thought)\s*\d*\s*[:.)-]|\(?\d{1,2}[.):]|[-*•])\s*", re.IGNORECASE)
+_SCORE = re.compile(
+    r"[\s\-:,.]*[(\[]?\s*(?:(?:score|reasonableness|rating)\s*(?:of|:|=|is)?\s*)?(\d{1,2}(?:\.\d+)?)\s*(?:/\s*10)?\s*[)\]]\s*\.?\s*$",
+    re.IGNORECASE,
+)
+_DEFAULT_SCORE = 0.5
+
+
+def parse_proposals(text: str, limit: int) -> list[Proposal]:
+    """Read up to ``limit`` thoughts: a JSON list, a numbered or bulleted list, else plain lines.
+
+    Returns:
+        Distinct, non-empty proposals in the order written; empty when nothing readable is there. A thought without a
+        readable score gets 0.5.
+    """
+    found = _from_json(text) or _from_lines(text)
+    seen: set[str] = set()
+    kept = []
+    for proposal in found:
+        key = " ".join(proposal.text.lower().split())
+        if key and key not in seen:
+            seen.add(key)
+            kept.append(proposal)
+    return kept[:limit]
+
+
+def parse_thought(text: str) -> str | None:
+    """The first readable thought of a reply, or None."""
+    proposals = parse_proposals(text, 1)
+    return proposals[0].text if proposals else None
+
+
+def parse_plan(text: str, limit: int = 8) -> list[str]:
+    """All thoughts of a plan, in order."""
+    return [proposal.text for proposal in parse_proposals(text, limit)]
+
+
+def _from_json(text: str) -> list[Proposal]:
+    start, end = text.find("["), text.rfind("]")
+    if start < 0 or end <= start:
+        return []
+    try:
+        items = json.loads(text[start : end + 1])
+    except ValueError:
+        return []
+    return [proposal for item in items if (proposal := _json_item(item))] if isinstance(items, list) else []
+
+
+def _json_item(item: Any) -> Proposal | None:
+    if isinstance(item, str):
+        return _clean(item)
+    if not isinstance(item, dict):
+        return None
+    words = next((item[key] for key in ("thought", "step", "idea", "text") if isinstance(item.get(key), str)), "")
+    score = next((item[key] for key in ("score", "reasonableness", "rating") if isinstance(item.get(key), int | float)), None)
+    cleaned = _clean(words)
+    if cleaned is None or score is None:
+        return cleaned
+    return Proposal(cleaned.text, _scaled(float(score)))
+
+
+def _from_lines(text: str) -> list[Proposal]:
+    prose = _FENCE.sub("\n", text)
+    lines = [line for line in prose.splitlines() if line.strip()]
+    marked = [line for line in lines if _MARK.match(line)]
+    return [proposal for line in (marked or lines) if (proposal := _clean(line))]
+
+
+def _clean(line: str) -> Proposal | None:
+    line = _MARK.sub("", line.strip(), count=1)
+    score = _DEFAULT_SCORE
+    if found := _SCORE.search(line):
+        score = _scaled(float(found.group(1)))
+        line = line[: found.start()]
+    words = line.replace("**", "").strip().strip("\"'").strip()
+    # A line that only announces a list, or that is code, is not a thought.
+    if not 8 <= len(words) <= MAX_THOUGHT or words.endswith(":") or words.startswith(("def ", "import ", "return ", ">>>")):
+        return None
+    return Proposal(words if words.endswith((".", "!", "?")) else words + ".", score)
+
+
+def _scaled(score: float) -> float:
+    return min(max(score / 10.0 if score > 1.0 else score, 0.0), 1.0)
+
+
+def extract_program(text: str, starter_code: str = "") -> str | None:
+    """The program in a reply: the longest fenced block, else the reply itself if it looks like code.
+
+    A block that only continues ``starter_code`` (an indented body) is put under it.
+
+    Returns:
+        Source text, or None when the reply holds no code.
+    """
+    blocks = [body for language, body in _FENCE.findall(text) if language.lower() in ("", "python", "py", "python3")]
+    if blocks:
+        code = max(blocks, key=len)
+    elif re.search(r"^\s*(def |import |from |print\(|return |for |while |class |if )", text, re.MULTILINE):
+        code = text.replace("```python", "").replace("```", "")
+    else:
+        return None
+    code = code.strip("\n")
+    if not code.strip():
+        return None
+    if starter_code.strip() and "def " not in code and code[:1] in (" ", "\t"):
+        code = f"{starter_code.rstrip()}\n{code}"
+    return code + "\n"
