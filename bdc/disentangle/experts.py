@@ -1,0 +1,167 @@
+"""LoRA adapters on a frozen base model, with PEFT."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdc.disentangle.examples import Batch, Example
+from bdc.disentangle.loss import example_nll
+from bdc.disentangle.settings import DisentangleSettings
+from bdc.disentangle.training import Fit, Trainer
+from bdc.errors import InputError
+from bdc.runs import digest
+
+_RECORD = "training.json"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterJob:
+    """One adapter to train: ``index`` makes its initial weights its own."""
+
+    name: str
+    index: int
+    rank: int
+    alpha: float
+    train: list[Example]
+    validation: list[Example]
+
+
+class AdapterTrainer:
+    """Trains adapters one after another on one copy of the base model.
+
+    Args:
+        model, tokenizer: the base model, as `bdc.llm.load_model` gives it.
+        folder: ``folder/<job name>`` gets each adapter.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, settings: DisentangleSettings, folder: Path) -> None:
+        self.model, self.tokenizer, self.settings, self.folder = model, tokenizer, settings, folder
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+
+    def train(self, job: AdapterJob, on_step: Callable[[str], None] | None = None) -> dict[str, Any]:
+        """Train and store one adapter, or take the one that an earlier call with the same inputs stored.
+
+        Returns:
+            Its record: name, examples, tokens, history, best_epoch, seconds.
+        """
+        examples = [(e.prompt, e.response) for e in [*job.train, *job.validation]]
+        settings = asdict(self.settings)
+        key = digest(
+            "adapter", settings, job.index, job.rank, job.alpha, str(self.model.dtype), len(job.train), examples
+        )
+        target = self.folder / job.name
+        if (record := _stored(target, key)) is not None:
+            return record
+        adapter = self._adapter(job)
+        checkpoint = self.folder / f".{job.name}.checkpoint.pt"
+        trainer = Trainer(
+            parameters={name: p for name, p in adapter.named_parameters() if p.requires_grad},
+            module=adapter,
+            nll=self._nll,
+            device=self.model.device,
+            pad=self.tokenizer.pad_token_id,
+            settings=self.settings,
+            checkpoint=checkpoint,
+            key=key,
+            whole=self.settings.loss_on == "all",
+        )
+        try:
+            fit = trainer.fit(job.train, job.validation, on_step)
+            record = _record(job, fit, key)
+            _store(adapter, target, record, self.settings.base_model)
+        finally:
+            self.model = adapter.unload().eval()
+        checkpoint.unlink(missing_ok=True)
+        return record
+
+    def _adapter(self, job: AdapterJob) -> Any:
+        from peft import LoraConfig, get_peft_model
+
+        modules = self.settings.target_modules
+        config = LoraConfig(
+            r=job.rank,
+            lora_alpha=job.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.settings.dropout,
+            target_modules="all-linear" if modules == ("all-linear",) else list(modules),
+            task_type="CAUSAL_LM",
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(self.settings.seed * 1000 + job.index)
+            try:
+                return get_peft_model(self.model, config)
+            except ValueError as error:
+                raise InputError(
+                    f"disentangle.target_modules = {list(modules)} does not fit the model: {error}"
+                ) from error
+
+    def _nll(self, batch: Batch) -> Tensor:
+        low = self.model.dtype is not torch.float32
+        with torch.autocast(self.model.device.type, self.model.dtype if low else torch.bfloat16, enabled=low):
+            return example_nll(self.model, batch)
+
+
+def _record(job: AdapterJob, fit: Fit, key: str) -> dict[str, Any]:
+    return {
+        "name": job.name,
+        "rank": job.rank,
+        "alpha": job.alpha,
+        "train_examples": len(job.train),
+        "validation_examples": len(job.validation),
+        "trained_tokens": fit.tokens,
+        "best_epoch": fit.best_epoch,
+        "history": fit.history,
+        "seconds": round(fit.seconds, 3),
+        "key": key,
+    }
+
+
+def _stored(target: Path, key: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads((target / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return dict(record) if record.get("key") == key else None
+
+
+def _store(adapter: Any, target: Path, record: dict[str, Any], base_model: str) -> None:
+    """Write the adapter's folder whole or not at all (the record is inside, so its presence proves the rest)."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    adapter.peft_config["default"].base_model_name_or_path = base_model
+    try:
+        adapter.save_pretrained(temporary, save_embedding_layers=False)
+        (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        (temporary / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error.strerror or error}") from error
+
+
+def cluster_jobs(
+    settings: DisentangleSettings,
+    k: int,
+    train: Sequence[tuple[int, Example]],
+    validation: Sequence[tuple[int, Example]],
+) -> list[AdapterJob]:
+    """One job per cluster, from (cluster, example) pairs, and last the single LoRA of the same size on everything.
+
+    A cluster without validation examples of its own is judged on all of them.
+    """
+    everything = [example for _, example in validation]
+    jobs = []
+    for index in range(k):
+        own = [example for at, example in validation if at == index]
+        mine = [example for at, example in train if at == index]
+        jobs.append(AdapterJob(str(index), index, settings.rank, settings.alpha, mine, own or everything))
+    all_train = [example for _, example in train]
+    return [*jobs, AdapterJob("single", k, k * settings.rank, k * settings.alpha, all_train, everything)]
