@@ -1,0 +1,64 @@
+"""What an LLM is to bdc: a batched, asynchronous function from chat requests to completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One chat completion to sample.
+
+    ``messages`` are ``{"role": ..., "content": ...}`` in order; a final assistant message is continued, not answered.
+    ``temperature`` 0 is greedy. ``top_p`` in (0, 1] keeps the smallest set of tokens with that much probability. The
+    text ends before the first of the ``stop`` strings. The same request with the same ``seed`` gives the same text
+    wherever the backend allows it.
+    """
+
+    messages: tuple[Message, ...]
+    max_tokens: int = 256
+    temperature: float = 0.8
+    top_p: float = 0.95
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The answer to one request.
+
+    ``finish_reason`` is ``stop`` (end of turn or a stop string), ``length`` (``max_tokens`` reached) or ``error`` (the
+    request itself was refused, for instance a prompt beyond the context; ``text`` is then empty). ``seconds`` is wall
+    time from submission to answer.
+    """
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    seconds: float
+
+
+@runtime_checkable
+class LLM(Protocol):
+    """A backend. ``name`` is its stable identity (it includes the model); ``batch_size`` is how many requests one call
+    handles at once (None: the server batches by itself, send everything)."""
+
+    name: str
+    batch_size: int | None
+
+    async def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """Completions in the order of the requests.
+
+        Raises:
+            LLMError: a call failed for good.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections or memory; the object is not used afterwards."""
+        ...

@@ -1,0 +1,29 @@
+"""Chat messages to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bdc.errors import InputError
+from bdc.llm.base import Message
+
+
+def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Token ids of the conversation, ready for the assistant's turn.
+
+    A final assistant message is continued. A tokenizer without a chat template (a base model) gets the contents,
+    separated by blank lines; its prompt must not end in a newline, since such models then often answer nothing.
+
+    Raises:
+        InputError: no messages.
+    """
+    if not messages:
+        raise InputError("A request has no messages; it needs at least one.")
+    if not tokenizer.chat_template:
+        return list(tokenizer.encode("\n\n".join(message["content"] for message in messages).rstrip("\n")))
+    resume = messages[-1]["role"] == "assistant"
+    text = tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=not resume, continue_final_message=resume
+    )
+    return list(tokenizer.encode(text, add_special_tokens=False))

