@@ -1,0 +1,136 @@
+"""What a fork server and each of its children take away from themselves, by level.
+
+L3: namespaces + Landlock + seccomp. L2: Landlock + seccomp. L1: rlimits, a process group, a subreaper. L0: rlimits only.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from bdc.sandbox.inside import kernel, landlock, namespaces, seccomp
+
+_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo")
+_SCRATCH_MB = 16
+_STACK = 64 << 20
+_THREADS = 64
+
+
+def _interpreter_paths(extra: Iterable[str]) -> list[str]:
+    """Return the folders that Python and the libraries it may load live in, without those inside another one."""
+    wanted = [*sys.path, str(Path(sys.base_prefix) / "lib"), str(Path(os.__file__).parent), *_LIBRARIES, *extra]
+    real = [path for path in dict.fromkeys(wanted) if Path(path).exists()]
+    return [path for path in real if not any(path.startswith(other.rstrip("/") + "/") for other in real)]
+
+
+class Confinement:
+    """Enter a level (the fork server, once) and bind children to it (each child, before it runs anything).
+
+    Raises:
+        OSError: the kernel or its policy does not offer the level.
+    """
+
+    def __init__(self, level: str, extra_readable: Iterable[str] = ()) -> None:
+        self.level = level
+        self._world: namespaces.World | None = None
+        self._rules: dict[str, int] = {}
+        self._readable = readable = _interpreter_paths(extra_readable)
+        self._life = os.pidfd_open(os.getpid())
+        self._others = 0
+        self._base_memory = _address_space()  # now: /proc is out of reach later
+        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+        if level == "L3":
+            self._world = namespaces.World(readable, _SCRATCH_MB)
+        elif os.geteuid() == 0 and level != "L0":
+            # An interpreter under a private home (0700) stays readable through this one capability; Landlock bounds it.
+            namespaces.become_nobody(keep=1 << kernel.CAP_DAC_READ_SEARCH)
+        if level in ("L3", "L2"):
+            if not seccomp.supported():
+                raise OSError(f"seccomp: no filter for {kernel.MACHINE}")
+            if not landlock.version():
+                raise OSError("landlock: not offered by this kernel")
+            self._make_rules()
+        if level != "L3":
+            self._others = _tasks_of(os.getuid())
+        if level == "L3":
+            self._filter = seccomp.Filter(1)
+
+    def _make_rules(self) -> None:
+        """Make the Landlock rulesets: only a program under test may write, and only to the scratch folder of L3."""
+        for rules in self._rules.values():
+            os.close(rules)
+        devices = namespaces.DEVICES
+        scratch = (namespaces.SCRATCH,) if self._world else ()
+        self._rules = {
+            "guest": landlock.ruleset((*self._readable, *devices), (*scratch, "/dev/null")),
+            "referee": landlock.ruleset((*self._readable, *devices), ("/dev/null",)),
+        }
+
+    def before_fork(self, alone: bool) -> None:
+        """Prepare the parent's side of the next child; ``alone`` says that no other child lives."""
+        if self._world:
+            if alone and self._world.clean():
+                self._make_rules()  # rules name an inode, and the folder is a new one
+            self._world.next_pid_namespace()
+
+    def bind_child(self, role: str, memory: int, cpu_seconds: int) -> None:
+        """Confine the calling child for good: ``memory`` bytes more than now, ``cpu_seconds`` as the last resort."""
+        os.chdir(namespaces.SCRATCH if self._world else "/")
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+        for limit, value in (
+            (resource.RLIMIT_AS, self._base_memory + memory),
+            (resource.RLIMIT_CPU, cpu_seconds),
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_NOFILE, 128),
+            (resource.RLIMIT_FSIZE, _SCRATCH_MB << 20 if self._world else 0),
+            (resource.RLIMIT_NPROC, _THREADS + self._others),
+            (resource.RLIMIT_MEMLOCK, 0),
+            (resource.RLIMIT_MSGQUEUE, 0),
+            (resource.RLIMIT_STACK, _STACK),
+        ):
+            hard = resource.getrlimit(limit)[1]
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(limit, (value, value))
+        if self.level in ("L3", "L2"):
+            kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+            landlock.restrict(self._rules[role])
+        if self.level == "L3":
+            kernel.set_capabilities(0)
+        elif self.level == "L1":
+            os.setsid()
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        if select.select([self._life], [], [], 0)[0]:
+            os._exit(0)  # the server died before the line above
+        if self.level in ("L3", "L2"):
+            (self._filter if self._world else seccomp.Filter(os.getpid())).install()
+
+    def kill_strays(self) -> None:
+        """End whatever a child left behind; below L2 a program may fork (above, it cannot)."""
+        if self.level != "L1":
+            return
+        children = Path(f"/proc/self/task/{os.getpid()}/children")
+        while pids := children.read_text().split():
+            for pid in map(int, pids):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+
+def _address_space() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _tasks_of(uid: int) -> int:
+    """Count the threads of a user: where the user is shared, RLIMIT_NPROC counts them all."""
+    count = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if folder.stat().st_uid == uid:
+                count += sum(1 for _ in (folder / "task").iterdir())
+        except OSError:
+            continue
+    return count

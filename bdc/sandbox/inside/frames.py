@@ -1,0 +1,85 @@
+"""Length-prefixed JSON frames over a stream socket, both ends."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+MAX_FRAME = 8 << 20
+_HEADER = 4
+
+
+class ProtocolError(Exception):
+    """The other end broke the protocol: no frame, an oversized frame, or a frame without the nonce."""
+
+
+def dump(message: Any, nonce: bytes = b"") -> bytes:
+    """Return one frame: length, nonce, JSON."""
+    body = nonce + json.dumps(message, separators=(",", ":")).encode("ascii")
+    if len(body) > MAX_FRAME:
+        raise ProtocolError(f"a frame of {len(body)} bytes is over the limit of {MAX_FRAME}")
+    return len(body).to_bytes(_HEADER, "big") + body
+
+
+def load(body: bytes, nonce: bytes = b"") -> Any:
+    """Return the message of a frame's body; refuse a body that does not begin with the nonce."""
+    if not body.startswith(nonce):
+        raise ProtocolError("a frame does not carry the nonce")
+    try:
+        return json.loads(body[len(nonce) :])
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("a frame is not JSON") from error
+
+
+class Blocking:
+    """Frames over a blocking descriptor: the end that runs inside."""
+
+    def __init__(self, fd: int, nonce: bytes = b"") -> None:
+        self.fd, self.nonce = fd, nonce
+
+    def send(self, message: Any) -> None:
+        """Write one frame, or raise BrokenPipeError when the other end is gone."""
+        view = memoryview(dump(message, self.nonce))
+        while view:
+            view = view[os.write(self.fd, view) :]
+
+    def receive(self, nonce: bytes = b"") -> Any:
+        """Read one frame; EOFError when the other end is gone."""
+        size = int.from_bytes(self._exactly(_HEADER), "big")
+        if size > MAX_FRAME:
+            raise ProtocolError(f"a frame of {size} bytes is over the limit of {MAX_FRAME}")
+        return load(self._exactly(size), nonce)
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            part = os.read(self.fd, size - len(data))
+            if not part:
+                raise EOFError
+            data = data + part if data else part
+        return data
+
+
+class Buffer:
+    """Frames from bytes as they come: the end that must never block on a hostile writer."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Append what was read."""
+        self._data += data
+
+    def next(self) -> bytes | None:
+        """Return the body of the next whole frame, or None."""
+        if len(self._data) < _HEADER:
+            return None
+        size = int.from_bytes(self._data[:_HEADER], "big")
+        if size > MAX_FRAME:
+            raise ProtocolError(f"a frame of {size} bytes is over the limit of {MAX_FRAME}")
+        if len(self._data) < _HEADER + size:
+            return None
+        body = bytes(self._data[_HEADER : _HEADER + size])
+        del self._data[: _HEADER + size]
+        return body

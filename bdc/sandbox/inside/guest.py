@@ -1,0 +1,167 @@
+"""The child that runs a program under test. Everything after `Program.load` is under the program's control."""
+
+from __future__ import annotations
+
+import atexit
+import io
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any
+
+from bdc.sandbox.inside import assertions, values
+from bdc.sandbox.inside.frames import Blocking, ProtocolError
+
+PROGRAM_FILE = "<program>"
+MAX_MESSAGE = 4000
+
+
+def main(control: int, calls: int) -> None:
+    """Obey the one job on ``control``: run a whole program, or load one and serve calls or tests."""
+    channel = Blocking(control)
+    job = channel.receive()
+    channel.nonce = job["nonce"].encode()
+    _standard_streams()
+    try:
+        if job["mode"] == "stdin":
+            channel.send(_run_main(job["program"]))
+            return
+        space, failure = _load(job["program"], "solution")
+        channel.send(failure or {"status": "loaded"})
+        if failure:
+            return
+        if job["mode"] == "serve":
+            channel = Blocking(calls, channel.nonce)
+        answer = _beside if job["mode"] == "beside" else _call
+        while True:
+            message = channel.receive()
+            reply = answer(space, message)
+            sys.stdout.flush()
+            _send(channel, reply)
+    except EOFError:
+        return
+
+
+def _send(channel: Blocking, reply: dict[str, Any]) -> None:
+    try:
+        channel.send(reply)
+    except ProtocolError:
+        channel.send({"status": "output_limit", "message": "the returned value is too large"})
+
+
+def _standard_streams() -> None:
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = io.TextIOWrapper(_writer(1), "utf-8", "surrogateescape")
+    sys.stderr = sys.__stderr__ = io.TextIOWrapper(_writer(2), "utf-8", "backslashreplace", write_through=True)
+
+
+def _writer(fd: int) -> io.BufferedWriter:
+    return io.BufferedWriter(io.FileIO(fd, "w", closefd=False))
+
+
+def describe(error: BaseException, file: str = PROGRAM_FILE) -> dict[str, Any]:
+    """Return a failure frame for an exception: status, message, line in ``file``."""
+    if isinstance(error, MemoryError):
+        return {"status": "memory", "message": "MemoryError: the program needs more memory than it may have"}
+    name = type(error).__name__
+    try:
+        text = str(error)[:MAX_MESSAGE]
+    except BaseException:
+        text = ""
+    if isinstance(error, SystemExit):
+        name, text = "SystemExit", f"the program ended itself with {error.code!r:.100}"
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+    line = lines[-1] if lines else None
+    return {"status": "runtime_error", "message": f"{name}: {text}" if text else name, "line": line}
+
+
+def _load(source: str, name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Execute a program as module ``name``; return its namespace and a failure frame, if any."""
+    module = types.ModuleType(name)
+    module.__dict__["__builtins__"] = __builtins__
+    sys.modules[name] = module
+    try:
+        code = compile(source, PROGRAM_FILE, "exec", dont_inherit=True)
+    except MemoryError as error:
+        return {}, describe(error)
+    except Exception as error:  # ValueError, RecursionError and OverflowError too: all say that this is no program
+        line = error.lineno if isinstance(error, SyntaxError) else None
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+        return {}, {"status": "syntax_error", "message": f"{type(error).__name__}: {text}", "line": line}
+    try:
+        exec(code, module.__dict__)
+    except BaseException as error:
+        return module.__dict__, describe(error)
+    return module.__dict__, None
+
+
+def _run_main(source: str) -> dict[str, Any]:
+    """Run a whole program as Python does: its non-daemon threads and exit handlers belong to it."""
+    _, failure = _load(source, "__main__")
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+    except BaseException as error:
+        return failure or describe(error)
+    if failure and failure["message"] in _CLEAN_EXITS:
+        failure = None
+    return failure or {"status": "done"}
+
+
+_CLEAN_EXITS = {f"SystemExit: the program ended itself with {code}" for code in ("None", "0", "False")}
+
+
+def _function(space: dict[str, Any], name: str) -> Callable[..., Any]:
+    """Find an entry point: a global, or a method of a class `Solution` (one instance per call)."""
+    if name in space:
+        found = space[name]
+    elif "Solution" in space and hasattr(space["Solution"], name):
+        found = getattr(space["Solution"](), name)
+    else:
+        raise NameError(f"the program does not define {name!r}")
+    if not callable(found):
+        raise TypeError(f"{name!r} is not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def _call(space: dict[str, Any], message: dict[str, Any]) -> dict[str, Any]:
+    """Call the entry point; the reply carries the result and, where they changed, the arguments."""
+    args, kwargs = values.unpack(message["args"]), values.unpack(message["kwargs"])
+    try:
+        result = _function(space, message["entry"])(*args, **kwargs)
+    except BaseException as error:
+        return describe(error) | {"type": type(error).__name__, "id": message.get("id")}
+    reply: dict[str, Any] = {"status": "returned", "id": message.get("id")}
+    try:
+        reply["value"] = values.pack(result)
+        changed = values.pack(args)
+        if changed != message["args"]:
+            reply["args"] = changed
+    except values.NotPlainError as error:
+        return {"status": "not_plain", "message": str(error), "repr": assertions.short(result), "id": message.get("id")}
+    except MemoryError as error:
+        return describe(error)
+    except BaseException as error:
+        return describe(error) | {"type": type(error).__name__, "id": message.get("id")}
+    return reply
+
+
+def _beside(space: dict[str, Any], message: dict[str, Any]) -> dict[str, Any]:
+    """Run a test in the program's own process: what it says proves nothing, and its verdict is marked so."""
+    try:
+        test = assertions.Test(message["code"], message["entry"])
+        names = {name: value for name, value in space.items() if not name.startswith("__")}
+        modules, _ = assertions.standard_modules([n for n in test.foreign_names() if n not in names])
+        candidate = _function(space, message["entry"])
+        test.run(candidate, {**modules, **names})
+    except AssertionError as error:
+        line, statement = test.failed_statement(error)
+        if line is not None:
+            return {"status": "wrong_answer", "message": statement or "an assertion failed", "test_line": line}
+        return describe(error)
+    except BaseException as error:
+        return describe(error)
+    return {"status": "passed"}

@@ -1,0 +1,135 @@
+"""The child that runs a problem's assertions: its `candidate` sends each call to the process of the program.
+
+The code of a problem file is trusted more than a program and less than ours: it runs confined, apart from both.
+"""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+from bdc.sandbox.inside import assertions, values
+from bdc.sandbox.inside.frames import Blocking, ProtocolError
+from bdc.sandbox.inside.guest import describe
+
+
+class CannotTravelError(BaseException):
+    """A value of a call is no plain data; a BaseException, so that no `except Exception` of a test swallows it."""
+
+
+class ProgramLostError(BaseException):
+    """The process of the program is gone or breaks the protocol."""
+
+
+class Candidate:
+    """Stands for the program's function: sends the arguments, returns the value or raises what the call raised."""
+
+    def __init__(self, channel: Blocking, nonce: bytes, entry_point: str) -> None:
+        self._channel, self._nonce, self.__name__ = channel, nonce, entry_point
+        self._calls = 0
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+        self.failure: tuple[BaseException, dict[str, Any]] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._calls += 1
+        try:
+            packed = values.pack(args)
+            message = {"id": self._calls, "entry": self.__name__, "args": packed, "kwargs": values.pack(kwargs)}
+        except values.NotPlainError as error:
+            raise CannotTravelError(f"the test passes {error}") from error
+        try:
+            self._channel.send(message)
+            reply = self._channel.receive(self._nonce)
+        except (OSError, EOFError, ProtocolError) as error:
+            raise ProgramLostError from error
+        if not isinstance(reply, dict) or reply.get("id") != self._calls:
+            raise ProgramLostError
+        if reply.get("status") == "returned":
+            return self._returned(args, kwargs, reply)
+        if reply.get("status") == "not_plain":
+            raise CannotTravelError(f"the program returns {reply.get('message')!s:.200}")
+        self._raise(reply)
+
+    def _returned(self, args: tuple[Any, ...], kwargs: dict[str, Any], reply: dict[str, Any]) -> Any:
+        try:
+            value = values.unpack(reply.get("value"))
+            if "args" in reply:
+                _update(args, values.unpack(reply["args"]))
+        except values.NotPlainError as error:
+            raise CannotTravelError(f"the program returns {error}") from error
+        self.calls[:] = [(args, kwargs, value)]
+        return value
+
+    def _raise(self, reply: dict[str, Any]) -> None:
+        kind = getattr(builtins, str(reply.get("type")), Exception)
+        if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(kind, UnicodeError):
+            kind = Exception
+        text = str(reply.get("message"))
+        error = kind(text.partition(": ")[2] if ": " in text else "")
+        self.failure = (error, {key: reply.get(key) for key in ("status", "message", "line")})
+        raise error
+
+
+def _update(old: Any, new: Any) -> None:
+    """Repeat on the caller's arguments what the function did to its copies: lists, dicts and sets in place."""
+    if type(old) is not type(new):
+        return
+    if isinstance(old, tuple):
+        for a, b in zip(old, new):
+            _update(a, b)
+    elif isinstance(old, (list, bytearray)):
+        if old != new:
+            old[:] = new
+    elif isinstance(old, (dict, set)) and old != new:
+        old.clear()
+        old.update(new)
+
+
+def main(control: int, calls: int) -> None:
+    """Run the tests that arrive on ``control``, one reply each; ``calls`` leads to the program's process."""
+    channel = Blocking(control)
+    job = channel.receive()
+    channel.nonce = job["nonce"].encode()
+    calls_channel = Blocking(calls)
+    try:
+        while True:
+            message = channel.receive()
+            channel.send(_run(message, Candidate(calls_channel, job["calls_nonce"].encode(), message["entry"])))
+    except EOFError:
+        return
+
+
+def _run(message: dict[str, Any], candidate: Candidate) -> dict[str, Any]:
+    try:
+        test = assertions.Test(message["code"], message["entry"])
+        modules, foreign = assertions.standard_modules(test.foreign_names())
+    except BaseException as error:
+        return {"status": "broken", "message": describe(error, assertions.TEST_FILE)["message"]}
+    if foreign:
+        return {"status": "beside", "message": f"the test uses {', '.join(foreign)} of the program"}
+    try:
+        test.run(candidate, modules)
+    except CannotTravelError as error:
+        return {"status": "beside", "message": str(error)}
+    except ProgramLostError:
+        return {"status": "lost"}
+    except BaseException as error:
+        return _judge(error, test, candidate)
+    return {"status": "passed"}
+
+
+def _judge(error: BaseException, test: assertions.Test, candidate: Candidate) -> dict[str, Any]:
+    line, statement = test.failed_statement(error)
+    if candidate.failure and error is candidate.failure[0]:
+        return {**candidate.failure[1], "test_line": line, "call": statement}
+    if not isinstance(error, AssertionError):
+        if not candidate.calls:
+            return {"status": "broken", "message": describe(error, assertions.TEST_FILE)["message"], "test_line": line}
+        statement = f"{describe(error, assertions.TEST_FILE)['message']} in: {statement}"
+    reply = {"status": "wrong_answer", "message": statement or str(error) or "an assertion failed", "test_line": line}
+    if candidate.calls:
+        args, kwargs, value = candidate.calls[-1]
+        shown = [assertions.short(item) for item in args] + [f"{k}={assertions.short(v)}" for k, v in kwargs.items()]
+        reply |= {"call": f"{candidate.__name__}({', '.join(shown)})", "actual": assertions.short(value)}
+        reply["expected"] = assertions.expected_text(statement)
+    return reply

@@ -1,0 +1,133 @@
+"""Plain Python values as JSON with types: what may travel between a program and its judge.
+
+Only data crosses: None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, deque,
+Decimal, Fraction. A value of a subclass travels as its built-in base (a Counter as a dict, a namedtuple as a tuple), so
+no method that a program wrote ever runs on the judge's side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+MAX_DEPTH = 200
+_SMALL = 1 << 62
+_MANY = 1000  # from this size on, elements of sets and dicts are checked for colliding hashes
+
+
+class NotPlainError(Exception):
+    """The value (or a part of it) is no plain data and cannot travel."""
+
+
+def pack(value: Any, depth: int = 0) -> Any:
+    """Return a JSON-ready form of ``value``.
+
+    Raises:
+        NotPlainError: some part is no plain data, or the nesting is deeper than `MAX_DEPTH` (so are cycles).
+    """
+    kind = type(value)
+    if value is None or kind is bool or kind is str:
+        return value
+    if kind is int:
+        return value if -_SMALL < value < _SMALL else {"i": hex(value)}
+    if kind is float:
+        return value if math.isfinite(value) else {"f": repr(value)}
+    if depth > MAX_DEPTH:
+        raise NotPlainError(f"a value nested deeper than {MAX_DEPTH}")
+    if kind is list:
+        return [pack(item, depth + 1) for item in value]
+    for base, packer in _PACKERS:
+        if kind is base or isinstance(value, base):
+            return packer(value, depth + 1)
+    if kind.__module__ == "numpy" and getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
+        return pack(value.item(), depth + 1)
+    raise NotPlainError(f"a value of type {kind.__name__!r}")
+
+
+def _many(tag: str, items: Iterable[Any], depth: int) -> Any:
+    return {tag: [pack(item, depth) for item in items]}
+
+
+def _pack_dict(value: dict[Any, Any], depth: int) -> Any:
+    return {"d": [[pack(key, depth), pack(item, depth)] for key, item in dict.items(value)]}
+
+
+_PACKERS: tuple[tuple[type, Callable[[Any, int], Any]], ...] = (
+    (tuple, lambda v, d: _many("t", tuple.__iter__(v), d)),
+    (dict, _pack_dict),
+    (list, lambda v, d: [pack(item, d) for item in list.__iter__(v)]),
+    (set, lambda v, d: _many("s", set.__iter__(v), d)),
+    (frozenset, lambda v, d: _many("z", frozenset.__iter__(v), d)),
+    (str, lambda v, d: str.__str__(v)),
+    (int, lambda v, d: pack(int.__index__(v))),
+    (float, lambda v, d: pack(float.__float__(v))),
+    (complex, lambda v, d: {"c": [repr(v.real), repr(v.imag)]}),
+    (bytes, lambda v, d: {"b": bytes.hex(v)}),
+    (bytearray, lambda v, d: {"y": bytearray.hex(v)}),
+    (range, lambda v, d: _many("r", (v.start, v.stop, v.step), d)),
+    (deque, lambda v, d: _many("q", deque.__iter__(v), d)),
+    (type({}.keys()), lambda v, d: _many("s", v, d)),
+    (Decimal, lambda v, d: {"D": Decimal.__str__(v)}),
+    (Fraction, lambda v, d: _many("F", (v.numerator, v.denominator), d)),
+)
+
+
+def unpack(data: Any, depth: int = 0) -> Any:
+    """Return the value that `pack` packed; the data may be hostile.
+
+    Raises:
+        NotPlainError: the data is not what `pack` makes.
+    """
+    if depth > MAX_DEPTH + 10:
+        raise NotPlainError("a value nested too deeply")
+    if type(data) is list:
+        return [unpack(item, depth + 1) for item in data]
+    if type(data) is not dict:
+        return data
+    try:
+        ((tag, body),) = data.items()
+        return _UNPACKERS[tag](body, depth + 1)
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise NotPlainError("a value that cannot be read back") from error
+
+
+def _items(body: Any, depth: int) -> list[Any]:
+    if type(body) is not list:
+        raise NotPlainError("a value that cannot be read back")
+    return [unpack(item, depth) for item in body]
+
+
+def _hashed(items: list[Any]) -> list[Any]:
+    """Refuse elements chosen to collide: building a set of them would take quadratic time."""
+    if len(items) >= _MANY:
+        hashes = sorted(map(hash, items))
+        if sum(a != b for a, b in zip(hashes, hashes[1:])) < len(hashes) // 2:
+            raise NotPlainError("a set or dict whose elements collide")
+    return items
+
+
+def _unpack_dict(body: Any, depth: int) -> dict[Any, Any]:
+    pairs = [(unpack(key, depth), unpack(item, depth)) for key, item in body]
+    _hashed([key for key, _ in pairs])
+    return dict(pairs)
+
+
+_UNPACKERS: dict[str, Callable[[Any, int], Any]] = {
+    "i": lambda b, d: int(b, 16),
+    "f": lambda b, d: float(b),
+    "t": lambda b, d: tuple(_items(b, d)),
+    "d": _unpack_dict,
+    "s": lambda b, d: set(_hashed(_items(b, d))),
+    "z": lambda b, d: frozenset(_hashed(_items(b, d))),
+    "c": lambda b, d: complex(float(b[0]), float(b[1])),
+    "b": lambda b, d: bytes.fromhex(b),
+    "y": lambda b, d: bytearray.fromhex(b),
+    "r": lambda b, d: range(*_items(b, d)),
+    "q": lambda b, d: deque(_items(b, d)),
+    "D": lambda b, d: Decimal(b),
+    "F": lambda b, d: Fraction(*_items(b, d)),
+}

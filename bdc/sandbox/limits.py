@@ -1,0 +1,44 @@
+"""What one test may use."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from bdc.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one test of one program.
+
+    Attributes:
+        cpu_seconds: CPU time of the program; this decides timeouts, so that a loaded machine changes no verdict.
+        wall_seconds: the second, generous limit, for programs that sleep or wait.
+        memory_mb: address space over that of an empty interpreter, in MiB.
+        output_kb: what it may print, in KiB (at least twice the length of the expected output).
+        restarts: how many times a program that was killed in a test is begun anew for the tests that remain; after
+            that they share the last verdict unrun.
+    """
+
+    cpu_seconds: float = 2.0
+    wall_seconds: float = 10.0
+    memory_mb: int = 512
+    output_kb: int = 64
+    restarts: int = 8
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            low = 0 if item.name == "restarts" else 1e-3
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not math.isfinite(value)
+                or value < low
+            ):
+                raise InputError(f"limit {item.name} is {value!r}; it must be a positive, finite number")
+        if self.wall_seconds < self.cpu_seconds:
+            raise InputError(
+                f"limit wall_seconds ({self.wall_seconds}) is below cpu_seconds ({self.cpu_seconds}); raise the former"
+            )

@@ -1,0 +1,215 @@
+"""Judging many programs: one fork server per worker, a blocking and an asynchronous face."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from bdc.errors import InputError
+from bdc.sandbox.judge import Judge
+from bdc.sandbox.level import resolve_level
+from bdc.sandbox.limits import Limits
+from bdc.sandbox.server import ForkServer, SandboxError, ServerLostError
+from bdc.sandbox.verdict import TestResult, Verdict
+from bdc.testcase import AssertTest, CallTest, StdinTest, Test
+
+_RECYCLE = 2000
+_ATTEMPTS = 3
+
+
+class Sandbox:
+    """A pool of fork servers. Close it, or use it as a context manager.
+
+    Args:
+        workers: programs judged at once; the number of usable cores by default.
+        level: "auto" (the strongest on offer), "L3", "L2", "L1", or "L0" (no isolation; never chosen by itself).
+        python: the interpreter that runs the programs; this one by default.
+        modules: extra modules that programs may import (imported once, with the interpreter's site-packages).
+
+    Raises:
+        InputError: unknown level, bad number of workers, interpreter not runnable.
+        LevelRefusedError: the machine does not offer the level (at the first judgement, or here for "auto").
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        level: str = "auto",
+        python: str | None = None,
+        modules: Sequence[str] = (),
+    ) -> None:
+        if workers is not None and workers < 1:
+            raise InputError(f"the sandbox was asked for {workers} workers; it needs at least one")
+        self.workers = workers or len(os.sched_getaffinity(0))
+        self.level = resolve_level(level, python)
+        self._python, self._modules = python, tuple(modules)
+        self._idle: queue.LifoQueue[ForkServer | None] = queue.LifoQueue()
+        for _ in range(self.workers):
+            self._idle.put(None)
+        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox")
+        self._alone = _Alone()
+        self._closed = False
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def judge(self, program: str, tests: Sequence[Test], limits: Limits = Limits()) -> Verdict:  # noqa: B008
+        """Judge one program; when the awaiting task is cancelled the program is ended at its next test."""
+        stop = threading.Event()
+        try:
+            return await asyncio.wrap_future(self._submit(program, tests, limits, stop))
+        except asyncio.CancelledError:
+            stop.set()
+            raise
+
+    def judge_many(
+        self,
+        jobs: Iterable[tuple[str, Sequence[Test]]],
+        limits: Limits = Limits(),  # noqa: B008
+    ) -> list[Verdict]:
+        """Judge ``(program, tests)`` pairs on all workers; the verdicts are in their order."""
+        stop = threading.Event()
+        futures = [self._submit(program, tests, limits, stop) for program, tests in jobs]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            stop.set()
+            for future in futures:
+                future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Wait for running judgements and end every process of the pool."""
+        if self._closed:
+            return
+        self._closed = True
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        while not self._idle.empty():
+            if server := self._idle.get():
+                server.close()
+
+    def _submit(self, program: str, tests: Sequence[Test], limits: Limits, stop: threading.Event) -> Future[Verdict]:
+        if self._closed:
+            raise InputError("the sandbox is closed; make another one")
+        _check(program, tests)
+        return self._threads.submit(self._judge, program, tuple(tests), limits, stop)
+
+    def _judge(self, program: str, tests: tuple[Test, ...], limits: Limits, stop: threading.Event) -> Verdict:
+        started = time.monotonic()
+        with self._alone.shared():
+            results, by_wall = self._attempt(program, tests, limits)
+        if by_wall and self.workers > 1:
+            chosen = sorted(by_wall)
+            with self._alone.exclusive():
+                again, _ = self._attempt(program, tuple(tests[i] for i in chosen), limits)
+            for index, result in zip(chosen, again, strict=True):
+                results[index] = result
+        return Verdict(tuple(results), self.level, all(r.verified for r in results), time.monotonic() - started)
+
+    def _attempt(self, program: str, tests: tuple[Test, ...], limits: Limits) -> tuple[list[TestResult], set[int]]:
+        """Judge on an idle server; a server that dies is replaced and the program judged again."""
+        server = self._idle.get()
+        try:
+            for attempt in range(1, _ATTEMPTS + 1):
+                if server is None:
+                    server = ForkServer(self.level, self._python, self._modules)
+                judge = Judge(server, program, tests, limits)
+                try:
+                    return judge.results(), judge.by_wall
+                except ServerLostError:
+                    server.close()
+                    server = None
+                    if attempt == _ATTEMPTS:
+                        raise SandboxError(f"the fork server died {_ATTEMPTS} times under one program") from None
+            raise AssertionError
+        finally:
+            if server is not None and server.spawned >= _RECYCLE:
+                server.close()
+                server = None
+            self._idle.put(server)
+
+
+class _Alone:
+    """A lock that many share, or one holds alone: for judging a program again without any other beside it."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._sharing, self._waiting, self._held = 0, 0, False
+
+    def shared(self) -> _Held:
+        with self._condition:
+            self._condition.wait_for(lambda: not self._held and not self._waiting)
+            self._sharing += 1
+        return _Held(self._leave)
+
+    def exclusive(self) -> _Held:
+        with self._condition:
+            self._waiting += 1
+            self._condition.wait_for(lambda: not self._held and not self._sharing)
+            self._waiting -= 1
+            self._held = True
+        return _Held(self._leave)
+
+    def _leave(self) -> None:
+        with self._condition:
+            if self._held:
+                self._held = False
+            else:
+                self._sharing -= 1
+            self._condition.notify_all()
+
+
+class _Held:
+    def __init__(self, leave: object) -> None:
+        self._leave = leave
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()  # type: ignore[operator]
+
+
+def _check(program: object, tests: Sequence[object]) -> None:
+    if not isinstance(program, str):
+        raise InputError(f"the program is of type {type(program).__name__}; it must be text")
+    if not tests:
+        raise InputError("the program has no tests; give at least one")
+    for test in tests:
+        if not isinstance(test, (CallTest, StdinTest, AssertTest)):
+            raise InputError(
+                f"test {test!r:.100} is of an unknown kind; it must be a CallTest, StdinTest or AssertTest"
+            )
+
+
+@functools.cache
+def _shared(level: str, process: int) -> Sandbox:
+    sandbox = Sandbox(workers=1, level=level)
+    atexit.register(sandbox.close)
+    return sandbox
+
+
+def run(
+    program: str,
+    tests: Sequence[Test],
+    limits: Limits = Limits(),  # noqa: B008
+    *,
+    level: str = "auto",
+) -> Verdict:
+    """Judge one program, blocking, on a pool of one that stays warm for the next call.
+
+    Raises:
+        InputError: no tests, a program that is no text, an unknown level.
+        LevelRefusedError: the machine does not offer ``level``.
+    """
+    return _shared(level, os.getpid()).judge_many([(program, tests)], limits)[0]

@@ -1,0 +1,240 @@
+"""One confined child as the host sees it: frames, output, clocks, and the moment it breaks a limit."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bdc.sandbox.inside import frames
+from bdc.sandbox.limits import Limits
+from bdc.sandbox.server import ForkServer, cpu_seconds
+
+_TICK = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Why a child gave no answer: the status for its test, a sentence, and whether the wall clock decided."""
+
+    status: str
+    message: str
+    by_wall: bool = False
+    exit_code: int | None = None
+
+
+class Session:
+    """A child of the fork server. Close it; a context manager."""
+
+    def __init__(
+        self,
+        server: ForkServer,
+        role: str,
+        limits: Limits,
+        tests: int,
+        stdin: int | None = None,
+        calls: socket.socket | None = None,
+        output_bytes: int = 0,
+    ) -> None:
+        self.nonce = secrets.token_hex(8)
+        self.subject = "the program" if role == "guest" else "the code of the test"
+        self._cpu_start = self._wall_start = 0.0
+        self.output = bytearray()
+        self.cap = max(limits.output_kb << 10, output_bytes)
+        self._server, self._buffer = server, frames.Buffer()
+        self.pid, self.exit = 0, None  # type: int, tuple[int, float] | None
+        self._control, inner = socket.socketpair()
+        self._out, out = os.pipe()
+        os.set_blocking(self._out, False)
+        self._control.setblocking(False)
+        self.open = self._out_open = True
+        given = {"control": inner.fileno(), "stdout": out}
+        if stdin is not None:
+            given["stdin"] = stdin
+        if calls is not None:
+            given["calls"] = calls.fileno()
+        order = {
+            "role": role,
+            "cpu": int(limits.cpu_seconds * (tests + 1)) + 3,
+            "memory": limits.memory_mb << 20,
+            "fds": list(given),
+        }
+        try:
+            self.pid, self._clock_pid = server.spawn(order, list(given.values()))
+        except BaseException:
+            self._release()
+            raise
+        finally:
+            inner.close()
+            os.close(out)
+        self.begin()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def begin(self) -> None:
+        """Start the clocks of the next test, and count its output from here."""
+        self.drain()
+        self.output.clear()
+        self._cpu_start, self._wall_start = self.cpu(), time.monotonic()
+
+    def cpu(self) -> float:
+        """CPU seconds of the child until now."""
+        if self.exit is None and self.pid in self._server.exits:
+            self.exit = self._server.exits.pop(self.pid)
+        if self.exit is not None:
+            return self.exit[1]
+        used = cpu_seconds(self._clock_pid)
+        return self._cpu_start if used is None else used
+
+    def spent(self) -> float:
+        """CPU seconds since `begin`."""
+        return self.cpu() - self._cpu_start
+
+    def send(self, message: Any) -> None:
+        """Send a frame; a child that is gone or does not read is found out by the next `wait`."""
+        view = memoryview(frames.dump(message))
+        poller = select.poll()
+        poller.register(self._control, select.POLLOUT)
+        while view:
+            try:
+                view = view[self._control.send(view) :]
+            except BlockingIOError:
+                if not poller.poll(1000):
+                    return
+            except OSError:
+                return
+
+    def take(self) -> Any | None:
+        """Return the next frame that has arrived, or None. Raises ProtocolError."""
+        body = self._buffer.next()
+        return None if body is None else frames.load(body, self.nonce.encode())
+
+    def descriptors(self) -> list[int]:
+        """What to poll for this child."""
+        return [self._control.fileno()] * self.open + [self._out] * self._out_open
+
+    def absorb(self, ready: set[int]) -> None:
+        """Read what is there, without ever blocking."""
+        if self._out in ready:
+            self.drain()
+        if self.open and self._control.fileno() in ready:
+            try:
+                data = self._control.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            self._buffer.feed(data)
+            self.open = bool(data)
+
+    def _finish(self) -> None:
+        """Read what an ended child left in its channels."""
+        while self.open:
+            self.absorb({self._control.fileno()})
+        self.drain()
+
+    def drain(self) -> None:
+        """Read the output that is there, up to the cap and one byte."""
+        while self._out_open and len(self.output) <= self.cap:
+            try:
+                data = os.read(self._out, 1 << 16)
+            except BlockingIOError:
+                return
+            if not data:
+                self._out_open = False
+                return
+            self.output += data
+
+    def broken_limit(self, limits: Limits) -> End | None:
+        """Say which limit the child has broken in this test, if any."""
+        if len(self.output) > self.cap:
+            return End("output_limit", f"{self.subject} printed more than {self.cap >> 10} KiB")
+        if self.spent() > limits.cpu_seconds:
+            return End("timeout", f"{self.subject} used more than {limits.cpu_seconds:g} s of CPU time")
+        if time.monotonic() - self._wall_start > limits.wall_seconds:
+            return End("timeout", f"{self.subject} did not answer within {limits.wall_seconds:g} s", by_wall=True)
+        return None
+
+    def patience(self, limits: Limits) -> float:
+        """Seconds until a limit could be broken."""
+        wall = limits.wall_seconds - (time.monotonic() - self._wall_start)
+        return max(min(limits.cpu_seconds - self.spent(), wall), 0) + _TICK
+
+    def ended(self) -> End | None:
+        """Say how the child ended by itself, if it did."""
+        if self.exit is None and self.pid in self._server.exits:
+            self.exit = self._server.exits.pop(self.pid)
+        if self.exit is None:
+            return None
+        self._finish()
+        status = self.exit[0]
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            if number == signal.SIGKILL:
+                return End("memory", "the process was killed from outside: most likely the machine ran out of memory")
+            if number == signal.SIGXCPU:
+                return End("timeout", "the program used up its CPU time")
+            name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+            return End("runtime_error", f"the process was ended by {name}")
+        code = os.WEXITSTATUS(status)
+        return End("runtime_error", f"the process ended (exit code {code}) before its answer", exit_code=code)
+
+    def kill(self) -> None:
+        """End the child and wait until it is gone."""
+        if self.exit is None:
+            if self.pid not in self._server.exits:
+                self._server.kill(self.pid)
+            self.exit = self._server.wait(self.pid)
+
+    def close(self) -> None:
+        """End the child and release what it held."""
+        try:
+            self.kill()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        self._control.close()
+        os.close(self._out)
+
+
+def wait(server: ForkServer, asked: Session, limits: Limits, watched: Sequence[Session] = ()) -> Any | End:
+    """Wait for the next frame of ``asked`` while it and ``watched`` keep their limits; return it, or how it ended."""
+    sessions = (asked, *watched)
+    try:
+        while True:
+            frame = asked.take()
+            for session in sessions:
+                if end := session.broken_limit(limits):
+                    return end
+            if frame is not None:
+                return frame
+            for session in sessions:
+                if (end := session.ended()) and (session is not asked or (frame := asked.take()) is None):
+                    return end
+            if frame is not None:
+                return frame
+            _poll(server, sessions, min(session.patience(limits) for session in sessions))
+    except frames.ProtocolError as error:
+        return End("runtime_error", f"the process wrote to the judge's channel: {error}")
+
+
+def _poll(server: ForkServer, sessions: Sequence[Session], seconds: float) -> None:
+    poller = select.poll()
+    for fd in (server.fileno(), *(fd for session in sessions for fd in session.descriptors())):
+        poller.register(fd, select.POLLIN)
+    ready = {fd for fd, _ in poller.poll(int(seconds * 1000) + 1)}
+    for session in sessions:
+        session.absorb(ready)
+    if server.fileno() in ready:
+        server.poll()
