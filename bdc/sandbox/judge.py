@@ -27,7 +27,7 @@ _Opened = tuple[_Ask | None, TestResult | None]
 
 
 class Judge:
-    """The tests of one program. `results` are in the tests' order; `by_wall` holds the ones that the wall clock decided."""
+    """The tests of one program: `results` in their order, `by_wall` the ones that the wall clock decided."""
 
     def __init__(self, server: ForkServer, program: str, tests: Sequence[Test], limits: Limits) -> None:
         self._server, self._program, self._limits = server, program, limits
@@ -91,7 +91,7 @@ class Judge:
             yield (None if failure else lambda test: self._ask_call(session, test)), failure
 
     def _ask_call(self, session: Session, test: CallTest) -> tuple[TestResult, End | None]:
-        shown = {"expected": clean(short(test.expected), _SHOWN)}
+        shown: dict[str, Any] = {"expected": clean(short(test.expected), _SHOWN)}
         try:
             message = {"entry": test.entry_point, "args": values.pack(test.args), "kwargs": values.pack(test.kwargs)}
         except values.NotPlainError as error:
@@ -144,7 +144,7 @@ class Judge:
 
     def _judge_output(self, test: StdinTest, session: Session, reply: Any) -> tuple[TestResult, End | None]:
         output = session.output.decode("utf-8", "replace")
-        shown = {"expected": clean(test.expected, _SHOWN), "actual": clean(output, _SHOWN)}
+        shown: dict[str, Any] = {"expected": clean(test.expected, _SHOWN), "actual": clean(output, _SHOWN)}
         if (
             isinstance(reply, End) and reply.exit_code != 0
         ):  # os._exit(0) may end a whole program: only its output counts
@@ -195,7 +195,7 @@ class Judge:
                 return TestResult(_BESIDE, str(reply.get("message"))), None
             case "broken":
                 return _failure(reply | {"status": "runtime_error"}, seconds, "the test itself failed: "), None
-        shown = {key: clean(str(reply.get(key) or ""), _SHOWN) for key in ("expected", "actual")}
+        shown: dict[str, Any] = {key: clean(str(reply.get(key) or ""), _SHOWN) for key in ("expected", "actual")}
         call = f"{reply['call']}: " if reply.get("call") else ""
         return _failure(reply, seconds, call, **shown), None
 
@@ -232,7 +232,7 @@ def _unverified(result: TestResult) -> TestResult:
     )
 
 
-def _failure(reply: Any, seconds: float, prefix: str = "", **shown: str) -> TestResult:
+def _failure(reply: Any, seconds: float, prefix: str = "", **shown: Any) -> TestResult:
     """Make a result of a child's own account of a failure; nothing that it says can make a test pass."""
     status = _status(reply)
     if status not in _FAILURES:

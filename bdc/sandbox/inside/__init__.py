@@ -1,1 +1,1 @@
-"""Code that runs inside the sandbox's processes: the standard library only, Python 3.9 or newer, nothing of the rest of bdc."""
+"""Code of the sandbox's own processes: standard library only, Python 3.10 or newer, nothing of the rest of bdc."""

@@ -25,7 +25,7 @@ class Test:
     """A parsed test: its tree, the names it expects from the program, and how to run it."""
 
     def __init__(self, code: str, entry_point: str) -> None:
-        """Parse ``code``; a ``check(candidate)`` that is defined and never called at top level is called. Raises SyntaxError."""
+        """Parse ``code``; call a ``check`` that it defines and never calls. Raises SyntaxError."""
         self.code, self.entry_point = code, entry_point
         tree = ast.parse(code, TEST_FILE)
         if _defines_check(tree) and not _calls_check(tree):

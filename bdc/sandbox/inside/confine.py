@@ -1,6 +1,6 @@
 """What a fork server and each of its children take away from themselves, by level.
 
-L3: namespaces + Landlock + seccomp. L2: Landlock + seccomp. L1: rlimits, a process group, a subreaper. L0: rlimits only.
+L3: namespaces, Landlock, seccomp. L2: Landlock, seccomp. L1: rlimits, a process group, a subreaper. L0: rlimits.
 """
 
 from __future__ import annotations

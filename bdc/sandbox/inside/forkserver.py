@@ -23,7 +23,12 @@ from typing import Any
 from bdc.sandbox.inside import guest, referee
 from bdc.sandbox.inside.confine import Confinement
 
-_WARM = ["__future__", "abc", "array", "ast", "asyncio", "base64", "bisect", "calendar", "cmath", "collections", "collections.abc", "contextlib", "copy", "csv", "ctypes", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "inspect", "io", "itertools", "json", "math", "numbers", "operator", "os", "pathlib", "pprint", "queue", "random", "re", "secrets", "signal", "statistics", "string", "struct", "sys", "textwrap", "threading", "time", "traceback", "types", "typing", "unicodedata", "unittest", "uuid", "warnings", "zlib", "encodings.idna", "encodings.latin_1", "encodings.ascii"]
+_WARM = """
+    abc array ast asyncio base64 bisect calendar cmath collections collections.abc contextlib copy csv ctypes
+    dataclasses datetime decimal enum fractions functools hashlib heapq inspect io itertools json math numbers operator
+    os pathlib pprint queue random re secrets signal statistics string struct sys textwrap threading time traceback types
+    typing unicodedata unittest uuid warnings zlib encodings.idna encodings.latin_1 encodings.ascii
+"""
 _ROLES = {"guest": guest.main, "referee": referee.main}
 _FIRST_SPARE = 64
 
@@ -52,7 +57,7 @@ def main(fd: int, config: dict[str, Any]) -> None:
 
 
 def _warm(modules: list[str]) -> list[str]:
-    for name in _WARM:
+    for name in _WARM.split():
         importlib.import_module(name)
     "".encode("idna")
     if not modules:
@@ -141,7 +146,7 @@ class _Server:
         """Turn the fork into the child that was ordered; never returns."""
         try:
             self._confinement.bind_child(order["role"], order["memory"], order["cpu"])
-            given = dict(zip(order["fds"], fds))
+            given = dict(zip(order["fds"], fds, strict=True))
             slots = (given.get("stdin", self._null), given["stdout"], self._null, given["control"], given.get("calls"))
             high = [-1 if fd is None else fcntl.fcntl(fd, fcntl.F_DUPFD, _FIRST_SPARE) for fd in slots]
             for slot, fd in enumerate(high):

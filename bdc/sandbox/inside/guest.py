@@ -52,9 +52,10 @@ def _send(channel: Blocking, reply: dict[str, Any]) -> None:
 
 
 def _standard_streams() -> None:
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = io.TextIOWrapper(_writer(1), "utf-8", "surrogateescape")
-    sys.stderr = sys.__stderr__ = io.TextIOWrapper(_writer(2), "utf-8", "backslashreplace", write_through=True)
+    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
+    sys.stdout = io.TextIOWrapper(_writer(1), "utf-8", "surrogateescape")
+    sys.stderr = io.TextIOWrapper(_writer(2), "utf-8", "backslashreplace", write_through=True)
+    vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
 
 
 def _writer(fd: int) -> io.BufferedWriter:

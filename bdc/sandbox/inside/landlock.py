@@ -30,7 +30,7 @@ def version() -> int:
 
 
 def ruleset(readable: Iterable[str], writable: Iterable[str]) -> int:
-    """Return the descriptor of a ruleset that lets a process read beneath ``readable``, read and write beneath ``writable``, nothing else.
+    """Return the descriptor of a ruleset: read beneath ``readable``, read and write beneath ``writable``, no more.
 
     TCP is forbidden from ABI 4 on, signals and abstract unix sockets outside the process's own domain from ABI 6 on.
     """

@@ -54,7 +54,7 @@ class World:
 
     def clean(self) -> bool:
         """Give the next program an empty scratch folder; say whether it had to be a new one."""
-        if not os.listdir(SCRATCH):
+        if not any(Path(SCRATCH).iterdir()):
             return False
         kernel.unmount(SCRATCH)
         self._mount_scratch()
@@ -99,7 +99,7 @@ def _continue_as_init() -> None:
 def _build_root(readable: Sequence[str]) -> None:
     kernel.mount("none", "/", None, kernel.MS_PRIVATE_REC)
     kept = [(path, kernel.clone_tree(path)) for path in (*readable, *DEVICES) if not Path(path).is_symlink()]
-    links = [(path, os.readlink(path)) for path in readable if Path(path).is_symlink()]
+    links = [(path, Path(path).readlink()) for path in readable if Path(path).is_symlink()]
     base = next(path for path in ("/tmp", "/mnt", "/var", "/usr") if Path(path).is_dir())
     directories = {path: Path(path).is_dir() for path, _ in kept}
     kernel.mount("tmpfs", base, "tmpfs", kernel.MS_NOSUID_NODEV_NOEXEC, "size=1m,mode=755")

@@ -48,7 +48,7 @@ class Candidate:
             return self._returned(args, kwargs, reply)
         if reply.get("status") == "not_plain":
             raise CannotTravelError(f"the program returns {reply.get('message')!s:.200}")
-        self._raise(reply)
+        raise self._exception(reply)
 
     def _returned(self, args: tuple[Any, ...], kwargs: dict[str, Any], reply: dict[str, Any]) -> Any:
         try:
@@ -60,14 +60,14 @@ class Candidate:
         self.calls[:] = [(args, kwargs, value)]
         return value
 
-    def _raise(self, reply: dict[str, Any]) -> None:
+    def _exception(self, reply: dict[str, Any]) -> Exception:
         kind = getattr(builtins, str(reply.get("type")), Exception)
         if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(kind, UnicodeError):
             kind = Exception
         text = str(reply.get("message"))
         error = kind(text.partition(": ")[2] if ": " in text else "")
         self.failure = (error, {key: reply.get(key) for key in ("status", "message", "line")})
-        raise error
+        return error
 
 
 def _update(old: Any, new: Any) -> None:
@@ -75,7 +75,7 @@ def _update(old: Any, new: Any) -> None:
     if type(old) is not type(new):
         return
     if isinstance(old, tuple):
-        for a, b in zip(old, new):
+        for a, b in zip(old, new, strict=False):
             _update(a, b)
     elif isinstance(old, (list, bytearray)):
         if old != new:

@@ -1,12 +1,13 @@
 """Plain Python values as JSON with types: what may travel between a program and its judge.
 
-Only data crosses: None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, deque,
-Decimal, Fraction. A value of a subclass travels as its built-in base (a Counter as a dict, a namedtuple as a tuple), so
-no method that a program wrote ever runs on the judge's side.
+Only data crosses: None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range,
+deque, Decimal, Fraction. A value of a subclass travels as its built-in base (a Counter as a dict, a namedtuple as a
+tuple), so no method that a program wrote ever runs on the judge's side.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -105,7 +106,7 @@ def _hashed(items: list[Any]) -> list[Any]:
     """Refuse elements chosen to collide: building a set of them would take quadratic time."""
     if len(items) >= _MANY:
         hashes = sorted(map(hash, items))
-        if sum(a != b for a, b in zip(hashes, hashes[1:])) < len(hashes) // 2:
+        if sum(a != b for a, b in itertools.pairwise(hashes)) < len(hashes) // 2:
             raise NotPlainError("a set or dict whose elements collide")
     return items
 
