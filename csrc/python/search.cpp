@@ -1,0 +1,238 @@
+// Python face of the tree core: numpy in and out, the GIL released while the core works.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cerrno>
+#include <memory>
+
+#include "forest.hpp"
+
+namespace py = pybind11;
+using namespace bdc::search;
+
+namespace {
+
+// Any array, sequence or number of integers as a span of int64, without a copy where it fits.
+class IdArgument {
+  public:
+    IdArgument(const py::object& from, const char* what) {
+        if (from.is_none()) return;
+        py::array array = py::array::ensure(from);
+        if (!array) {
+            PyErr_Clear();
+            throw InputFault(std::string(what) + " must be integers");
+        }
+        const char kind = array.dtype().kind();
+        if (kind != 'i' && kind != 'u' && array.size() > 0) {
+            throw InputFault(std::string(what) + " must be integers, got dtype " +
+                             std::string(py::str(array.dtype())));
+        }
+        const bool flat = array.flags() & py::array::c_style;
+        if (flat && array.dtype().itemsize() == 4 && kind == 'i') {
+            const auto* ids = static_cast<const std::int32_t*>(array.data());
+            copy_.reserve(std::size_t(array.size()) + 1);  // a given but empty span is not null
+            copy_.assign(ids, ids + array.size());
+            span_ = {copy_.data(), copy_.size()};
+            return;
+        }
+        array_ =
+            py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>::ensure(array);
+        if (!array_) throw py::error_already_set();
+        span_ = {static_cast<const std::int64_t*>(array_.data()), std::size_t(array_.size())};
+    }
+    IdArgument(const IdArgument&) = delete;
+    operator Ids() const { return span_; }
+
+  private:
+    std::vector<std::int64_t> copy_;
+    py::array array_;
+    Ids span_;
+};
+
+class RealArgument {
+  public:
+    RealArgument(const py::object& from, const char* what) {
+        if (from.is_none()) return;
+        const py::array array = py::array::ensure(from);
+        const char kind = array ? array.dtype().kind() : 'O';
+        if (kind != 'f' && kind != 'i' && kind != 'u') {
+            PyErr_Clear();
+            throw InputFault(std::string(what) + " must be numbers");
+        }
+        array_ = py::array_t<double, py::array::c_style | py::array::forcecast>::ensure(array);
+        if (!array_) throw py::error_already_set();
+        span_ = {static_cast<const double*>(array_.data()), std::size_t(array_.size())};
+    }
+    RealArgument(const RealArgument&) = delete;
+    operator std::span<const double>() const { return span_; }
+
+  private:
+    py::array array_;
+    std::span<const double> span_;
+};
+
+template <class T>
+py::array_t<T> to_numpy(std::vector<T>&& values) {
+    if (values.size() * sizeof(T) < 4096)
+        return py::array_t<T>(py::ssize_t(values.size()), values.data());
+    auto* kept = new std::vector<T>(std::move(values));
+    const py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<T>*>(p); });
+    return py::array_t<T>(py::ssize_t(kept->size()), kept->data(), owner);
+}
+
+template <class Call>
+auto released(Call call) {
+    const py::gil_scoped_release release;
+    return call();
+}
+
+Config make_config(std::uint32_t kind, const std::vector<double>& parameters, bool mean,
+                   double gamma, double virtual_loss, double widening_c, double widening_alpha,
+                   std::uint64_t seed) {
+    Config config;
+    if (parameters.size() > kRuleParameters) throw InputFault("a rule has at most 8 parameters");
+    config.rule.kind = kind;
+    std::copy(parameters.begin(), parameters.end(), config.rule.parameters);
+    config.backup = mean ? Backup::kMean : Backup::kMax;
+    config.gamma = gamma;
+    config.virtual_loss = virtual_loss;
+    config.widening_c = widening_c;
+    config.widening_alpha = widening_alpha;
+    config.seed = seed;
+    return config;
+}
+
+py::handle error_class;  // set by raise_as, kept for the life of the process
+
+void translate(std::exception_ptr thrown) {
+    try {
+        if (thrown) std::rethrow_exception(thrown);
+    } catch (const InputFault& fault) {
+        const py::handle type = error_class ? error_class : py::handle(PyExc_ValueError);
+        const py::object index = fault.index < 0 ? py::object(py::none()) : py::int_(fault.index);
+        PyErr_SetObject(type.ptr(), py::make_tuple(fault.what(), index).ptr());
+    } catch (const FileFault& fault) {
+        errno = fault.code;
+        PyErr_SetFromErrnoWithFilename(PyExc_OSError, fault.path.c_str());
+    }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_search, m) {
+    m.doc() = "The tree core of bdc.search.";
+    py::register_local_exception_translator(translate);
+    m.def("raise_as", [](py::object type) { error_class = type.release(); });
+    PYBIND11_NUMPY_DTYPE(Row, id, parent, tree, depth, tag, children, n, visits, pending, reason,
+                         refined, reserved, prior, value, max, mean);
+
+    using Self = Forest&;
+    py::class_<Forest>(m, "Forest")
+        .def(py::init([](std::uint32_t kind, const std::vector<double>& parameters, bool mean,
+                         double gamma, double virtual_loss, double widening_c,
+                         double widening_alpha, std::uint64_t seed, unsigned threads) {
+            return std::make_unique<Forest>(make_config(kind, parameters, mean, gamma, virtual_loss,
+                                                        widening_c, widening_alpha, seed),
+                                            threads);
+        }))
+        .def_static("load",
+                    [](const std::string& path, unsigned threads) {
+                        return released([&] {
+                            auto forest = std::make_unique<Forest>(Forest::peek(path), threads);
+                            Forest::load(path, *forest);
+                            return forest;
+                        });
+                    })
+        .def_property_readonly(
+            "config",
+            [](Self self) {
+                const Config& c = self.config();
+                return py::make_tuple(
+                    c.rule.kind,
+                    std::vector<double>(std::begin(c.rule.parameters), std::end(c.rule.parameters)),
+                    c.backup == Backup::kMean, c.gamma, c.virtual_loss, c.widening_c,
+                    c.widening_alpha, c.seed);
+            })
+        .def_property_readonly("size", &Forest::size)
+        .def_property_readonly("bytes", &Forest::bytes)
+        .def_property_readonly("in_flight", &Forest::in_flight)
+        .def_property_readonly("threads", &Forest::threads)
+        .def("trees", [](Self self) { return to_numpy(self.trees()); })
+        .def("plant",
+             [](Self self, std::int64_t count) {
+                 return to_numpy(released([&] { return self.plant(count); }));
+             })
+        .def("select",
+             [](Self self, const py::object& trees, std::int64_t leaves) {
+                 const IdArgument ids(trees, "trees");
+                 Selection s = released([&] { return self.select(ids, leaves); });
+                 return py::make_tuple(to_numpy(std::move(s.tree)), to_numpy(std::move(s.leaf)),
+                                       to_numpy(std::move(s.depth)), to_numpy(std::move(s.ticket)),
+                                       to_numpy(std::move(s.offsets)), to_numpy(std::move(s.path)),
+                                       to_numpy(std::move(s.agent)));
+             })
+        .def("expand",
+             [](Self self, const py::object& nodes, const py::object& counts,
+                const py::object& priors, const py::object& tags) {
+                 const IdArgument ids(nodes, "nodes"), many(counts, "counts"), marks(tags, "tags");
+                 const RealArgument p(priors, "priors");
+                 return to_numpy(released([&] { return self.expand(ids, many, p, marks); }));
+             })
+        .def("backup",
+             [](Self self, const py::object& leaves, const py::object& returns,
+                const py::object& tickets) {
+                 const IdArgument ids(leaves, "leaves"), claimed(tickets, "tickets");
+                 const RealArgument values(returns, "returns");
+                 released([&] { self.backup(ids, values, claimed, !tickets.is_none()); });
+             })
+        .def("abandon",
+             [](Self self, const py::object& leaves, const py::object& tickets) {
+                 const IdArgument ids(leaves, "leaves"), claimed(tickets, "tickets");
+                 released([&] { self.abandon(ids, claimed, !tickets.is_none()); });
+             })
+        .def("prune",
+             [](Self self, const py::object& nodes, const py::object& reasons) {
+                 const IdArgument ids(nodes, "nodes"), why(reasons, "reasons");
+                 return to_numpy(released([&] { return self.prune(ids, why); }));
+             })
+        .def("reopen",
+             [](Self self, const py::object& nodes) {
+                 const IdArgument ids(nodes, "nodes");
+                 released([&] { self.reopen(ids); });
+             })
+        .def("refine",
+             [](Self self, const py::object& nodes) {
+                 const IdArgument ids(nodes, "nodes");
+                 released([&] { self.refine(ids); });
+             })
+        .def("drop",
+             [](Self self, const py::object& trees) {
+                 const IdArgument ids(trees, "trees");
+                 released([&] { self.drop(ids); });
+             })
+        .def("compact",
+             [](Self self, bool drop_pruned) {
+                 return to_numpy(released([&] { return self.compact(drop_pruned); }));
+             })
+        .def("rows",
+             [](Self self, const py::object& nodes) {
+                 const IdArgument ids(nodes, "nodes");
+                 return to_numpy(released([&] { return self.rows(ids); }));
+             })
+        .def("children",
+             [](Self self, std::int64_t node) {
+                 return to_numpy(released([&] { return self.children(node); }));
+             })
+        .def("nodes",
+             [](Self self, std::int64_t tree) {
+                 return to_numpy(released([&] { return self.nodes(tree); }));
+             })
+        .def("best_path",
+             [](Self self, std::int64_t tree, int by) {
+                 return to_numpy(released([&] { return self.best_path(tree, Forest::By(by)); }));
+             })
+        .def("check", [](Self self) { released([&] { self.check(); }); })
+        .def("save",
+             [](Self self, const std::string& path) { released([&] { self.save(path); }); });
+}

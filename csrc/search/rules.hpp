@@ -1,0 +1,273 @@
+// Selection rules. A rule is a small struct that scores every lane of a family; the descent takes
+// the largest score among the open lanes. To add one: write the struct, append it to `AnyRule`, and
+// give it a dataclass in bdc/search/rules.py with the same parameters in the same order.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <variant>
+#include <vector>
+
+#include "arena.hpp"
+#include "random.hpp"
+
+namespace bdc::search {
+
+// What a rule sees of node s whose children it scores.
+struct Site {
+    Family family;
+    double value;  // Q of the edge into s
+    bool root;     // s is a root
+    bool mean;     // Q is the mean of the returns, else their maximum
+    double virtual_loss;
+    std::uint64_t seed;
+    std::uint32_t tree;
+    std::uint32_t node;  // id of s
+
+    // N(s) with the visits in flight: they enter exploration, never the value.
+    std::uint32_t visits() const { return family.head().visits + family.head().pending; }
+
+    // Q(e) as selection sees it: each visit in flight pulls it down by its share of virtual_loss.
+    template <bool kMean, bool kLoss>
+    double q(std::uint32_t lane, double unvisited) const {
+        const std::uint32_t n = family.n()[lane];
+        double q = unvisited;
+        if (n > 0) q = kMean ? family.sum()[lane] / double(n) : family.best()[lane];
+        if constexpr (kLoss) {
+            const std::uint32_t flying = family.pending()[lane];
+            if (flying > 0) q -= virtual_loss * double(flying) / (double(n) + double(flying));
+        }
+        return q;
+    }
+
+    double q(std::uint32_t lane, double unvisited = 0.0) const {
+        return mean ? q<true, true>(lane, unvisited) : q<false, true>(lane, unvisited);
+    }
+
+    double count(std::uint32_t lane) const {  // n(e), with the visits in flight
+        return double(family.n()[lane]) + double(family.pending()[lane]);
+    }
+};
+
+// out[lane] = Q(e) + explore(p(e), n(e)) for all lanes.
+template <class Explore>
+void score_lanes(const Site& site, double unvisited, double* out, Explore explore) {
+    const std::uint32_t count = site.family.head().count;
+    const double* prior = site.family.prior();
+    const auto loop = [&](auto mean, auto loss) {
+        for (std::uint32_t i = 0; i < count; ++i) {
+            out[i] =
+                site.q<mean.value, loss.value>(i, unvisited) + explore(prior[i], site.count(i));
+        }
+    };
+    using std::bool_constant;
+    if (site.virtual_loss == 0.0) {
+        site.mean ? loop(bool_constant<true>{}, bool_constant<false>{})
+                  : loop(bool_constant<false>{}, bool_constant<false>{});
+    } else {
+        site.mean ? loop(bool_constant<true>{}, bool_constant<true>{})
+                  : loop(bool_constant<false>{}, bool_constant<true>{});
+    }
+}
+
+// The family's cached factors, refreshed by `compute(N, factor)` when N(s) has moved.
+template <class Compute>
+const double* factors(const Site& site, Compute compute) {
+    Header& head = site.family.head();
+    const std::uint32_t visits = site.visits();
+    if (head.cached != visits) {
+        compute(double(visits), head.factor);
+        head.cached = visits;
+    }
+    return head.factor;
+}
+
+// UCB1 on trees (Kocsis and Szepesvari 2006): Q + c * sqrt(ln N(s) / n), unvisited edges first.
+struct UCT {
+    double c;
+    explicit UCT(const double* p) : c(p[0]) {}
+
+    void score(const Site& site, double* out) const {
+        const double* f =
+            factors(site, [](double visits, double* factor) { factor[0] = std::log(visits); });
+        score_lanes(site, 0.0, out, [c = c, log = f[0]](double, double n) {
+            return n > 0.0 ? c * std::sqrt(log / n) : std::numeric_limits<double>::infinity();
+        });
+    }
+};
+
+// AlphaZero: Q + (ln((N(s) + c_base + 1) / c_base) + c_init) * p * sqrt(N(s)) / (1 + n). An edge
+// without returns has Q = fpu, or with a reduction r >= 0 (lc0) Q(s) - r * sqrt(visited priors).
+struct PUCT {
+    double c_base, c_init, fpu, reduction;
+    explicit PUCT(const double* p) : c_base(p[0]), c_init(p[1]), fpu(p[2]), reduction(p[3]) {}
+
+    void score(const Site& site, double* out) const {
+        const double* f = factors(site, [this](double visits, double* factor) {
+            factor[0] = std::log((visits + c_base + 1.0) / c_base) + c_init;
+            factor[1] = std::sqrt(visits);
+        });
+        double unvisited = fpu;
+        if (reduction >= 0.0) {
+            double mass = 0.0;
+            for (std::uint32_t i = 0; i < site.family.head().count; ++i) {
+                if (site.family.n()[i] > 0) mass += site.family.prior()[i];
+            }
+            unvisited = site.value - reduction * std::sqrt(mass);
+        }
+        score_lanes(site, unvisited, out, [f0 = f[0], f1 = f[1]](double prior, double n) {
+            return f0 * prior * f1 / (1.0 + n);
+        });
+    }
+};
+
+// P-UCB (PG-TD, arXiv 2303.05510; BDC): Q + beta(s) * p * sqrt(ln(1 + N(s))) / (1 + n) with
+// beta(s) = ln((N(s) + c_base + 1) / c_base) + c.
+struct PUCB {
+    double c_base, c;
+    explicit PUCB(const double* p) : c_base(p[0]), c(p[1]) {}
+
+    void score(const Site& site, double* out) const {
+        const double* f = factors(site, [this](double visits, double* factor) {
+            factor[0] = std::log((visits + c_base + 1.0) / c_base) + c;
+            factor[1] = std::sqrt(std::log(1.0 + visits));
+        });
+        score_lanes(site, 0.0, out, [f0 = f[0], f1 = f[1]](double prior, double n) {
+            return f0 * prior * f1 / (1.0 + n);
+        });
+    }
+};
+
+// Gumbel MuZero (Danihelka et al., ICLR 2022): at a root sequential halving over the top
+// `considered` of gumbel + logit + sigma(Q); below, the lane whose share of visits lags most behind
+// the improved policy softmax(logit + sigma(completed Q)). Logits are ln p, returns lie in [0, 1].
+struct GumbelRoot {
+    std::uint32_t simulations, considered;
+    double c_visit, c_scale;
+    std::vector<std::vector<std::uint32_t>> schedule;  // [m][i]: visits of whom simulation i takes
+
+    explicit GumbelRoot(const double* p)
+        : simulations(std::uint32_t(p[0])),
+          considered(std::uint32_t(p[1])),
+          c_visit(p[2]),
+          c_scale(p[3]) {
+        for (std::uint32_t m = 0; m <= considered; ++m) schedule.push_back(halving(m));
+    }
+
+    void score(const Site& site, double* out) const {
+        improved_logits(site, out);
+        site.root ? at_root(site, out) : below(site, out);
+    }
+
+  private:
+    std::vector<std::uint32_t> halving(std::uint32_t m) const {
+        std::vector<std::uint32_t> wanted, visits(std::max(m, 1u), 0);
+        const double rounds = m > 1 ? std::ceil(std::log2(double(m))) : 1.0;
+        std::uint32_t alive = std::max(m, 1u);
+        while (wanted.size() < simulations) {
+            const auto each =
+                std::max(1u, std::uint32_t(double(simulations) / (rounds * double(alive))));
+            for (std::uint32_t repeat = 0; repeat < each; ++repeat) {
+                for (std::uint32_t i = 0; i < alive; ++i) wanted.push_back(visits[i]++);
+            }
+            if (m > 1) alive = std::max(2u, alive / 2);
+        }
+        wanted.resize(simulations);
+        return wanted;
+    }
+
+    static double logit(double prior) { return prior > 0.0 ? std::log(prior) : -1e9; }
+
+    // logit + sigma(completed Q); unvisited edges take the mixed value of the paper's appendix.
+    void improved_logits(const Site& site, double* out) const {
+        const std::uint32_t count = site.family.head().count;
+        const double* prior = site.family.prior();
+        double visits = 0.0, most = 0.0, mass = 0.0, weighted = 0.0;
+        for (std::uint32_t i = 0; i < count; ++i) {
+            visits += site.count(i);
+            most = std::max(most, site.count(i));
+            if (site.family.n()[i] > 0) {
+                mass += prior[i];
+                weighted += prior[i] * site.q(i);
+            }
+        }
+        const double seen = mass > 0.0 ? weighted / mass : 0.0;
+        const double mixed = (site.value + visits * seen) / (1.0 + visits);
+        const double scale = (c_visit + most) * c_scale;
+        for (std::uint32_t i = 0; i < count; ++i) {
+            out[i] = logit(prior[i]) + scale * site.q(i, mixed);
+        }
+    }
+
+    void at_root(const Site& site, double* out) const {
+        const Header& head = site.family.head();
+        const std::uint32_t done = site.visits() - 1;
+        const auto& wanted = schedule[std::min(considered, head.open)];
+        const double target = done < wanted.size() ? wanted[done] : double(kNone);
+        // Exactly the wanted visits; when nobody has them (prunes, waves), the most below.
+        double nearest = -1.0;
+        for (std::uint32_t i = 0; i < head.count; ++i) {
+            const double n = site.count(i);
+            if (site.family.reason()[i] == 0 && n <= target) nearest = std::max(nearest, n);
+        }
+        for (std::uint32_t i = 0; i < head.count; ++i) {
+            if (nearest >= 0.0 && site.count(i) != nearest) {
+                out[i] = -std::numeric_limits<double>::infinity();
+                continue;
+            }
+            const std::uint64_t lane_key = mix(site.tree, site.family.id()[i]);
+            out[i] += Stream(mix(site.seed, lane_key)).gumbel();
+        }
+    }
+
+    void below(const Site& site, double* out) const {
+        const Header& head = site.family.head();
+        double largest = -std::numeric_limits<double>::infinity();
+        double visits = 0.0, total = 0.0;
+        for (std::uint32_t i = 0; i < head.count; ++i) {
+            visits += site.count(i);
+            if (site.family.reason()[i] == 0) largest = std::max(largest, out[i]);
+        }
+        for (std::uint32_t i = 0; i < head.count; ++i) {
+            out[i] = site.family.reason()[i] == 0 ? std::exp(out[i] - largest) : 0.0;
+            total += out[i];
+        }
+        for (std::uint32_t i = 0; i < head.count; ++i) {
+            out[i] = out[i] / total - site.count(i) / (1.0 + visits);
+        }
+    }
+};
+
+// Adaptive branching as in AB-MCTS-A (arXiv 2503.04412): one draw per child from the posterior of
+// its returns, and one per agent for "generate another child" from the posterior of the first
+// returns of the children it generated here. Statistics are sums, so an update is O(1).
+struct Thompson {
+    std::uint32_t agents;  // generate arms per node
+    bool normal;           // else beta, for returns in [0, 1]
+    double a, b;           // beta: pseudo-counts; normal: prior mean and scale of the returns
+
+    explicit Thompson(const double* p)
+        : agents(std::uint32_t(p[0])), normal(p[1] != 0.0), a(p[2]), b(p[3]) {}
+
+    double draw(Stream& stream, double n, double sum) const {
+        if (!normal) {
+            return stream.beta(a + std::max(0.0, sum), b + std::max(0.0, n - sum));
+        }
+        return (a + sum) / (1.0 + n) + b / std::sqrt(1.0 + n) * stream.normal();
+    }
+
+    void score(const Site& site, double* out) const {
+        for (std::uint32_t i = 0; i < site.family.head().count; ++i) {
+            const std::uint64_t moment = mix(site.family.id()[i], site.visits());
+            Stream stream(mix(site.seed, mix(site.tree, moment)));
+            out[i] = draw(stream, site.family.n()[i], site.family.sum()[i]);
+        }
+    }
+};
+
+using AnyRule = std::variant<UCT, PUCT, PUCB, GumbelRoot, Thompson>;
+
+AnyRule make_rule(const RuleSpec& spec);  // throws InputFault for an unknown kind or parameters
+
+}  // namespace bdc::search

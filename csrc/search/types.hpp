@@ -1,0 +1,70 @@
+// Words that every part of the tree core shares.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace bdc::search {
+
+inline constexpr std::uint32_t kNone = 0xFFFFFFFFu;
+inline constexpr std::uint32_t kMaxChildren = 4092;  // lanes of one family, a multiple of 4
+inline constexpr std::uint32_t kMaxTrees = 1u << 22;
+inline constexpr std::uint32_t kMaxNodes = 1u << 30;
+inline constexpr std::uint32_t kMaxLines = 1u << 30;  // of one tree's arena: 64 GiB
+
+// Bad input: nothing has been changed. `index` is the offending position in the argument, or -1.
+struct InputFault : std::runtime_error {
+    InputFault(std::string message, std::int64_t at = -1)
+        : std::runtime_error(std::move(message)), index(at) {}
+    std::int64_t index;
+};
+
+// A file could not be written: errno, the file, and the step that failed.
+struct FileFault : std::runtime_error {
+    FileFault(int error, std::string file, const char* step)
+        : std::runtime_error("cannot " + std::string(step) + " " + file),
+          code(error),
+          path(std::move(file)) {}
+    int code;
+    std::string path;
+};
+
+enum class Backup : std::uint32_t { kMax = 0, kMean = 1 };
+
+inline constexpr int kRuleParameters = 8;
+
+// A rule by number (its place in `AnyRule`) and its parameters in the order of its constructor.
+struct RuleSpec {
+    std::uint32_t kind = 0;
+    double parameters[kRuleParameters] = {};
+};
+
+struct Config {
+    RuleSpec rule;
+    Backup backup = Backup::kMax;
+    double gamma = 1.0;
+    double virtual_loss = 0.0;
+    double widening_c = 0.0;  // 0: no progressive widening
+    double widening_alpha = 0.5;
+    std::uint64_t seed = 0;
+};
+
+// Where a node lies: its tree, the block of its family in the tree's arena, its lane in the family.
+struct Location {
+    std::uint32_t tree;
+    std::uint32_t block;
+    std::uint32_t lane;
+
+    std::uint64_t pack() const {
+        return (std::uint64_t(tree) << 42) | (std::uint64_t(block) << 12) | lane;
+    }
+    static Location unpack(std::uint64_t bits) {
+        return {std::uint32_t(bits >> 42), std::uint32_t(bits >> 12) & (kMaxLines - 1),
+                std::uint32_t(bits) & 0xFFFu};
+    }
+};
+
+inline constexpr std::uint64_t kNowhere = ~std::uint64_t(0);  // the id of a dropped node
+
+}  // namespace bdc::search
