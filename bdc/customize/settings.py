@@ -1,0 +1,51 @@
+"""Settings of the hypernetwork and its training (arXiv 2502.12492)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bdc.errors import InputError
+
+Weighting = Literal["rank", "release", "expert"]
+
+
+@dataclass(frozen=True, slots=True)
+class CustomizeSettings:
+    """The hypernetwork: embedding of the statement (and its cosines to the centroids) -> one weight per expert and
+    rank.
+
+    ``weighting``: "rank" is a softmax over the experts for each rank; "release" one softmax over all experts and ranks
+    with scaling 1 instead of alpha / r; "expert" one weight per expert, as a mixture-of-LoRAs gate has. ``sharing``:
+    every adapted layer has an MLP of its own ("layer"), or one MLP reads a learned embedding of the layer ("shared").
+
+    Training touches the hypernetwork only. Fields have the meanings that they have for the experts.
+    """
+
+    weighting: Weighting = "rank"
+    sharing: Literal["layer", "shared"] = "layer"
+    hidden: int = 64
+    layer_dim: int = 32
+    centroid_features: bool = True
+
+    lr: float = 1e-3
+    epochs: int = 3
+    batch_size: int = 8
+    micro_tokens: int = 2048
+    max_length: int = 1024
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "layer_dim", "epochs", "batch_size", "micro_tokens", "max_length"):
+            if getattr(self, name) < 1:
+                raise InputError(f"customize.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("lr", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"customize.{name} is {getattr(self, name)}; it must be above 0")
+
+
+RELEASE = CustomizeSettings(weighting="release", epochs=1)
+"""The weighting of the authors' code release."""

@@ -1,0 +1,152 @@
+"""PEFT adapters stacked into one per layer: A [K*r, d_in], B [d_out, K*r], expert k in rows k*r .. (k+1)*r."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdc.errors import InputError
+
+_PREFIX = "base_model.model."
+_KEY = re.compile(re.escape(_PREFIX) + r"(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """K experts of the same rank on the same layers; tensors float32 by module name, in the model's order of layers."""
+
+    lora_a: dict[str, Tensor]
+    lora_b: dict[str, Tensor]
+    k: int
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+
+    @property
+    def modules(self) -> list[str]:
+        return list(self.lora_a)
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+    def expert(self, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Views of one expert's A [r, d_in] and B [d_out, r]."""
+        rows = slice(index * self.rank, (index + 1) * self.rank)
+        return {m: a[rows] for m, a in self.lora_a.items()}, {m: b[:, rows] for m, b in self.lora_b.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What experts.safetensors holds."""
+        both = {f"{m}.lora_A": a for m, a in self.lora_a.items()} | {f"{m}.lora_B": b for m, b in self.lora_b.items()}
+        return {name: tensor.contiguous() for name, tensor in both.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], modules: Sequence[str], **fields: Any) -> Stack:
+        """The inverse of :meth:`tensors`.
+
+        Raises:
+            InputError: a module's tensors are missing.
+        """
+        try:
+            lora_a = {m: tensors[f"{m}.lora_A"] for m in modules}
+            lora_b = {m: tensors[f"{m}.lora_B"] for m in modules}
+        except KeyError as error:
+            raise InputError(f"the stacked experts have no tensor {error}; run `bdc customize` again") from error
+        return cls(lora_a, lora_b, **fields)
+
+
+def stack_adapters(folders: Sequence[Path]) -> Stack:
+    """Stack PEFT LoRA adapters, in the given order.
+
+    Raises:
+        InputError: an adapter is missing, is no plain LoRA, or differs from the first in rank, alpha or layers.
+    """
+    if not folders:
+        raise InputError("no adapters to stack; run `bdc disentangle` first")
+    configs, parts = zip(*(_read(folder) for folder in folders), strict=True)
+    first = configs[0]
+    modules = sorted({module for module, _ in parts[0]}, key=_natural)
+    for folder, config, tensors in zip(folders, configs, parts, strict=True):
+        same = (config["r"], config["lora_alpha"]) == (first["r"], first["lora_alpha"])
+        if not same or tensors.keys() != parts[0].keys():
+            raise InputError(
+                f"{folder} differs from {folders[0]} in rank, alpha or layers; run `bdc disentangle` again"
+            )
+    return Stack(
+        {m: torch.cat([tensors[m, "A"] for tensors in parts], dim=0) for m in modules},
+        {m: torch.cat([tensors[m, "B"] for tensors in parts], dim=1) for m in modules},
+        k=len(folders),
+        rank=first["r"],
+        alpha=float(first["lora_alpha"]),
+        target_modules=tuple(sorted(first["target_modules"])),
+    )
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[tuple[str, str], Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{folder} is no readable PEFT adapter ({error}); run `bdc disentangle` again") from error
+    special = [
+        name
+        for name in ("use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
+        if config.get(name)
+    ]
+    if config.get("peft_type") != "LORA" or special or config.get("bias", "none") != "none":
+        raise InputError(
+            f"{folder} is no plain LoRA adapter ({special or config.get('peft_type')}); only these can be stacked"
+        )
+    parts = {}
+    for name, tensor in tensors.items():
+        match = _KEY.fullmatch(name)
+        if match is None:
+            raise InputError(f"{folder} adapts {name}, which is no linear layer's LoRA; only these can be stacked")
+        parts[match["module"], match["part"]] = tensor.float()
+    return config, parts
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def write_adapter(
+    folder: Path,
+    lora_a: dict[str, Tensor],
+    lora_b: dict[str, Tensor],
+    scaling: float,
+    target_modules: Sequence[str],
+    base_model: str,
+) -> None:
+    """Write a plain PEFT LoRA of A [R, d_in] and B [d_out, R] per module, applied with ``scaling``."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    rank = next(iter(lora_a.values())).shape[0]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=scaling * rank,  # type: ignore[arg-type]
+        target_modules=list(target_modules),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_model,
+        inference_mode=True,
+    )
+    named = {f"{_PREFIX}{m}.lora_A.weight": a for m, a in lora_a.items()}
+    named |= {f"{_PREFIX}{m}.lora_B.weight": b for m, b in lora_b.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in named.items()}, folder / "adapter_model.safetensors")
+        config.save_pretrained(str(folder))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,132 @@
+"""The customize stage: traces, clusters and experts -> solver/."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from bdc.customize.hypernetwork import Hypernetwork, HypernetworkConfig
+from bdc.customize.mixture import Mixture
+from bdc.customize.settings import CustomizeSettings
+from bdc.customize.stacks import stack_adapters
+from bdc.customize.storage import SolverParts
+from bdc.customize.training import train_hypernetwork
+from bdc.disentangle.examples import Example, encode
+from bdc.disentangle.stage import Clusters
+from bdc.disentangle.traces import Trace, by_split, read_traces
+from bdc.errors import InputError
+from bdc.progress import Progress
+from bdc.runs import Run, digest
+
+
+def run(run: Run, settings: CustomizeSettings, progress: Progress | None = None) -> dict[str, Any]:
+    """Stack the experts, train the hypernetwork over them, and store the solver.
+
+    Raises:
+        InputError: an artefact of the earlier stages is missing or unreadable.
+    """
+    from bdc.llm import load_model
+
+    progress = progress or Progress("quiet")
+    traces = read_traces(run.traces_path)
+    clusters = Clusters.load(run.clusters_dir)
+    experts = read_experts(run)
+    stack = stack_adapters([run.experts_dir / str(index) for index in range(clusters.k)])
+    base_model, dtype = experts["settings"]["base_model"], experts["settings"]["dtype"]
+    encoder = clusters.record["encoder"]
+    model, tokenizer = load_model(base_model, dtype)
+    train, validation, too_long = encode_traces(tokenizer, traces, clusters, settings.max_length)
+    config = HypernetworkConfig.of(
+        settings, embedding_dim=clusters.embeddings.shape[1], layers=len(stack.modules), k=stack.k, rank=stack.rank
+    )
+    hypernetwork = Hypernetwork(config, seed=settings.seed)
+    scaling = 1.0 if settings.weighting == "release" else stack.scaling
+    mixture = Mixture(model, stack, scaling)
+    keys = [record["key"] for record in experts["experts"]]
+    key = digest("hypernetwork", asdict(settings), clusters.record["key"], keys, str(model.dtype))
+    steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
+    checkpoint = run.path / ".hypernetwork.checkpoint.pt"
+    with progress.task("hypernetwork", total=steps) as task:
+        fit = train_hypernetwork(
+            mixture,
+            hypernetwork,
+            tokenizer.pad_token_id,
+            clusters.embeddings,
+            clusters.centroids,
+            train,
+            validation,
+            settings,
+            checkpoint=checkpoint,
+            key=key,
+            on_step=lambda note: task.advance(1, note),
+        )
+        task.update(steps)
+    record = {
+        "settings": asdict(settings),
+        "key": key,
+        "history": fit.history,
+        "best_epoch": fit.best_epoch,
+        "trained_tokens": fit.tokens,
+        "seconds": round(fit.seconds, 3),
+    }
+    SolverParts(base_model, stack, encoder, hypernetwork, clusters.centroids, record).save(run.solver_dir)
+    checkpoint.unlink(missing_ok=True)
+    return {
+        "k": stack.k,
+        "layers": len(stack.modules),
+        "parameters": sum(parameter.numel() for parameter in hypernetwork.parameters()),
+        "train_examples": len(train),
+        "validation_examples": len(validation),
+        "too_long": too_long,
+        "trained_tokens": fit.tokens,
+        "best_epoch": fit.best_epoch,
+        "history": fit.history,
+        "weight_spread": weight_spread(hypernetwork, clusters),
+    }
+
+
+def read_experts(run: Run) -> dict[str, Any]:
+    """What the disentangle stage wrote about its experts.
+
+    Raises:
+        InputError: it is missing or unreadable.
+    """
+    path = run.experts_dir / "experts.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); run `bdc disentangle {run.path}` first") from error
+
+
+def encode_traces(
+    tokenizer: Any, traces: Sequence[Trace], clusters: Clusters, max_length: int
+) -> tuple[list[Example], list[Example], int]:
+    """Training and validation examples, their sources rows of the problems' embeddings, and how many were too long."""
+    row = {problem: index for index, problem in enumerate(clusters.ids)}
+    try:
+        train, validation = (
+            [encode(tokenizer, t.messages, t.response, row[t.problem_id]) for t in by_split(traces, split)]
+            for split in ("train", "validation")
+        )
+    except KeyError as error:
+        raise InputError(
+            f"problem {error} has no cluster: the traces are newer; run `bdc disentangle` again"
+        ) from error
+    kept = [[example for example in examples if len(example) <= max_length] for examples in (train, validation)]
+    if not kept[0]:
+        raise InputError(f"no training example has at most {max_length} tokens; raise customize.max_length")
+    return kept[0], kept[1], len(train) + len(validation) - len(kept[0]) - len(kept[1])
+
+
+def weight_spread(hypernetwork: Hypernetwork, clusters: Clusters) -> float:
+    """Standard deviation over problems of a weight, averaged over weights: 0 if every problem gets the same solver."""
+    import torch
+
+    with torch.no_grad():
+        weights = hypernetwork(torch.from_numpy(clusters.embeddings), torch.from_numpy(clusters.centroids))
+    return float(np.std(weights.numpy(), axis=0).mean())

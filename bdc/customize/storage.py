@@ -1,0 +1,126 @@
+"""The solver's folder: bdc_config.json, experts.safetensors, and for a customised one hypernetwork and centroids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bdc.customize.hypernetwork import Hypernetwork, HypernetworkConfig
+from bdc.customize.stacks import Stack
+from bdc.errors import InputError, StaleArtifactError
+
+FORMAT = 1
+CONFIG = "bdc_config.json"
+EXPERTS, HYPERNETWORK, CENTROIDS = "experts.safetensors", "hypernetwork.safetensors", "centroids.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class SolverParts:
+    """All of a solver but the base model and the encoder, which are named.
+
+    ``centroids`` is float32 [K, d]; ``record`` is free for where the solver came from.
+    """
+
+    base_model: str
+    stack: Stack
+    encoder: str | None = None
+    hypernetwork: Hypernetwork | None = None
+    centroids: np.ndarray | None = None
+    record: dict[str, Any] | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write the folder whole or not at all; one that is there is replaced.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        from safetensors.numpy import save_file as save_numpy
+        from safetensors.torch import save_file
+
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            save_file(self.stack.tensors(), temporary / EXPERTS)
+            if self.hypernetwork is not None:
+                save_file(self.hypernetwork.state_dict(), temporary / HYPERNETWORK)
+            if self.centroids is not None:
+                save_numpy({"centroids": np.ascontiguousarray(self.centroids)}, temporary / CENTROIDS)
+            files = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+            (temporary / CONFIG).write_text(json.dumps(self._config(files), indent=1), encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+    def _config(self, files: dict[str, str]) -> dict[str, Any]:
+        stack, network = self.stack, self.hypernetwork
+        released = network is not None and network.config.weighting == "release"
+        return {
+            "format": FORMAT,
+            "base_model": self.base_model,
+            "encoder": self.encoder,
+            "k": stack.k,
+            "rank": stack.rank,
+            "alpha": stack.alpha,
+            "scaling": 1.0 if released else stack.scaling,
+            "target_modules": list(stack.target_modules),
+            "modules": stack.modules,
+            "hypernetwork": network.config.to_json() if network is not None else None,
+            "files": files,
+            "record": self.record or {},
+        }
+
+    @classmethod
+    def load(cls, folder: Path) -> SolverParts:
+        """Read and verify a solver's folder.
+
+        Raises:
+            StaleArtifactError: another format version wrote it.
+            InputError: a file is missing, unreadable, or not the one that the config was written with.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file as load_numpy
+        from safetensors.torch import load_file
+
+        try:
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            if config["format"] != FORMAT:
+                raise StaleArtifactError(
+                    f"{folder} has solver format {config['format']} and this bdc reads format {FORMAT}; "
+                    "run `bdc customize` again"
+                )
+            for name, expected in config["files"].items():
+                if _sha256(folder / name) != expected:
+                    raise InputError(f"{folder / name} does not match {CONFIG}: it was changed or cut; copy it again")
+            sizes = {name: config[name] for name in ("k", "rank", "alpha")}
+            stack = Stack.from_tensors(
+                load_file(folder / EXPERTS),
+                config["modules"],
+                **sizes,
+                target_modules=tuple(config["target_modules"]),
+            )
+            network = None
+            if config["hypernetwork"] is not None:
+                network = Hypernetwork(HypernetworkConfig(**config["hypernetwork"]))
+                network.load_state_dict(load_file(folder / HYPERNETWORK))
+                network.requires_grad_(False)
+            centroids = load_numpy(folder / CENTROIDS)["centroids"] if CENTROIDS in config["files"] else None
+        except FileNotFoundError as error:
+            raise InputError(f"{folder} is no solver folder: {error.filename} does not exist") from error
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{folder} cannot be read as a solver: {error!r}; run `bdc customize` again") from error
+        return cls(config["base_model"], stack, config["encoder"], network, centroids, config["record"])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bdc.customize.customizer import Weights
+from bdc.customize.solver import Solver
+from bdc.customize.stacks import stack_adapters
+from bdc.customize.storage import SolverParts
+from bdc.errors import InputError
+from bdc.llm import load_model
+
+PROMPTS = ["sort arrays of words", "count letters", "add numbers up to a much longer bound than that"]
+IDS = torch.tensor([[5, 60, 7, 81, 9, 100, 11], [12, 30, 44, 15, 6, 70, 8]])
+RESPONSES = ["fine", "a longer answer", "x"]
+
+
+def logits(solver: Solver, statement: str, weights: Weights | None = None) -> Tensor:
+    """Logits of two fixed rows under one statement's weights."""
+    table, rows = solver._rows([statement], None, weights)
+    with torch.no_grad(), solver._mixture.weighted(table, rows.repeat_interleave(IDS.numel())):
+        return solver.model(input_ids=IDS, use_cache=False).logits
+
+
+def peft_logits(tiny: Path, folder: Path) -> Tensor:
+    from peft import PeftModel
+
+    model, _ = load_model(tiny, "float32")
+    with torch.no_grad():
+        return PeftModel.from_pretrained(model, folder).eval()(input_ids=IDS).logits
+
+
+def base_logits(tiny: Path) -> Tensor:
+    with torch.no_grad():
+        return load_model(tiny, "float32")[0](input_ids=IDS).logits
+
+
+def close(one: Tensor, two: Tensor) -> None:
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_one_hot_weights_are_that_expert_in_peft(solver: Solver, tiny: Path, adapters: list[Path], index: int) -> None:
+    found = logits(solver, "anything", index)
+    close(found, peft_logits(tiny, adapters[index]))
+    assert (found - base_logits(tiny)).abs().max() > 0.1
+
+
+def test_no_weights_are_the_base_model_to_the_bit(solver: Solver, tiny: Path) -> None:
+    assert torch.equal(logits(solver, "anything", "none"), base_logits(tiny))
+    with torch.no_grad():
+        assert torch.equal(solver.model(input_ids=IDS).logits, base_logits(tiny))
+
+
+def test_an_untrained_hypernetwork_is_the_mean_of_the_experts(
+    tiny: Path, adapters: list[Path], tmp_path: Path, helpers: Any
+) -> None:
+    solver = helpers.make_solver(helpers.make_parts(tiny, adapters, trained=False))
+    model, _ = load_model(tiny, "float32")
+    stack = stack_adapters(adapters)
+    with torch.no_grad():
+        for name in stack.modules:
+            deltas = [
+                2.0 * b.double() @ a.double()
+                for a, b in ((x[0][name], x[1][name]) for x in map(stack.expert, range(3)))
+            ]
+            weight = model.get_submodule(name).weight
+            weight.copy_(weight.double() + sum(deltas) / 3)
+        expected = model(input_ids=IDS).logits
+    close(logits(solver, "anything"), expected)
+    assert torch.equal(logits(solver, "anything"), logits(solver, "anything", "uniform"))
+
+
+@pytest.mark.parametrize("weighting", ["rank", "expert", "release"])
+@pytest.mark.parametrize("weights", [None, "uniform", "nearest", 1])
+def test_to_peft_has_the_logits_of_the_solver(
+    tiny: Path, adapters: list[Path], tmp_path: Path, weighting: Any, weights: Any, helpers: Any
+) -> None:
+    solver = helpers.make_solver(helpers.make_parts(tiny, adapters, weighting))
+    folder = solver.to_peft(PROMPTS[0], tmp_path / "plain", weights=weights)
+    close(logits(solver, PROMPTS[0], weights), peft_logits(tiny, folder))
+
+
+def test_a_prompt_with_its_statement_is_weighted_by_the_statement(solver: Solver) -> None:
+    messages = [{"role": "user", "content": f"Please solve: {PROMPTS[0]}"}]
+    by_statement = solver.loss([messages], ["x"], statements=[PROMPTS[0]])[0]
+    assert by_statement.nll != pytest.approx(solver.loss([messages], ["x"])[0].nll, abs=1e-6)
+
+
+def test_a_batch_of_different_requests_is_each_alone(solver: Solver) -> None:
+    prompts = [p for p in PROMPTS for _ in range(5)]
+    responses = [r for r in RESPONSES for _ in range(5)]
+    weights: list[Weights] = ["hypernetwork", "uniform", "nearest", "none", 2] * 3
+    together = solver.loss(prompts, responses, weights=weights)
+    alone = [solver.loss([p], [r], weights=[w])[0] for p, r, w in zip(prompts, responses, weights, strict=True)]
+    for one, two in zip(together, alone, strict=True):
+        assert one.tokens == two.tokens
+        assert one.nll == pytest.approx(two.nll, rel=1e-4)
+    assert len({round(loss.nll, 3) for loss in together}) > 10  # the weights do matter
+
+    texts = solver.generate(prompts, weights=weights, max_new_tokens=12)
+    for i in range(len(prompts)):
+        (one,) = solver.generate([prompts[i]], weights=[weights[i]], max_new_tokens=12)
+        assert one.tokens == texts[i].tokens
+    assert len({tuple(text.tokens) for text in texts}) > 5
+
+
+def test_generation_follows_the_logits_greedily(solver: Solver) -> None:
+    """Without a cache, token by token, under the same weights."""
+    from bdc.llm.chat import encode_chat
+
+    prompt = PROMPTS[1]
+    (found,) = solver.generate([prompt], max_new_tokens=8)
+    ids = encode_chat(solver.tokenizer, [{"role": "user", "content": prompt}])
+    table, rows = solver._rows([prompt], None, None)
+    for token in found.tokens:
+        with torch.no_grad(), solver._mixture.weighted(table, rows.repeat_interleave(len(ids))):
+            step = solver.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+        assert int(step.argmax()) == token
+        ids.append(token)
+
+
+def test_loss_is_on_the_response_only(solver: Solver) -> None:
+    from bdc.llm.chat import encode_chat
+
+    prompt = encode_chat(solver.tokenizer, [{"role": "user", "content": PROMPTS[0]}])
+    response = [*solver.tokenizer.encode("fine", add_special_tokens=False), solver.tokenizer.eos_token_id]
+    table, rows = solver._rows([PROMPTS[0]], None, None)
+    ids = torch.tensor([prompt + response])
+    with torch.no_grad(), solver._mixture.weighted(table, rows.repeat_interleave(ids.shape[1])):
+        scores = solver.model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+    expected = -sum(float(scores[len(prompt) + i - 1, token]) for i, token in enumerate(response))
+    (found,) = solver.loss([PROMPTS[0]], ["fine"])
+    assert found.tokens == len(response)
+    assert found.nll == pytest.approx(expected, rel=1e-5)
+    assert found.per_token == found.nll / found.tokens
+
+
+def test_one_adapter_as_a_solver_is_that_adapter(tiny: Path, adapters: list[Path]) -> None:
+    single = Solver.from_adapters([adapters[1]], tiny, dtype="float32")
+    close(logits(single, "anything"), peft_logits(tiny, adapters[1]))
+    assert len(single.generate(PROMPTS, max_new_tokens=4)) == 3
+    with pytest.raises(InputError, match="hypernetwork"):
+        single.loss(PROMPTS, RESPONSES, weights="hypernetwork")
+
+
+def test_save_and_load_keep_every_bit(solver: Solver, tmp_path: Path, helpers: Any) -> None:
+    solver.save_pretrained(tmp_path / "solver")
+    again = helpers.make_solver(SolverParts.load(tmp_path / "solver"))
+    assert again.parts.stack.modules == solver.parts.stack.modules
+    for name, tensor in solver.parts.stack.tensors().items():
+        assert torch.equal(again.parts.stack.tensors()[name], tensor)
+    assert torch.equal(again.rank_weights(PROMPTS), solver.rank_weights(PROMPTS))
+    assert torch.equal(logits(again, PROMPTS[0]), logits(solver, PROMPTS[0]))
+    again.save_pretrained(tmp_path / "again")
+    for file in (tmp_path / "solver").iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [(3, "expert 3"), (-1, "expert -1"), ("nearst", "nearst"), (["none"], "1 weights for 3")],
+)
+def test_bad_weights_are_input_errors(solver: Solver, weights: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        solver.loss(PROMPTS, RESPONSES, weights=weights)
+
+
+def test_experts_of_another_model_are_refused(tmp_path: Path, parts: SolverParts, helpers: Any) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    other = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(InputError, match="no layer"):
+        Solver(other, None, parts)
