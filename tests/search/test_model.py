@@ -167,7 +167,7 @@ def assert_same(forest: Forest, model: Model, tree: int) -> None:
             max(node.returns, default=0.0),
         )
         names = ("parent", "depth", "tag", "children", "n", "visits", "pending", "reason", "refined", "prior")
-        assert tuple(row[list((*names, "value", "max"))].item()) == want
+        assert tuple(row[[*names, "value", "max"]].item()) == want
     assert len(rows) == sum(node.path()[0].id == tree for node in model.nodes)
 
 
@@ -192,7 +192,7 @@ def test_agrees_with_the_model(name: str, seed: int, tmp_path) -> None:
     trees = forest.plant(4).tolist()
     assert trees == model.plant(4)
     flying = []  # (selection, row)
-    for step in range(400):
+    for _ in range(400):
         action = rng.random()
         if action < 0.45:
             chosen = [rng.choice(trees) for _ in range(rng.randint(1, 4))]

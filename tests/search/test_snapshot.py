@@ -1,0 +1,170 @@
+"""Snapshots: what was saved continues the same; whatever else is refused by name."""
+
+from __future__ import annotations
+
+import random
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bdc.search import PUCB, PUCT, UCT, Forest, ForestError, GumbelRoot, Thompson, Widening
+
+
+def wave(forest: Forest, rng: np.random.Generator) -> list[int]:
+    """One wave over all trees; the selected paths."""
+    selection = forest.select(forest.trees, 2)
+    leaves = np.unique(selection.leaf)
+    agents = forest.rule.agents if isinstance(forest.rule, Thompson) else 3
+    tags = rng.integers(0, max(agents, 1), 3 * len(leaves))
+    children = forest.expand(leaves, 3, rng.random(3 * len(leaves)), tags)
+    forest.backup(children, rng.random(len(children)))
+    return selection.path.tolist()
+
+
+RULES = [UCT(0.7), PUCT(fpu_reduction=0.2), PUCB(), GumbelRoot(32, 4), Thompson(2), Thompson(0, "normal", 0.5, 2.0)]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("backup", ["max", "mean"])
+def test_save_load_continue(rule, backup: str, tmp_path: Path) -> None:
+    forest = Forest(rule, backup, seed=5, virtual_loss=0.1, widening=Widening(2.0, 0.5))
+    forest.plant(3)
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        wave(forest, rng)
+    flying = forest.select(forest.trees)
+    forest.save(tmp_path / "a")
+    other = Forest.load(tmp_path / "a")
+    assert (other.rule, other.backup_mode, other.gamma) == (forest.rule, forest.backup_mode, forest.gamma)
+    other.backup(flying, [0.1, 0.2, 0.3])
+    forest.backup(flying, [0.1, 0.2, 0.3])
+    ours, theirs = np.random.default_rng(2), np.random.default_rng(2)
+    for _ in range(20):
+        assert wave(forest, ours) == wave(other, theirs)
+    for tree in forest.trees:
+        assert (forest.nodes(tree) == other.nodes(tree)).all()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]  # no temporary is left
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> bytes:
+    forest = Forest(Thompson(2), seed=5)
+    forest.plant(2)
+    rng = np.random.default_rng(1)
+    for _ in range(4):
+        wave(forest, rng)
+    forest.select(forest.trees, 2)
+    forest.save(tmp_path / "good")
+    return (tmp_path / "good").read_bytes()
+
+
+def refused(folder: Path, content: bytes) -> str:
+    path = folder / "bad"
+    path.write_bytes(content)
+    with pytest.raises(ForestError) as caught:
+        Forest.load(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_truncated_foreign_newer(snapshot: bytes, tmp_path: Path) -> None:
+    for length in [0, 1, 31, 32, 100, 200, len(snapshot) // 2, len(snapshot) - 1]:
+        refused(tmp_path, snapshot[:length])
+    refused(tmp_path, snapshot + b"\0")
+    assert "foreign" in refused(tmp_path, b"PK" + snapshot[2:])
+    newer = bytearray(snapshot)
+    struct.pack_into("<I", newer, 8, 2)
+    assert "newer" in refused(tmp_path, bytes(newer))
+    with pytest.raises(ForestError, match="cannot be opened"):
+        Forest.load(tmp_path / "nothing")
+    with pytest.raises(ForestError):
+        Forest.load(tmp_path)
+
+
+def test_any_flipped_bit_is_noticed(snapshot: bytes, tmp_path: Path) -> None:
+    rng = random.Random(3)
+    used = [i for i, byte in enumerate(snapshot) if byte] + list(range(176))
+    for _ in range(400):
+        damaged = bytearray(snapshot)
+        damaged[rng.choice(used)] ^= 1 << rng.randrange(8)
+        refused(tmp_path, bytes(damaged))
+
+
+def mask(x: int) -> int:
+    return x & (2**64 - 1)
+
+
+def rotl(x: int, by: int) -> int:
+    return mask(x << by) | (mask(x) >> (64 - by))
+
+
+def checksum(data: bytes) -> int:
+    """The format's checksum, written a second time."""
+    prime, other = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F
+    lanes = [prime, other, mask(~prime), mask(~other)]
+    whole = len(data) // 32 * 32
+    for at, (word,) in enumerate(struct.iter_unpack("<Q", data[:whole])):
+        lanes[at % 4] = mask(rotl(mask(lanes[at % 4] + word * other), 31) * prime)
+    tail = 0
+    for byte in data[whole:]:
+        tail = mask(rotl(tail ^ mask(byte * other), 11) * prime)
+    value = mask(len(data) * prime) ^ tail
+    for lane in lanes:
+        value = mask(rotl(value ^ lane, 27) * prime + other)
+    value = mask((value ^ (value >> 33)) * other)
+    return value ^ (value >> 29)
+
+
+def resealed(content: bytearray) -> bytes:
+    """The file with all its checksums made right again."""
+    for section in range(6):
+        at = 32 + 24 * section
+        offset, size, _ = struct.unpack_from("<QQQ", content, at)
+        struct.pack_into("<Q", content, at + 16, checksum(bytes(content[offset : offset + size])))
+    struct.pack_into("<Q", content, 24, checksum(bytes(content[32 : 32 + 24 * 6])))
+    return bytes(content)
+
+
+def test_hostile_files_with_good_checksums(snapshot: bytes, tmp_path: Path) -> None:
+    """A forged file is refused, or yields a forest that works: never a crash."""
+    assert resealed(bytearray(snapshot)) == snapshot
+    rng = random.Random(4)
+    outcomes = {"refused": 0, "loaded": 0}
+    path = tmp_path / "forged"
+    extreme = [0, 1, 2, 4, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF, 0x7FF00000, 0xFFF80000]
+    for _ in range(400):
+        forged = bytearray(snapshot)
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(192, len(forged) - 4) // 4 * 4
+            (old,) = struct.unpack_from("<I", forged, at)
+            new = rng.choice([rng.choice(extreme), old ^ (1 << rng.randrange(32)), mask(old + 1) & 0xFFFFFFFF])
+            struct.pack_into("<I", forged, at, new)
+        path.write_bytes(resealed(forged))
+        try:
+            forest = Forest.load(path)
+        except ForestError:
+            outcomes["refused"] += 1
+            continue
+        outcomes["loaded"] += 1
+        forest.check()
+        for tree in forest.trees:
+            forest.nodes(int(tree))
+            forest.best_path(int(tree))
+        forest.abandon(forest.select(forest.trees, 2))
+        forest.compact()
+    assert outcomes["refused"] > 50
+    assert outcomes["loaded"] > 20
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
+    forest = Forest()
+    forest.plant(1)
+    with pytest.raises(OSError, match="nowhere"):
+        forest.save(tmp_path / "nowhere" / "file")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "kept").touch()
+    with pytest.raises(OSError):
+        forest.save(tmp_path / "folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
