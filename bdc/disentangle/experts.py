@@ -58,11 +58,11 @@ class AdapterTrainer:
         key = digest(
             "adapter", settings, job.index, job.rank, job.alpha, str(self.model.dtype), len(job.train), examples
         )
-        target = self.folder / job.name
+        target, checkpoint = self.folder / job.name, self.folder / f".{job.name}.checkpoint.pt"
         if (record := _stored(target, key)) is not None:
+            checkpoint.unlink(missing_ok=True)  # left by a process that was killed right after storing
             return record
         adapter = self._adapter(job)
-        checkpoint = self.folder / f".{job.name}.checkpoint.pt"
         trainer = Trainer(
             parameters={name: p for name, p in adapter.named_parameters() if p.requires_grad},
             module=adapter,

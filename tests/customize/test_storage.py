@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from bdc.customize.stacks import Stack, stack_adapters
+from bdc.customize.storage import SolverParts
+from bdc.errors import InputError, StaleArtifactError
+
+
+@pytest.fixture
+def folder(parts: SolverParts, tmp_path: Path) -> Path:
+    parts.save(tmp_path / "solver")
+    return tmp_path / "solver"
+
+
+def test_stack_puts_experts_in_blocks(adapters: list[Path]) -> None:
+    from safetensors.torch import load_file
+
+    stack = stack_adapters(adapters)
+    assert (stack.k, stack.rank, stack.scaling) == (3, 4, 2.0)
+    assert stack.modules == sorted(stack.modules, key=lambda name: int(name.split(".")[2]))
+    for index, adapter in enumerate(adapters):
+        own = load_file(adapter / "adapter_model.safetensors")
+        lora_a, lora_b = stack.expert(index)
+        for name in stack.modules:
+            assert torch.equal(lora_a[name], own[f"base_model.model.{name}.lora_A.weight"])
+            assert torch.equal(lora_b[name], own[f"base_model.model.{name}.lora_B.weight"])
+
+
+def test_layers_are_in_numerical_order() -> None:
+    from bdc.customize.stacks import _natural
+
+    names = ["model.layers.10.a", "model.layers.2.b", "model.layers.2.a"]
+    assert sorted(names, key=_natural) == ["model.layers.2.a", "model.layers.2.b", "model.layers.10.a"]
+
+
+def test_adapters_that_differ_are_refused(adapters: list[Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(adapters[1], other)
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 99}))
+    with pytest.raises(InputError, match="other differs"):
+        stack_adapters([adapters[0], other])
+    (other / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    with pytest.raises(InputError, match="use_dora"):
+        stack_adapters([other])
+    with pytest.raises(InputError, match="nowhere"):
+        stack_adapters([tmp_path / "nowhere"])
+    with pytest.raises(InputError, match="no adapters"):
+        stack_adapters([])
+
+
+def test_missing_tensors_are_an_input_error(parts: SolverParts) -> None:
+    fields = {"k": 3, "rank": 4, "alpha": 8.0, "target_modules": ("q_proj",)}
+    with pytest.raises(InputError, match="lora_A"):
+        Stack.from_tensors({}, ["model.x"], **fields)
+
+
+@pytest.mark.parametrize("name", ["experts.safetensors", "hypernetwork.safetensors", "centroids.safetensors"])
+def test_changed_and_missing_files_are_refused(folder: Path, name: str) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(InputError, match=f"{name} does not match"):
+        SolverParts.load(folder)
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=f"{name} does not exist"):
+        SolverParts.load(folder)
+
+
+def test_other_formats_and_foreign_folders_are_refused(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "bdc_config.json").read_text())
+    (folder / "bdc_config.json").write_text(json.dumps(config | {"format": 99}))
+    with pytest.raises(StaleArtifactError, match="format 99"):
+        SolverParts.load(folder)
+    (folder / "bdc_config.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        SolverParts.load(folder)
+    with pytest.raises(InputError, match="no solver folder"):
+        SolverParts.load(tmp_path / "nowhere")
+
+
+def test_saving_replaces_a_folder_and_leaves_nothing_behind(folder: Path, parts: SolverParts) -> None:
+    (folder / "stale").write_text("x")
+    parts.save(folder)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"bdc_config.json", "experts.safetensors", "hypernetwork.safetensors", "centroids.safetensors"}
+    assert [path.name for path in folder.parent.iterdir()] == ["solver"]
