@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -29,7 +30,10 @@ _Opened = tuple[_Ask | None, TestResult | None]
 class Judge:
     """The tests of one program: `results` in their order, `by_wall` the ones that the wall clock decided."""
 
-    def __init__(self, server: ForkServer, program: str, tests: Sequence[Test], limits: Limits) -> None:
+    def __init__(
+        self, server: ForkServer, program: str, tests: Sequence[Test], limits: Limits, stop: threading.Event
+    ) -> None:
+        self._stop = stop
         self._server, self._program, self._limits = server, program, limits
         self._tests = tests
         self._found: dict[int, TestResult] = {}
@@ -76,7 +80,7 @@ class Judge:
         """Open a session in which the program has been loaded; the result is set where it could not be."""
         with Session(self._server, "guest", self._limits, tests, calls=calls) as session:
             session.send({"mode": mode, "nonce": session.nonce, "program": self._program})
-            reply = wait(self._server, session, self._limits)
+            reply = wait(self._server, session, self._limits, self._stop)
             if isinstance(reply, End):
                 result = TestResult(reply.status, f"while loading: {reply.message}", seconds=session.spent())
                 yield session, result
@@ -100,7 +104,7 @@ class Judge:
             ) from error
         session.begin()
         session.send(message)
-        reply = wait(self._server, session, self._limits)
+        reply = wait(self._server, session, self._limits, self._stop)
         if isinstance(reply, End):
             return self._ended(reply, session, **shown)
         seconds = session.spent()
@@ -136,7 +140,7 @@ class Judge:
             room = 2 * len(test.expected.encode("utf-8", "replace"))
             with Session(self._server, "guest", self._limits, 1, stdin=stdin, output_bytes=room) as session:
                 session.send({"mode": "stdin", "nonce": session.nonce, "program": self._program})
-                reply = wait(self._server, session, self._limits)
+                reply = wait(self._server, session, self._limits, self._stop)
                 session.drain()
                 return self._judge_output(test, session, reply)
         finally:
@@ -180,9 +184,9 @@ class Judge:
         guest.begin()
         referee.begin()
         referee.send({"code": test.code, "entry": test.entry_point})
-        reply = wait(self._server, referee, self._limits, watched=[guest])
+        reply = wait(self._server, referee, self._limits, self._stop, watched=[guest])
         if not isinstance(reply, End) and _status(reply) == "lost":
-            reply = wait(self._server, guest, self._limits)
+            reply = wait(self._server, guest, self._limits, self._stop)
             if not isinstance(reply, End):
                 reply = End("runtime_error", "the process of the program wrote to the judge's channel")
         if isinstance(reply, End):
@@ -210,7 +214,7 @@ class Judge:
     def _ask_beside(self, session: Session, test: AssertTest) -> tuple[TestResult, End | None]:
         session.begin()
         session.send({"code": test.code, "entry": test.entry_point})
-        reply = wait(self._server, session, self._limits)
+        reply = wait(self._server, session, self._limits, self._stop)
         if isinstance(reply, End):
             result, end = self._ended(reply, session)
             return _unverified(result), end

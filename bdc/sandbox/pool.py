@@ -64,7 +64,7 @@ class Sandbox:
         self.close()
 
     async def judge(self, program: str, tests: Sequence[Test], limits: Limits = Limits()) -> Verdict:  # noqa: B008
-        """Judge one program; when the awaiting task is cancelled the program is ended at its next test."""
+        """Judge one program; when the awaiting task is cancelled the program is ended."""
         stop = threading.Event()
         try:
             return await asyncio.wrap_future(self._submit(program, tests, limits, stop))
@@ -107,23 +107,25 @@ class Sandbox:
     def _judge(self, program: str, tests: tuple[Test, ...], limits: Limits, stop: threading.Event) -> Verdict:
         started = time.monotonic()
         with self._alone.shared():
-            results, by_wall = self._attempt(program, tests, limits)
+            results, by_wall = self._attempt(program, tests, limits, stop)
         if by_wall and self.workers > 1:
             chosen = sorted(by_wall)
             with self._alone.exclusive():
-                again, _ = self._attempt(program, tuple(tests[i] for i in chosen), limits)
+                again, _ = self._attempt(program, tuple(tests[i] for i in chosen), limits, stop)
             for index, result in zip(chosen, again, strict=True):
                 results[index] = result
         return Verdict(tuple(results), self.level, all(r.verified for r in results), time.monotonic() - started)
 
-    def _attempt(self, program: str, tests: tuple[Test, ...], limits: Limits) -> tuple[list[TestResult], set[int]]:
+    def _attempt(
+        self, program: str, tests: tuple[Test, ...], limits: Limits, stop: threading.Event
+    ) -> tuple[list[TestResult], set[int]]:
         """Judge on an idle server; a server that dies is replaced and the program judged again."""
         server = self._idle.get()
         try:
             for attempt in range(1, _ATTEMPTS + 1):
                 if server is None:
                     server = ForkServer(self.level, self._python, self._modules)
-                judge = Judge(server, program, tests, limits)
+                judge = Judge(server, program, tests, limits, stop)
                 try:
                     return judge.results(), judge.by_wall
                 except ServerLostError:

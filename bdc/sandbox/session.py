@@ -7,8 +7,10 @@ import secrets
 import select
 import signal
 import socket
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ from bdc.sandbox.limits import Limits
 from bdc.sandbox.server import ForkServer, cpu_seconds
 
 _TICK = 0.001
+_STOP_SECONDS = 0.25  # how late a cancellation may be noticed
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +211,19 @@ class Session:
         os.close(self._out)
 
 
-def wait(server: ForkServer, asked: Session, limits: Limits, watched: Sequence[Session] = ()) -> Any | End:
-    """Wait for the next frame of ``asked`` while it and ``watched`` keep their limits; return it, or how it ended."""
+def wait(
+    server: ForkServer, asked: Session, limits: Limits, stop: threading.Event, watched: Sequence[Session] = ()
+) -> Any | End:
+    """Wait for the next frame of ``asked`` while it and ``watched`` keep their limits; return it, or how it ended.
+
+    Raises:
+        CancelledError: ``stop`` was set.
+    """
     sessions = (asked, *watched)
     try:
         while True:
+            if stop.is_set():
+                raise CancelledError
             frame = asked.take()
             for session in sessions:
                 if end := session.broken_limit(limits):
@@ -224,7 +235,7 @@ def wait(server: ForkServer, asked: Session, limits: Limits, watched: Sequence[S
                     return end
             if frame is not None:
                 return frame
-            _poll(server, sessions, min(session.patience(limits) for session in sessions))
+            _poll(server, sessions, min(_STOP_SECONDS, *(session.patience(limits) for session in sessions)))
     except frames.ProtocolError as error:
         return End("runtime_error", f"the process wrote to the judge's channel: {error}")
 

@@ -109,13 +109,13 @@ class Confinement:
         if self.level in ("L3", "L2"):
             (self._filter if self._world else seccomp.Filter(os.getpid())).install()
 
-    def kill_strays(self) -> None:
-        """End whatever a child left behind; below L2 a program may fork (above, it cannot)."""
+    def kill_strays(self, known: set[int]) -> None:
+        """End what a child left behind, but for the ``known`` other children; from L2 on no program can fork."""
         if self.level != "L1":
             return
         children = Path(f"/proc/self/task/{os.getpid()}/children")
-        while pids := children.read_text().split():
-            for pid in map(int, pids):
+        while pids := set(map(int, children.read_text().split())) - known:
+            for pid in pids:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
 

@@ -46,9 +46,9 @@ _PLAIN = {
     "pselect6": (270, 72), "ppoll": (271, 73), "set_robust_list": (273, 99), "get_robust_list": (274, 100),
     "epoll_pwait": (281, 22), "eventfd2": (290, 19), "epoll_create1": (291, 20), "dup3": (292, 24), "pipe2": (293, 59),
     "preadv": (295, 69), "pwritev": (296, 70), "getcpu": (309, 168), "renameat2": (316, 276), "getrandom": (318, 278),
-    "statx": (332, 291), "rseq": (334, 293), "futex_waitv": (449, 449),
+    "statx": (332, 291), "rseq": (334, 293), "close_range": (436, 436), "futex_waitv": (449, 449),
 }  # fmt: skip
-_MISSING = {"clone3": (435, 435), "openat2": (437, 437), "faccessat2": (439, 439), "close_range": (436, 436)}
+_MISSING = {"clone3": (435, 435), "openat2": (437, 437), "faccessat2": (439, 439)}
 
 _Code = list[tuple[int, int, int, int]]
 
