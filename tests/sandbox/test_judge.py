@@ -1,0 +1,254 @@
+"""Verdicts: every status, every kind of test, partial credit, and what a reader is shown."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+
+import pytest
+
+from bdc.errors import InputError
+from bdc.sandbox import Limits, Sandbox, TestResult, Verdict
+from bdc.testcase import AssertTest, CallTest, StdinTest, Test
+
+
+def judge(sandbox: Sandbox, program: str, tests: list[Test], limits: Limits) -> Verdict:
+    return sandbox.judge_many([(program, tests)], limits)[0]
+
+
+def statuses(verdict: Verdict) -> list[str]:
+    return [result.status for result in verdict.results]
+
+
+MIXED = """
+def f(n):
+    if n == 1:
+        return n + 2
+    if n == 2:
+        while True:
+            pass
+    if n == 3:
+        return {}[n]
+    if n == 4:
+        return len([0] * 10**9)
+    if n == 5:
+        print("x" * 10**6)
+    if n == 6:
+        return (i for i in range(3))
+    return n + 1
+"""
+
+
+def test_every_status_and_credit_for_what_follows(isolated: Sandbox, quick: Limits) -> None:
+    verdict = judge(isolated, MIXED, [CallTest("f", (n,), n + 1) for n in range(9)], quick)
+    assert statuses(verdict) == [
+        "passed", "wrong_answer", "timeout", "runtime_error", "memory", "output_limit", "wrong_answer", "passed", "passed",
+    ]  # fmt: skip
+    assert verdict.level == isolated.level
+    assert verdict.verified
+    assert verdict.pass_rate == pytest.approx(3 / 9)
+    assert verdict.results[3].line == 9
+    assert "KeyError: 3" in verdict.results[3].message
+    assert (verdict.results[1].expected, verdict.results[1].actual) == ("2", "3")
+
+
+def test_syntax_error_has_a_line(isolated: Sandbox, quick: Limits) -> None:
+    for program, line in (("x = 1\ndef f(:\n", 2), ("\0", None), ("x = '\ud800'", None)):
+        (result,) = judge(isolated, program, [CallTest("f", (), 1)], quick).results
+        assert (result.status, result.line) == ("syntax_error", line), program
+
+
+def test_a_program_that_fails_at_import_fails_every_test_once(isolated: Sandbox, quick: Limits) -> None:
+    verdict = judge(isolated, "while True: pass", [CallTest("f", (), 1)] * 50, quick)
+    assert statuses(verdict) == ["timeout"] * 50
+    assert verdict.seconds < 3
+    verdict = judge(isolated, "\n1 / 0", [CallTest("f", (), 1)] * 2, quick)
+    assert [(r.status, r.line) for r in verdict.results] == [("runtime_error", 2)] * 2
+
+
+def test_restarts_are_bounded(isolated: Sandbox) -> None:
+    limits = Limits(cpu_seconds=0.05, restarts=2)
+    verdict = judge(isolated, "def f(n):\n    while n: pass\n    return n", [CallTest("f", (n % 4,), n % 4) for n in range(12)], limits)
+    assert statuses(verdict)[:4] == ["passed", "timeout", "timeout", "timeout"]
+    assert set(statuses(verdict)[4:]) == {"timeout"}
+    assert "not run" in verdict.results[-1].message
+
+
+def test_sleeping_is_ended_by_the_wall_clock(isolated: Sandbox) -> None:
+    limits = Limits(cpu_seconds=0.2, wall_seconds=0.5)
+    (result,) = judge(isolated, "import time\ndef f(): time.sleep(60)", [CallTest("f", (), 1)], limits).results
+    assert result.status == "timeout"
+    assert result.seconds < 0.2
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected", "status"),
+    [
+        ("(1, 2)", [1, 2], "wrong_answer"),
+        ("[1, 2]", [1, 2], "passed"),
+        ("(1, [2, {3: {4}}])", (1, [2, {3: {4}}]), "passed"),
+        ("1.0", 1, "passed"),
+        ("True", 1, "passed"),
+        ("'1'", 1, "wrong_answer"),
+        ("0.1 + 0.2", 0.3, "wrong_answer"),
+        ("float('nan')", float("nan"), "passed"),
+        ("[float('inf'), -float('inf')]", [float("inf"), -float("inf")], "passed"),
+        ("__import__('collections').Counter('aab')", {"a": 2, "b": 1}, "passed"),
+        ("__import__('fractions').Fraction(1, 2)", Fraction(1, 2), "passed"),
+        ("3 ** 5000", 3**5000, "passed"),
+        ("3 ** 5000 + 1", 3**5000, "wrong_answer"),
+        ("b'a\\xff'", b"a\xff", "passed"),
+        ("'\\ud800\\n\\x00'", "\ud800\n\x00", "passed"),
+        ("{1: 2}.keys()", {1}, "passed"),
+        ("frozenset([1])", {1}, "passed"),
+        ("object()", None, "wrong_answer"),
+        ("None", None, "passed"),
+        ("1 + 2j", 1 + 2j, "passed"),
+    ],
+)
+def test_equality_is_python_s(isolated: Sandbox, quick: Limits, expression: str, expected: object, status: str) -> None:
+    (result,) = judge(isolated, f"def f(): return {expression}", [CallTest("f", (), expected)], quick).results
+    assert result.status == status, result
+
+
+def test_call_finds_methods_and_passes_keywords(isolated: Sandbox, quick: Limits) -> None:
+    program = "class Solution:\n    def add(self, a, *, b=0): return a + b"
+    assert judge(isolated, program, [CallTest("add", (1,), 3, {"b": 2})], quick).passed
+    (result,) = judge(isolated, program, [CallTest("sub", (1,), 3)], quick).results
+    assert (result.status, "NameError" in result.message) == ("runtime_error", True)
+
+
+def test_whole_programs(isolated: Sandbox, quick: Limits) -> None:
+    program = """
+import sys, threading, atexit
+atexit.register(lambda: print("last"))
+def main():
+    a, b = map(int, sys.stdin.readline().split())
+    if a == 7: sys.exit(3)
+    print(a / b, sys.stdin.read().strip())
+threading.Thread(target=main).start() if __name__ == "__main__" else None
+"""
+    tests: list[Test] = [StdinTest("1 3\nrest\n", "0.33333333 rest last"), StdinTest("1 2\n", "0.5 last")]
+    assert judge(isolated, program, tests, quick).passed
+    verdict = judge(
+        isolated,
+        "n = int(input())\nif n == 0: raise SystemExit\nif n == 1: exit(4)\nif n == 2: input()\nprint(n)",
+        [StdinTest(f"{n}\n", e) for n, e in ((0, ""), (1, ""), (2, ""), (3, "3"), (4, "5"))],
+        quick,
+    )
+    assert statuses(verdict) == ["passed", "runtime_error", "runtime_error", "passed", "wrong_answer"]
+    assert verdict.results[2].line == 4
+    assert verdict.results[4].message == "token 1 is '4' instead of '5'"
+
+
+def test_large_input_and_output(isolated: Sandbox) -> None:
+    text = " ".join(map(str, range(200_000)))
+    program = "import sys\nsys.stdout.write(sys.stdin.read())"
+    assert judge(isolated, program, [StdinTest(text, text)], Limits()).passed
+
+
+CHECK = """
+METADATA = {'author': 'x'}
+
+def check(candidate):
+    assert candidate(2) == 3
+    assert candidate(%d) == 4, "second"
+"""
+
+
+def test_assertions(isolated: Sandbox, quick: Limits) -> None:
+    program = "def f(n):\n    if n == 9: raise ValueError('nine')\n    return n + 1"
+    verdict = judge(
+        isolated,
+        program,
+        [
+            AssertTest(CHECK % 3, "f"),
+            AssertTest(CHECK % 5, "f"),
+            AssertTest("assert f(1) == 2", "f"),
+            AssertTest("assert math.isclose(f(1), 2.0)", "f"),
+            AssertTest("assert f(9) == 10", "f"),
+            AssertTest("try:\n    f(9)\n    assert False\nexcept ValueError as e:\n    assert str(e) == 'nine'", "f"),
+            AssertTest("assert f(1)[0] == 2", "f"),
+            AssertTest("assert undefined(", "f"),
+        ],
+        quick,
+    )
+    assert statuses(verdict) == [
+        "passed", "wrong_answer", "passed", "passed", "runtime_error", "passed", "wrong_answer", "runtime_error",
+    ]  # fmt: skip
+    assert verdict.verified
+    assert (verdict.results[1].expected, verdict.results[1].actual) == ("4", "6")
+    assert verdict.results[4].line == 2
+    assert "the test itself failed" in verdict.results[7].message
+
+
+def test_assertions_see_what_a_call_did_to_its_arguments(isolated: Sandbox, quick: Limits) -> None:
+    program = "def f(a, d):\n    a.sort()\n    d['k'] = [1]"
+    code = "a, d = [3, 1], {}\nassert f(a, d) is None\nassert a == [1, 3]\nassert d == {'k': [1]}"
+    verdict = judge(isolated, program, [AssertTest(code, "f")], quick)
+    assert verdict.passed and verdict.verified
+
+
+def test_values_that_cannot_travel_make_the_verdict_unverified(isolated: Sandbox, quick: Limits) -> None:
+    program = "def f(g): return map(g, [1, 2])\ndef helper(): return 5\nclass Pair:\n    a = 1"
+    tests: list[Test] = [
+        AssertTest("assert list(f(lambda x: x + 1)) == [2, 3]", "f"),
+        AssertTest("assert list(f(lambda x: x + 1)) == [2, 4]", "f"),
+        AssertTest("assert helper() == 5 and Pair().a == 1", "f"),
+    ]
+    verdict = judge(isolated, program, tests, quick)
+    assert statuses(verdict) == ["passed", "wrong_answer", "passed"]
+    assert not verdict.verified
+    assert [result.verified for result in verdict.results] == [False] * 3
+
+
+def test_a_hanging_assertion_does_not_take_the_others_with_it(isolated: Sandbox, quick: Limits) -> None:
+    program = "def f(n):\n    while n == 2: pass\n    return n"
+    tests: list[Test] = [AssertTest(f"assert f({n}) == {n}", "f") for n in (1, 2, 3)] + [AssertTest("while True: pass", "f")]
+    verdict = judge(isolated, program, tests, quick)
+    assert statuses(verdict) == ["passed", "timeout", "passed", "timeout"]
+    assert "the code of the test" in verdict.results[3].message
+
+
+def test_kinds_of_tests_mix(isolated: Sandbox, quick: Limits) -> None:
+    tests: list[Test] = [StdinTest("", "hi"), AssertTest("assert f() == 1", "f"), CallTest("f", (), 1), StdinTest("", "ho")]
+    verdict = judge(isolated, "def f(): return 1\nif __name__ == '__main__': print('hi')", tests, quick)
+    assert statuses(verdict) == ["passed", "passed", "passed", "wrong_answer"]
+
+
+def test_verdicts_survive_json(isolated: Sandbox, quick: Limits) -> None:
+    verdict = judge(isolated, MIXED, [CallTest("f", (n,), 1) for n in (0, 1, 3)], quick)
+    assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
+    with pytest.raises(InputError):
+        Verdict.from_json({"results": [{}]})
+
+
+def test_feedback_is_bounded_and_printable(isolated: Sandbox, quick: Limits) -> None:
+    program = "def f(n): return '\\x1b[2J' + chr(0x202e) + 'y' * 100000"
+    text = judge(isolated, program, [CallTest("f", (n,), n) for n in range(9)], quick).feedback()
+    assert text.startswith("0 of 9 tests passed.")
+    assert "4 more tests failed." in text
+    assert len(text) < 5000
+    assert all(c.isprintable() or c in "\n\t" for c in text)
+
+
+def test_feedback_of_a_pass() -> None:
+    assert Verdict((TestResult("passed"),), "L3", True, 0.1).feedback() == "1 of 1 tests passed."
+
+
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [(b"x", [CallTest("f", (), 1)]), ("x", []), ("x", ["assert True"])],
+)
+def test_bad_input_is_named(isolated: Sandbox, program: str, tests: list[Test]) -> None:
+    with pytest.raises(InputError):
+        isolated.judge_many([(program, tests)])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"cpu_seconds": 0}, {"cpu_seconds": float("nan")}, {"memory_mb": -1}, {"wall_seconds": 1.0}, {"output_kb": True}],
+)
+def test_limits_that_make_no_sense_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(InputError):
+        Limits(**values)  # type: ignore[arg-type]
