@@ -40,7 +40,7 @@ Lines::~Lines() { release_lines(data_, capacity_); }
 void Lines::reserve(std::size_t lines) {
     if (lines <= capacity_) return;
     std::size_t wanted = std::max<std::size_t>({lines, capacity_ * 2, 16});
-    if (capacity_ * kLineBytes > (std::size_t(64) << 20)) {
+    if (capacity_ * kLineBytes > 4 * kMapped) {
         wanted = std::max(lines, capacity_ + capacity_ / 4);
     }
     const std::size_t bytes = wanted * kLineBytes;

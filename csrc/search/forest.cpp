@@ -344,10 +344,13 @@ void Forest::drop(Ids trees) {
     for (const std::int64_t root : trees) {
         if (locations_[root] == kNowhere) continue;  // named twice
         const std::uint32_t index = Location::unpack(locations_[root]).tree;
-        for (auto& location : locations_) {
-            if (location != kNowhere && Location::unpack(location).tree == index) {
-                location = kNowhere;
+        const Arena& arena = trees_[index].arena;
+        for (std::uint32_t block = 0; block < arena.used();) {  // blocks lie end to end
+            const Family family = arena.at(block);
+            for (std::uint32_t lane = 0; lane < family.head().count; ++lane) {
+                locations_[family.id()[lane]] = kNowhere;
             }
+            block += lines_for(family.head().capacity);
         }
         trees_[index] = Tree{};
         trees_[index].alive = false;

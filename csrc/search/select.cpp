@@ -11,6 +11,12 @@ namespace {
 
 constexpr std::size_t kInterleaved = 8;
 
+// Room for the scores of one family; kept, since a call may select a single leaf.
+double* score_room() {
+    thread_local std::vector<double> room(kMaxChildren);
+    return room.data();
+}
+
 struct Walker {
     std::size_t item = 0;        // position in the call's list of trees
     std::int64_t leaf = 0;       // of that tree in this call
@@ -67,7 +73,7 @@ template <class Rule>
 class Descent {
   public:
     Descent(const Rule& rule, const Config& config, std::vector<Tree>& trees)
-        : rule_(rule), config_(config), trees_(trees), scores_(kMaxChildren) {}
+        : rule_(rule), config_(config), trees_(trees), scores_(score_room()) {}
 
     void start(Walker& walker) {
         const Family family = trees_[walker.tree].arena.at(0);
@@ -96,8 +102,8 @@ class Descent {
                         config_.seed,
                         walker.tree,
                         above.id()[walker.lane]};
-        rule_.score(site, scores_.data());
-        const std::uint32_t lane = arg_max(family, scores_.data());
+        rule_.score(site, scores_);
+        const std::uint32_t lane = arg_max(family, scores_);
         if (generate(walker, &site, tree, scores_[lane])) return false;
         walker.block = block;
         walker.lane = lane;
@@ -147,7 +153,7 @@ class Descent {
     const Rule& rule_;
     const Config& config_;
     std::vector<Tree>& trees_;
-    std::vector<double> scores_;
+    double* scores_;
 };
 
 }  // namespace
@@ -184,7 +190,10 @@ Selection Forest::select(Ids trees, std::int64_t leaves) {
         Descent descent(rule, config_, trees_);
         Paths& own = paths[part];
         std::size_t next = 0;
-        std::vector<Walker> walkers(std::min(kInterleaved, trees.size()));
+        own.pieces.reserve(rows / parts + 1);
+        thread_local std::vector<Walker> kept(kInterleaved);  // with the memory of their paths
+        const std::span<Walker> walkers(kept.data(), std::min(kInterleaved, trees.size()));
+        for (Walker& walker : walkers) walker.tree = kNone;
 
         const auto finish = [&](Walker& walker) {
             const std::size_t row = walker.item * std::size_t(leaves) + std::size_t(walker.leaf);

@@ -1,0 +1,67 @@
+// The core driven from C++: simulations (select, expand with B children, back up a value at the
+// selected leaf) per CPU second. Usage: search_bench TREES NODES BRANCHING [THREADS]; one line of
+// JSON.
+#include <sys/resource.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+
+#include "forest.hpp"
+
+using namespace bdc::search;
+
+namespace {
+
+double cpu_seconds() {
+    rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    const auto seconds = [](const timeval& t) {
+        return double(t.tv_sec) + 1e-6 * double(t.tv_usec);
+    };
+    return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc < 4) return 2;
+    const std::int64_t trees = std::atoll(argv[1]), nodes = std::atoll(argv[2]);
+    const std::int64_t branching = std::atoll(argv[3]);
+    Config config;
+    config.rule.kind = 0;  // UCT, mean: the rule that every peer has
+    config.rule.parameters[0] = 1.41421356;
+    config.backup = Backup::kMean;
+    Forest forest(config, argc > 4 ? unsigned(std::atoi(argv[4])) : 1);
+    // Small searches are repeated on fresh trees until there is enough to time.
+    const std::int64_t repeats = std::max<std::int64_t>(1, 1000000 / (trees * nodes));
+    const double cpu = cpu_seconds();
+    const auto wall = std::chrono::steady_clock::now();
+    const std::vector<double> value(std::size_t(trees), 0.5);
+    const std::int64_t waves = nodes / branching;
+    std::int64_t depth = 0;
+    std::size_t bytes = 0;  // after the first search
+    std::vector<std::int64_t> roots, leaves;
+    for (std::int64_t wave = 0; wave < waves * repeats; ++wave) {
+        if (wave % waves == 0) {
+            if (wave > 0) forest.drop(roots);
+            roots.clear();
+            for (const auto root : forest.plant(trees)) roots.push_back(root);
+        }
+        const Selection selection = forest.select(roots, 1);
+        leaves.assign(selection.leaf.begin(), selection.leaf.end());
+        forest.expand(leaves, Ids(&branching, 1), {}, {});
+        forest.backup(leaves, value, selection.ticket, true);
+        depth += selection.depth[0];
+        if (wave + 1 == waves) bytes = forest.bytes();
+    }
+    const double spent = cpu_seconds() - cpu;
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - wall;
+    const double simulations = double(waves * repeats * trees);
+    std::printf(
+        "{\"trees\": %ld, \"nodes\": %ld, \"branching\": %ld, \"mean_depth\": %.1f, "
+        "\"per_cpu_second\": %.0f, \"per_second\": %.0f, \"bytes_per_node\": %.1f}\n",
+        long(trees), long(nodes), long(branching), double(depth) / double(waves * repeats),
+        simulations / spent, simulations / elapsed.count(),
+        double(bytes) / double(trees * (1 + waves * branching)));
+}
