@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -75,4 +76,6 @@ def _close(expected: str, actual: str) -> bool:
     if len(actual) > 400 or not (_FLOAT.fullmatch(expected) and _NUMBER.fullmatch(actual)):
         return False
     a, b = float(expected), float(actual)
-    return a == b or (a != a and b != b) or abs(a - b) <= _TOLERANCE * max(1.0, abs(a))
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return a == b or (a != a and b != b)
+    return abs(a - b) <= _TOLERANCE * max(1.0, abs(a))

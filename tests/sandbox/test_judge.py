@@ -42,7 +42,8 @@ def f(n):
 def test_every_status_and_credit_for_what_follows(isolated: Sandbox, quick: Limits) -> None:
     verdict = judge(isolated, MIXED, [CallTest("f", (n,), n + 1) for n in range(9)], quick)
     assert statuses(verdict) == [
-        "passed", "wrong_answer", "timeout", "runtime_error", "memory", "output_limit", "wrong_answer", "passed", "passed",
+        "passed", "wrong_answer", "timeout", "runtime_error", "memory", "output_limit", "wrong_answer", "passed",
+        "passed",
     ]  # fmt: skip
     assert verdict.level == isolated.level
     assert verdict.verified
@@ -68,7 +69,12 @@ def test_a_program_that_fails_at_import_fails_every_test_once(isolated: Sandbox,
 
 def test_restarts_are_bounded(isolated: Sandbox) -> None:
     limits = Limits(cpu_seconds=0.05, restarts=2)
-    verdict = judge(isolated, "def f(n):\n    while n: pass\n    return n", [CallTest("f", (n % 4,), n % 4) for n in range(12)], limits)
+    verdict = judge(
+        isolated,
+        "def f(n):\n    while n: pass\n    return n",
+        [CallTest("f", (n % 4,), n % 4) for n in range(12)],
+        limits,
+    )
     assert statuses(verdict)[:4] == ["passed", "timeout", "timeout", "timeout"]
     assert set(statuses(verdict)[4:]) == {"timeout"}
     assert "not run" in verdict.results[-1].message
@@ -204,14 +210,21 @@ def test_values_that_cannot_travel_make_the_verdict_unverified(isolated: Sandbox
 
 def test_a_hanging_assertion_does_not_take_the_others_with_it(isolated: Sandbox, quick: Limits) -> None:
     program = "def f(n):\n    while n == 2: pass\n    return n"
-    tests: list[Test] = [AssertTest(f"assert f({n}) == {n}", "f") for n in (1, 2, 3)] + [AssertTest("while True: pass", "f")]
+    tests: list[Test] = [AssertTest(f"assert f({n}) == {n}", "f") for n in (1, 2, 3)] + [
+        AssertTest("while True: pass", "f")
+    ]
     verdict = judge(isolated, program, tests, quick)
     assert statuses(verdict) == ["passed", "timeout", "passed", "timeout"]
     assert "the code of the test" in verdict.results[3].message
 
 
 def test_kinds_of_tests_mix(isolated: Sandbox, quick: Limits) -> None:
-    tests: list[Test] = [StdinTest("", "hi"), AssertTest("assert f() == 1", "f"), CallTest("f", (), 1), StdinTest("", "ho")]
+    tests: list[Test] = [
+        StdinTest("", "hi"),
+        AssertTest("assert f() == 1", "f"),
+        CallTest("f", (), 1),
+        StdinTest("", "ho"),
+    ]
     verdict = judge(isolated, "def f(): return 1\nif __name__ == '__main__': print('hi')", tests, quick)
     assert statuses(verdict) == ["passed", "passed", "passed", "wrong_answer"]
 

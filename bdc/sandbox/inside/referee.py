@@ -12,6 +12,9 @@ from bdc.sandbox.inside import assertions, values
 from bdc.sandbox.inside.frames import Blocking, ProtocolError
 from bdc.sandbox.inside.guest import describe
 
+# The only words of a program's process that reach the judge through here; "passed" and "beside" must not.
+_FAILURES = ("runtime_error", "memory", "output_limit")
+
 
 class CannotTravelError(BaseException):
     """A value of a call is no plain data; a BaseException, so that no `except Exception` of a test swallows it."""
@@ -66,7 +69,8 @@ class Candidate:
             kind = Exception
         text = str(reply.get("message"))
         error = kind(text.partition(": ")[2] if ": " in text else "")
-        self.failure = (error, {key: reply.get(key) for key in ("status", "message", "line")})
+        status = reply.get("status") if reply.get("status") in _FAILURES else "runtime_error"
+        self.failure = (error, {"status": status, "message": text, "line": reply.get("line")})
         return error
 
 

@@ -31,8 +31,10 @@ def pack(value: Any, depth: int = 0) -> Any:
         NotPlainError: some part is no plain data, or the nesting is deeper than `MAX_DEPTH` (so are cycles).
     """
     kind = type(value)
-    if value is None or kind is bool or kind is str:
+    if value is None or kind is bool:
         return value
+    if kind is str:
+        return _pack_str(value)
     if kind is int:
         return value if -_SMALL < value < _SMALL else {"i": hex(value)}
     if kind is float:
@@ -49,6 +51,15 @@ def pack(value: Any, depth: int = 0) -> Any:
     raise NotPlainError(f"a value of type {kind.__name__!r}")
 
 
+def _pack_str(value: str) -> Any:
+    """JSON would join two halves of a surrogate pair, which Python keeps apart."""
+    try:
+        value.isascii() or value.encode()
+    except UnicodeEncodeError:
+        return {"u": value.encode("utf-8", "surrogatepass").hex()}
+    return value
+
+
 def _many(tag: str, items: Iterable[Any], depth: int) -> Any:
     return {tag: [pack(item, depth) for item in items]}
 
@@ -63,7 +74,7 @@ _PACKERS: tuple[tuple[type, Callable[[Any, int], Any]], ...] = (
     (list, lambda v, d: [pack(item, d) for item in list.__iter__(v)]),
     (set, lambda v, d: _many("s", set.__iter__(v), d)),
     (frozenset, lambda v, d: _many("z", frozenset.__iter__(v), d)),
-    (str, lambda v, d: str.__str__(v)),
+    (str, lambda v, d: _pack_str(str.__str__(v))),
     (int, lambda v, d: pack(int.__index__(v))),
     (float, lambda v, d: pack(float.__float__(v))),
     (complex, lambda v, d: {"c": [repr(v.real), repr(v.imag)]}),
@@ -126,6 +137,7 @@ _UNPACKERS: dict[str, Callable[[Any, int], Any]] = {
     "z": lambda b, d: frozenset(_hashed(_items(b, d))),
     "c": lambda b, d: complex(float(b[0]), float(b[1])),
     "b": lambda b, d: bytes.fromhex(b),
+    "u": lambda b, d: bytes.fromhex(b).decode("utf-8", "surrogatepass"),
     "y": lambda b, d: bytearray.fromhex(b),
     "r": lambda b, d: range(*_items(b, d)),
     "q": lambda b, d: deque(_items(b, d)),

@@ -1,0 +1,571 @@
+"""What hostile programs try. Each test asserts on what the attacker wanted, at L3 and at L2."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bdc.sandbox import Limits, Sandbox, TestResult
+from bdc.sandbox.check import self_check
+from bdc.testcase import AssertTest, CallTest, StdinTest
+
+
+def attack(sandbox: Sandbox, program: str, *args: Any, limits: Limits | None = None) -> TestResult:
+    """Run ``f(*args)`` of a program; its result, if any, is in ``actual``."""
+    limits = limits or Limits(cpu_seconds=1.0, wall_seconds=8.0, memory_mb=256)
+    return sandbox.judge_many([(program, [CallTest("f", args, "unguessable")])], limits)[0].results[0]
+
+
+def mine() -> set[int]:
+    """Processes of this test run, by the file of the fork server in their command lines."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"sandbox/inside/boot.py" in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
+        if folder != Path("/tmp") and folder.stat().st_uid == os.getuid():
+            folder.chmod(0o755)
+    path = tmp_path / "secret"
+    path.write_text(secrets.token_hex())
+    path.chmod(0o666)
+    return path
+
+
+def test_read_a_secret_file(isolated: Sandbox, secret: Path) -> None:
+    program = """
+import os, ctypes, io, mmap
+def f(path):
+    got = []
+    for read in (
+        lambda: open(path).read(),
+        lambda: os.read(os.open(path, os.O_RDONLY), 99).decode(),
+        lambda: open("/proc/self/root" + path).read(),
+        lambda: open("/proc/1/root" + path).read(),
+        lambda: os.read(os.open(path, os.O_RDONLY, dir_fd=os.open("/", os.O_RDONLY)), 99).decode(),
+        lambda: (os.symlink(path, "link"), open("link").read())[1],
+        lambda: (os.symlink("/", "root"), open("root" + path).read())[1],
+        lambda: (os.link(path, "hard"), open("hard").read())[1],
+        lambda: open("../" * 20 + path).read(),
+        lambda: open("/etc/passwd").read(),
+        lambda: open("/etc/hostname").read(),
+        lambda: __import__("shutil").copy(path, "copy") and open("copy").read(),
+    ):
+        try:
+            got.append(read())
+        except OSError:
+            pass
+    return got
+"""
+    result = attack(isolated, program, str(secret))
+    assert result.actual == "[]", result
+
+
+def test_write_outside(isolated: Sandbox, secret: Path) -> None:
+    content, mode = secret.read_text(), secret.stat().st_mode
+    program = """
+import os
+def f(path):
+    folder = os.path.dirname(path)
+    done = []
+    for name, write in {
+        "overwrite": lambda: open(path, "w").write("x"),
+        "append": lambda: open(path, "a").write("x"),
+        "truncate": lambda: os.truncate(path, 0),
+        "create": lambda: open(folder + "/new", "w").write("x"),
+        "mkdir": lambda: os.mkdir(folder + "/new"),
+        "remove": lambda: os.remove(path),
+        "rename": lambda: os.rename(path, folder + "/new"),
+        "chmod": lambda: os.chmod(path, 0o600),
+        "chown": lambda: os.chown(path, os.getuid(), os.getgid()),
+        "utime": lambda: os.utime(path, (0, 0)),
+        "xattr": lambda: os.setxattr(path, "user.x", b"x"),
+        "symlink": lambda: os.symlink("/etc/passwd", folder + "/new"),
+        "interpreter": lambda: open(os.__file__, "a").write("x"),
+        "shm": lambda: open("/dev/shm/bdc-escape", "w").write("x"),
+        "var": lambda: open("/var/tmp/bdc-escape", "w").write("x"),
+        "root": lambda: open("/bdc-escape", "w").write("x"),
+    }.items():
+        try:
+            write()
+            done.append(name)
+        except OSError:
+            pass
+    return done
+"""
+    result = attack(isolated, program, str(secret))
+    assert result.actual == "[]", result
+    assert secret.read_text() == content
+    assert (secret.stat().st_mode, secret.stat().st_mtime > 0) == (mode, True)
+    assert os.listdir(secret.parent) == ["secret"]  # noqa: PTH208
+    assert not any(Path(p).exists() for p in ("/dev/shm/bdc-escape", "/var/tmp/bdc-escape", "/bdc-escape"))
+
+
+def test_the_environment_and_arguments_of_the_parent(isolated: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BDC_ESCAPE_SECRET", secrets.token_hex())
+    with Sandbox(workers=1, level=isolated.level) as sandbox:  # its server is started with the secret set
+        program = """
+import os, sys, ctypes
+def f(parent):
+    got = [dict(os.environ), sys.argv]
+    environ = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ")
+    while environ and environ[0]:
+        got.append(environ[0])
+        environ = ctypes.cast(ctypes.addressof(environ.contents) + 8, ctypes.POINTER(ctypes.c_char_p))
+    for pid in ("self", parent, os.getppid(), 1):
+        for name in ("environ", "cmdline", "maps", "mem"):
+            try:
+                got.append(open(f"/proc/{pid}/{name}", "rb").read())
+            except (OSError, OverflowError):
+                pass
+    return got
+"""
+        result = attack(sandbox, program, os.getpid())
+    assert result.actual == "[{}, ['']]", result
+
+
+@pytest.mark.parametrize("family", ["tcp", "udp", "unix", "abstract"])
+def test_network(isolated: Sandbox, secret: Path, family: str) -> None:
+    kind = socket.SOCK_DGRAM if family == "udp" else socket.SOCK_STREAM
+    listener = socket.socket(socket.AF_INET if family in ("tcp", "udp") else socket.AF_UNIX, kind)
+    address: Any = ("127.0.0.1", 0)
+    if family == "unix":
+        address = str(secret.parent / "socket")
+    elif family == "abstract":
+        address = "\0bdc-" + secrets.token_hex(4)
+    with listener:
+        listener.bind(address)
+        listener.settimeout(0.3)
+        if kind == socket.SOCK_STREAM:
+            listener.listen()
+        program = """
+import socket
+def f(domain, kind, address):
+    address = tuple(address) if isinstance(address, list) else address
+    try:
+        s = socket.socket(domain, kind)
+        s.connect(address)
+        s.send(b"x")
+        return "reached"
+    except OSError:
+        pass
+    try:
+        a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        a.sendto(b"x", address)
+        return "reached by a pair"
+    except (OSError, TypeError):
+        return "refused"
+"""
+        name = listener.getsockname()
+        if isinstance(name, bytes):
+            name = name.decode()
+        result = attack(isolated, program, int(listener.family), int(kind), name)
+        assert result.actual == "'refused'", result
+        with pytest.raises(TimeoutError):
+            listener.recvfrom(1) if kind == socket.SOCK_DGRAM else listener.accept()
+
+
+def test_name_lookup_and_other_socket_families(isolated: Sandbox) -> None:
+    program = """
+import socket
+def f():
+    opened = []
+    try:
+        opened.append(socket.getaddrinfo("localhost.localdomain", 80)[0][4][0])
+    except OSError:
+        pass
+    for family in range(50):
+        for kind in (1, 2, 3):
+            try:
+                opened.append((family, kind, socket.socket(family, kind).fileno()))
+            except OSError:
+                pass
+    return opened
+"""
+    assert attack(isolated, program).actual == "[]"
+
+
+def test_processes(isolated: Sandbox) -> None:
+    before = mine()
+    program = """
+import os, subprocess, ctypes
+def f():
+    made = []
+    libc = ctypes.CDLL(None)
+    for name, start in {
+        "fork": os.fork,
+        "vfork": lambda: libc.syscall(58),
+        "clone": lambda: libc.syscall(56, 17, 0, 0, 0, 0),
+        "clone namespace": lambda: libc.syscall(56, 0x10000000 | 17, 0, 0, 0, 0),
+        "spawn": lambda: os.posix_spawn("/bin/true", ["true"], {}),
+        "subprocess": lambda: subprocess.Popen(["/bin/sh", "-c", "sleep 1000"]).pid,
+        "system": lambda: os.system("sleep 1000 &") == 0,
+        "exec": lambda: os.execv("/bin/true", ["true"]),
+        "multiprocessing": lambda: __import__("multiprocessing").Process(target=print).start() or 1,
+    }.items():
+        try:
+            value = start()
+            if value == 0 and name != "system":
+                while True: pass
+            if value is not False and value != -1:
+                made.append(name)
+        except OSError:
+            pass
+    return made
+"""
+    result = attack(isolated, program)
+    assert result.actual == "[]", result
+    assert mine() == before
+
+
+def test_fork_bomb_and_double_fork(isolated: Sandbox) -> None:
+    before = mine()
+    bomb = "import os\ndef f():\n    while True:\n        try: os.fork()\n        except OSError: pass"
+    assert attack(isolated, bomb, limits=Limits(cpu_seconds=0.2)).status == "timeout"
+    outlive = """
+import os, time
+def f():
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            time.sleep(1000)
+    os._exit(0)
+"""
+    assert attack(isolated, outlive).status == "runtime_error"
+    assert mine() == before
+
+
+def test_thread_bomb(isolated: Sandbox) -> None:
+    program = """
+import threading, time
+threading.stack_size(32768)
+def f():
+    n = 0
+    try:
+        while n < 100000:
+            threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+            n += 1
+    except (RuntimeError, MemoryError):
+        pass
+    return n
+"""
+    started = time.monotonic()
+    result = attack(isolated, program)
+    if isolated.level == "L3":
+        assert 8 <= int(result.actual) <= 64
+    else:  # the user's other threads count too, so the bound is not exact
+        assert result.status in ("timeout", "memory") or int(result.actual) < 20_000
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "x = []\n    while True: x.append(bytearray(1 << 20))",
+        "return len('x' * (1 << 40))",
+        "import mmap\n    return [mmap.mmap(-1, 64 << 20) for _ in range(100)]",
+        "x = []\n    x.append(x)\n    y = [x] * (1 << 28)\n    return len(y)",
+    ],
+)
+def test_memory_bomb(isolated: Sandbox, bomb: str) -> None:
+    result = attack(isolated, f"def f():\n    {bomb}")
+    assert result.status in ("memory", "runtime_error"), result
+    assert result.actual == ""
+
+
+def test_scratch_is_small_and_does_not_outlive_the_program(isolated: Sandbox) -> None:
+    fill = """
+import os
+def f():
+    total = 0
+    try:
+        for i in range(100):
+            with open(f"/tmp/{i}", "wb", 0) as file:
+                for _ in range(10):
+                    total += file.write(b"x" * (1 << 20))
+    except OSError:
+        pass
+    return total >> 20
+"""
+    assert int(attack(isolated, fill).actual) <= 16
+    left = attack(isolated, "import os\ndef f(): return os.path.exists('/tmp/0') or os.path.exists('0')")
+    assert left.actual == "False"
+    again = attack(isolated, "def f():\n    open('note', 'w').write('x')\n    return open('note').read()")
+    assert again.actual == ("'x'" if isolated.level == "L3" else ""), again
+
+
+def test_kill_and_trace(isolated: Sandbox) -> None:
+    program = """
+import os, signal, ctypes
+def f(parent):
+    libc = ctypes.CDLL(None, use_errno=True)
+    done = []
+    for pid in (parent, os.getppid(), -1, 0, -parent):
+        for number in (0, signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.kill(pid, number)
+                done.append((pid, number))
+            except (OSError, OverflowError):
+                pass
+    buffer = ctypes.create_string_buffer(64)
+    for name, call in {
+        "ptrace": (101, 16, parent, 0, 0), "process_vm_readv": (310, parent, buffer, 1, buffer, 1, 0),
+        "pidfd_open": (434, parent, 0), "tkill": (200, parent, 9), "rt_sigqueueinfo": (129, parent, 9, buffer),
+        "kcmp": (312, parent, parent, 0, 0, 0), "setpriority": (141, 0, parent, 19),
+    }.items():
+        if libc.syscall(*call) != -1:
+            done.append(name)
+    return done
+"""
+    result = attack(isolated, program, os.getpid())
+    assert result.actual == "[]", result
+
+
+def test_kernel_doors_are_shut(isolated: Sandbox) -> None:
+    """System calls that widen the attack surface or undo the isolation, by number (x86-64)."""
+    if os.uname().machine != "x86_64":
+        pytest.skip("the numbers are of x86-64; run it there")
+    program = """
+import ctypes, errno
+def f(calls):
+    libc = ctypes.CDLL(None, use_errno=True)
+    answered = []
+    buffer = ctypes.create_string_buffer(4096)
+    for name, number in calls.items():
+        ctypes.set_errno(0)
+        for args in ((0, 0, 0, 0, 0), (0x10000000, 0, 0, 0, 0), (buffer, buffer, buffer, 0, 0)):
+            if libc.syscall(number, *args) != -1 or ctypes.get_errno() not in (errno.EPERM, errno.ENOSYS):
+                answered.append(name)
+    return answered
+"""
+    calls = {
+        "ptrace": 101, "mount": 165, "umount2": 166, "pivot_root": 155, "chroot": 161, "unshare": 272, "setns": 308,
+        "bpf": 321, "keyctl": 250, "add_key": 248, "request_key": 249, "perf_event_open": 298, "userfaultfd": 323,
+        "io_uring_setup": 425, "memfd_create": 319, "open_by_handle_at": 304, "init_module": 175, "kexec_load": 246,
+        "reboot": 169, "swapon": 167, "sethostname": 170, "personality": 135, "setuid": 105, "capset": 126,
+        "socket": 41, "connect": 42, "bind": 49, "execve": 59, "execveat": 322, "fork": 57, "vfork": 58,
+        "setsid": 112, "setpgid": 109, "chmod": 90, "fchmod": 91, "chown": 92, "shmget": 29, "msgget": 68,
+        "semget": 64, "mq_open": 240,
+        "open_tree": 428, "move_mount": 429, "fsopen": 430, "mount_setattr": 442, "landlock_create_ruleset": 444,
+        "seccomp": 317, "clone3": 435, "timer_create": 222, "inotify_init": 253, "fanotify_init": 300, "quotactl": 179,
+        "x32 read": 0x40000000, "x32 getpid": 0x40000027, "modify_ldt": 154, "iopl": 172, "syslog": 103, "acct": 163,
+        "process_madvise": 440, "pidfd_getfd": 438, "sched_setaffinity": 203, "settimeofday": 164, "mknod": 133,
+    }  # fmt: skip
+    result = attack(isolated, program, calls)
+    assert result.actual == "[]", result
+
+
+def test_limits_cannot_be_raised(isolated: Sandbox) -> None:
+    program = """
+import resource
+def f():
+    raised = []
+    for name in ("AS", "CPU", "NPROC", "NOFILE", "FSIZE", "CORE"):
+        limit = getattr(resource, "RLIMIT_" + name)
+        for value in ((-1, -1), (resource.getrlimit(limit)[1] + 1,) * 2):
+            try:
+                resource.setrlimit(limit, value)
+                raised.append(name)
+            except (OSError, ValueError):
+                pass
+    return raised
+"""
+    assert attack(isolated, program).actual == "[]"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "def f():\n    while True: print('x' * 1000)",
+        "import os\ndef f():\n    while True: os.write(1, b'x' * 65536)",
+        "import sys\ndef f():\n    sys.stdout.write('x' * (1 << 24))",
+    ],
+)
+def test_endless_output(isolated: Sandbox, program: str) -> None:
+    assert attack(isolated, program).status == "output_limit"
+
+
+def test_signals_ignored(isolated: Sandbox) -> None:
+    program = """
+import signal
+def f():
+    for number in range(1, 65):
+        try:
+            signal.signal(number, signal.SIG_IGN)
+        except (OSError, ValueError):
+            pass
+    while True:
+        try:
+            while True: pass
+        except BaseException:
+            pass
+"""
+    started = time.monotonic()
+    assert attack(isolated, program, limits=Limits(cpu_seconds=0.3)).status == "timeout"
+    assert time.monotonic() - started < 5
+
+
+FORGERIES = {
+    "leave with success": "import os\ndef f(*a): os._exit(0)",
+    "sys.exit(0)": "import sys\ndef f(*a): sys.exit(0)",
+    "leave while loading": "import os\nos._exit(0)",
+    "print the marker": 'def f(*a): print(\'passed\\n{"status": "passed"}\\nOK\')',
+    "equal to everything": """
+class Yes(int):
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    __hash__ = int.__hash__
+def f(*a): return Yes(3)
+""",
+    "equal list": """
+class Yes(list):
+    def __eq__(self, other): return True
+    def __iter__(self): return iter([41])
+def f(*a): return Yes([1])
+""",
+    "patched builtins": """
+import builtins, unittest, operator, json, sys
+builtins.all = builtins.any = builtins.bool = lambda *a: True
+builtins.AssertionError = Exception
+operator.eq = lambda a, b: True
+unittest.TestCase.assertEqual = lambda *a: None
+json.dumps = lambda *a, **k: '{"status":"passed"}'
+builtins.__build_class__ = None
+def f(*a): return 3
+""",
+    "write frames": """
+import os, json
+def f(*a):
+    for status in ("passed", "loaded", "done", "returned"):
+        body = json.dumps({"status": status, "value": 41}).encode()
+        for fd in range(3, 10):
+            try: os.write(fd, len(body).to_bytes(4, "big") + body)
+            except OSError: pass
+    os._exit(0)
+""",
+    "write frames with the nonce": """
+import gc, os
+def f(*a):
+    for item in gc.get_objects():
+        if type(item).__name__ == "Blocking":
+            for status in ("passed", "beside", "done", "loaded"):
+                item.send({"status": status, "id": 1})
+    for frame in __import__("sys")._current_frames().values():
+        while frame:
+            for item in list(frame.f_locals.values()):
+                if type(item).__name__ == "Blocking":
+                    for status in ("passed", "beside", "done"):
+                        item.send({"status": status, "id": 1})
+            frame = frame.f_back
+    os._exit(0)
+""",
+    "replaced guest": """
+import sys
+for name, module in list(sys.modules.items()):
+    if name.startswith("bdc"):
+        for key in list(vars(module)):
+            if not key.startswith("__"):
+                try: setattr(module, key, lambda *a, **k: {"status": "passed", "id": 1})
+                except Exception: pass
+def f(*a): return 3
+""",
+    "SystemExit subclass": "class E(SystemExit): pass\ndef f(*a): raise E(0)",
+    "atexit": "import atexit, os\natexit.register(lambda: os._exit(0))\ndef f(*a): return 3",
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forged_success(isolated: Sandbox, quick: Limits, name: str) -> None:
+    tests = [CallTest("f", (1,), 41), AssertTest("assert f(1) == 41", "f"), StdinTest("", "41")]
+    for test in tests:
+        verdict = isolated.judge_many([(FORGERIES[name], [test])], quick)[0]
+        assert not (verdict.passed and verdict.verified), (test, verdict)
+        assert isinstance(test, AssertTest) or not verdict.passed
+
+
+def test_an_object_equal_to_everything_never_passes_verified(isolated: Sandbox, quick: Limits) -> None:
+    program = "class Yes:\n    def __eq__(self, other): return True\ndef f(): return Yes()"
+    tests = [CallTest("f", (), 41), AssertTest("assert f() == 41", "f")]
+    first, second = isolated.judge_many([(program, tests)], quick)[0].results
+    assert (first.status, first.verified) == ("wrong_answer", True)
+    assert not second.verified
+
+
+def test_the_expected_values_are_nowhere_in_the_process(isolated: Sandbox, quick: Limits) -> None:
+    """Not now and not from an earlier judgement: the child looks through all objects and its whole memory."""
+    token = secrets.token_hex(16)
+    isolated.judge_many([("def f(x): return x", [AssertTest(f"assert f(1) == '{token}'", "f")])], quick)
+    program = """
+import gc, ctypes, sys
+def f(half, other):
+    base = id(object()) & ~0xfffff
+    needle = half.encode()[:8] + other.encode()[:0]
+    found = []
+    for item in gc.get_objects():
+        try:
+            if half + other in repr(item)[:100000]: found.append("object")
+        except Exception: pass
+    for step in range(0, 1 << 20, 4096):
+        page = ctypes.string_at(base + step, 4096) if base + step < id(gc) else b""
+        if (half + other).encode() in page and (half + "!" + other).encode() not in page: found.append("memory")
+    return found
+"""
+    tests = [AssertTest(f"assert f('{token[:16]}', '{token[16:]}') == ['{token}']", "f")]
+    (result,) = isolated.judge_many([(program, tests)], quick)[0].results
+    assert token not in result.actual
+    assert "object" not in result.actual, result
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f()",
+        "import sys\nsys.setrecursionlimit(10**9)\nclass A: __repr__ = lambda s: repr(s)\ndef f(): return repr(A())",
+        "def f(): return 10 ** (10 ** 8)",
+        "def f(): return str(10 ** (10 ** 7))",
+        "def f():\n    x = []\n    for _ in range(10**6): x = [x]\n    return x",
+        "def f():\n    x = []\n    x.append(x)\n    return x",
+        "def f(): return {i * (2**61 - 1) for i in range(20000)}",
+        "def f(): return 'x' * (20 << 20)",
+        "def f(): return [0] * (5 << 20)",
+        "import os\ndef f(): os.close(3); return 1",
+        "import os\ndef f(): os.closerange(0, 100); return 1",
+        "import os\ndef f():\n    os.write(3, b'\\xff' * 1000)\n    return 1",
+        "import os\ndef f():\n    os.write(3, (9 << 20).to_bytes(4, 'big'))\n    return 1",
+        "import ctypes\ndef f(): return ctypes.string_at(0)",
+        "import os, signal\ndef f(): os.kill(os.getpid(), signal.SIGSEGV); os.abort()",
+        "class E(Exception):\n    def __str__(self): raise self\ndef f(): raise E()",
+        "class M(type): __name__ = property(lambda c: c.x)\nclass E(Exception, metaclass=M): pass\ndef f(): raise E()",
+        "def f(): raise Exception('x' * (9 << 20))",
+        "import sys\nsys.stdout.close()\ndef f(): return 1",
+        "import sys\nsys.stdout = None\ndef f(): return 1",
+        "import sys\nsys.modules.clear()\ndef f(): return 1",
+    ],
+)
+def test_the_judge_survives(isolated: Sandbox, program: str) -> None:
+    limits = Limits(cpu_seconds=0.5, wall_seconds=3.0, memory_mb=256)
+    started = time.monotonic()
+    result = attack(isolated, program, limits=limits)
+    assert not result.passed
+    assert result.message
+    assert time.monotonic() - started < 8
+    assert attack(isolated, "def f(): return 'unguessable'").passed
+
+
+def test_self_check_holds(isolated: Sandbox) -> None:
+    report = self_check(isolated.level)
+    assert report.held, str(report)
+    assert len(report.attempts) >= 8

@@ -1,0 +1,93 @@
+"""Plain values travel unchanged, and nothing else does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bdc.sandbox.compare import equal, output_difference
+from bdc.sandbox.inside.values import NotPlainError, pack, unpack
+
+numbers = st.integers() | st.integers(-(10**400), 10**400) | st.floats() | st.complex_numbers(allow_nan=False)
+texts = st.text() | st.text(st.characters(categories=["Cs"])) | st.binary()
+scalars = st.none() | st.booleans() | numbers | texts | st.fractions() | st.decimals(allow_nan=False)
+hashable = scalars | st.tuples(scalars, scalars) | st.frozensets(scalars)
+plain = st.recursive(
+    hashable,
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(hashable, inner) | st.sets(hashable),
+    max_leaves=20,
+)
+
+
+def typed(value: Any) -> Any:
+    """The value's shape with types, so that 1, 1.0 and True differ."""
+    if isinstance(value, (list, tuple)):
+        return type(value), [typed(item) for item in value]
+    if isinstance(value, dict):
+        return dict, [(typed(key), typed(item)) for key, item in value.items()]
+    return type(value)
+
+
+@given(plain)
+def test_round_trip(value: Any) -> None:
+    back = unpack(json.loads(json.dumps(pack(value))))
+    assert equal(value, back) or "nan" in repr(value).lower()
+    assert typed(back) == typed(value)
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text() | st.floats(),
+        lambda i: st.lists(i) | st.dictionaries(st.text() | st.sampled_from("tdszcbuyrqDFif"), i),
+    )
+)
+def test_hostile_data_is_refused_or_plain(data: Any) -> None:
+    with contextlib.suppress(NotPlainError):
+        pack(unpack(data))
+
+
+@pytest.mark.parametrize("value", [object(), print, (i for i in ()), type, [lambda: 1], {1: object()}, math])
+def test_other_objects_do_not_travel(value: Any) -> None:
+    with pytest.raises(NotPlainError):
+        pack(value)
+
+
+def test_hooks_of_a_program_are_not_called() -> None:
+    class Liar(dict):  # type: ignore[type-arg]
+        def items(self) -> Any:
+            raise AssertionError
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None  # type: ignore[assignment]
+
+    assert unpack(pack(Liar({1: 2}))) == {1: 2}
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "agrees"),
+    [
+        ("1 2\n3", "1\n2 3 ", True),
+        ("0.5", "0.50000001", True),
+        ("0.5", "0.5001", False),
+        ("1e9", "1000000000.0", True),
+        ("1000000.5", "1000000.9", True),
+        ("1", "1.0", False),
+        ("1", "1.0000001", False),
+        ("yes", "YES", False),
+        ("", "x", False),
+        ("x", "", False),
+        ("nan", "nan", True),
+        ("inf", "-inf", False),
+        ("2.0", "2", True),
+    ],
+)
+def test_printed_output(expected: str, actual: str, agrees: bool) -> None:
+    assert (output_difference(expected, actual) is None) is agrees
