@@ -62,10 +62,12 @@ class Local:
 
     def _load(self) -> tuple[Any, Any]:
         from bdc.llm.loading import load_model
+        from bdc.llm.packing import pack
 
         with self._lock:
             if self._loaded is None:
                 self._loaded = load_model(self.source, self.dtype)
+                pack(self._loaded[0])
             return self._loaded
 
     def _complete(self, requests: list[Request]) -> list[Completion]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_HEAD = 64  # candidates looked at before a row's whole distribution is sorted
+_HEADS = (64, 1024)  # candidates sorted before a row's whole distribution is
 
 
 def uniforms(seeds: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -27,8 +27,8 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, u: Tensor) -> Ten
     """One token per row.
 
     Tokens are put in order of falling probability, cut after the smallest prefix that holds ``top_p`` of it, and the
-    one at quantile ``u`` of what remains is taken. Only the 64 likeliest are sorted; a row whose answer lies beyond
-    them is sorted whole, so the result is exact for every ``top_p``.
+    one at quantile ``u`` of what remains is taken. The 64 likeliest are sorted first, more of them only for rows whose
+    answer lies beyond, so the result is exact for every ``top_p``.
 
     Args:
         logits: [n, vocabulary], any float dtype.
@@ -39,26 +39,20 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, u: Tensor) -> Ten
     Returns:
         int64 [n].
     """
-    drawn = temperature > 0
-    if not bool(drawn.any()):
-        return logits.argmax(-1)
-    values, order = logits.topk(min(_HEAD, logits.shape[-1]), dim=-1)
-    safe = torch.where(drawn, temperature, 1.0).unsqueeze(1)
-    log_total = _log_total(logits, safe)
-    choice, settled = _quantile(values.float() / safe - log_total, top_p, u)
-    tokens = order.gather(1, choice.unsqueeze(1)).squeeze(1)
-    if not bool(drawn.all()):
-        tokens = torch.where(drawn, tokens, logits.argmax(-1))
-    for row in torch.nonzero(drawn & ~settled).flatten().tolist():
-        values, order = (logits[row].float() / temperature[row]).sort(descending=True, stable=True)
-        one = slice(row, row + 1)
-        choice, _ = _quantile(values.unsqueeze(0) - log_total[one], top_p[one], u[one])
-        tokens[row] = order[choice[0]]
+    tokens = logits.argmax(-1)
+    rows = torch.nonzero(temperature > 0).flatten()
+    if not len(rows):
+        return tokens
+    heat = temperature.unsqueeze(1)
+    total = torch.logsumexp(logits[rows].float() / heat[rows], dim=-1, keepdim=True)
+    for head in (*_HEADS, logits.shape[-1]):
+        values, order = logits[rows].topk(min(head, logits.shape[-1]), dim=-1)
+        choice, settled = _quantile(values.float() / heat[rows] - total, top_p[rows], u[rows])
+        tokens[rows] = order.gather(1, choice.unsqueeze(1)).squeeze(1)
+        rows, total = rows[~settled], total[~settled]
+        if not len(rows):
+            break
     return tokens
-
-
-def _log_total(logits: Tensor, temperature: Tensor) -> Tensor:
-    return torch.logsumexp(logits.float() / temperature, dim=-1, keepdim=True)
 
 
 def _quantile(log_probs: Tensor, top_p: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
