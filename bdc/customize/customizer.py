@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,9 +13,12 @@ from bdc.customize.hypernetwork import Hypernetwork
 from bdc.disentangle.clustering import nearest
 from bdc.errors import InputError
 
-Weights = Literal["hypernetwork", "uniform", "nearest", "none"] | int
-"""How a request's experts are weighted: by the hypernetwork, all alike, only the one of the nearest centroid, only the
-one of that index, or not at all (the base model)."""
+Weights = str | int
+"""How a request's experts are weighted: "hypernetwork", an ablation's name, "uniform" (all alike), "nearest" (only the
+one of the nearest centroid), an index (only that one), or "none" (the base model)."""
+
+FIXED = ("uniform", "nearest", "none")
+MAIN = "hypernetwork"
 
 
 class Encoder(Protocol):
@@ -30,7 +33,11 @@ class Customizer:
     Args:
         layers, k, rank: shape of one request's weights.
         scaling: the experts' own alpha / r.
-        hypernetwork, centroids, encoder: None for a stack that is used with fixed weights only.
+        networks: hypernetworks by name, "hypernetwork" and those of ablations; none for fixed weights only.
+        centroids, encoder: what the hypernetworks and "nearest" need.
+
+    Attributes:
+        scaling: the factor that the mixture applies besides the weights.
     """
 
     def __init__(
@@ -40,22 +47,19 @@ class Customizer:
         rank: int,
         scaling: float,
         *,
-        hypernetwork: Hypernetwork | None = None,
+        networks: Mapping[str, Hypernetwork] | None = None,
         centroids: np.ndarray | None = None,
         encoder: Encoder | None = None,
     ) -> None:
         self.layers, self.k, self.rank, self.expert_scaling = layers, k, rank, scaling
-        self.hypernetwork, self.centroids, self.encoder = hypernetwork, centroids, encoder
+        self.networks, self.centroids, self.encoder = dict(networks or {}), centroids, encoder
+        main = self.networks.get(MAIN)
+        self.scaling = scaling if main is None else network_scaling(main, scaling)
 
     @property
-    def scaling(self) -> float:
-        """The factor outside the weights: alpha / r, or 1 with the release's weighting."""
-        released = self.hypernetwork is not None and self.hypernetwork.config.weighting == "release"
-        return 1.0 if released else self.expert_scaling
-
-    @property
-    def default(self) -> Weights:
-        return "hypernetwork" if self.hypernetwork is not None else "uniform"
+    def choices(self) -> list[str]:
+        """The names that requests may be weighted by, besides indices of experts; the first is the default."""
+        return [*self.networks, *FIXED]
 
     def nearest_experts(self, statements: Sequence[str]) -> list[int]:
         """Index of the expert whose centroid is nearest to each statement.
@@ -75,14 +79,12 @@ class Customizer:
         wanted = self.check(len(statements), weights)
         out = torch.zeros(len(statements), self.layers, self.k, self.rank)
         fixed = self.expert_scaling / self.scaling
-        by_network = [i for i, w in enumerate(wanted) if w == "hypernetwork"]
-        by_centroid = [i for i, w in enumerate(wanted) if w == "nearest"]
-        if by_network:
-            assert self.hypernetwork is not None
-            texts, rows = _distinct([statements[i] for i in by_network])
-            embeddings = torch.from_numpy(self._embed(texts))
-            out[by_network] = self.hypernetwork(embeddings, torch.from_numpy(self._centroids()))[rows]
-        if by_centroid:
+        for name, network in self.networks.items():
+            if mine := [i for i, w in enumerate(wanted) if w == name]:
+                texts, rows = _distinct([statements[i] for i in mine])
+                given = network(torch.from_numpy(self._embed(texts)), torch.from_numpy(self._centroids()))[rows]
+                out[mine] = given * (network_scaling(network, self.expert_scaling) / self.scaling)
+        if by_centroid := [i for i, w in enumerate(wanted) if w == "nearest"]:
             for i, expert in zip(by_centroid, self.nearest_experts([statements[i] for i in by_centroid]), strict=True):
                 out[i, :, expert] = fixed
         for i, choice in enumerate(wanted):
@@ -95,19 +97,17 @@ class Customizer:
     def check(self, n: int, weights: Sequence[Weights] | Weights | None) -> list[Weights]:
         """One checked choice per request."""
         if weights is None:
-            weights = self.default
+            weights = self.choices[0]
         wanted = [weights] * n if isinstance(weights, (str, int)) else list(weights)
         if len(wanted) != n:
             raise InputError(f"{len(wanted)} weights for {n} requests; give one for all, or one per request")
         for choice in wanted:
             if isinstance(choice, int) and not 0 <= choice < self.k:
                 raise InputError(f"expert {choice} does not exist; there are {self.k}, counted from 0")
-            if isinstance(choice, str) and choice not in ("hypernetwork", "uniform", "nearest", "none"):
+            if isinstance(choice, str) and choice not in self.choices:
                 raise InputError(
-                    f"weights {choice!r} are unknown; use hypernetwork, uniform, nearest, none or an expert's index"
+                    f"this solver has no weights {choice!r}; use {', '.join(self.choices)} or an expert's index"
                 )
-            if choice == "hypernetwork" and self.hypernetwork is None:
-                raise InputError("this solver has no hypernetwork; use weights uniform, none or an expert's index")
         return wanted
 
     def _embed(self, statements: Sequence[str]) -> np.ndarray:
@@ -119,6 +119,11 @@ class Customizer:
         if self.centroids is None:
             raise InputError("this solver has no centroids; use weights uniform, none or an expert's index")
         return self.centroids
+
+
+def network_scaling(network: Hypernetwork, scaling: float) -> float:
+    """The factor outside a hypernetwork's weights: alpha / r, but 1 for the release's."""
+    return 1.0 if network.config.weighting == "release" else scaling
 
 
 def _distinct(texts: Sequence[str]) -> tuple[list[str], list[int]]:

@@ -33,6 +33,7 @@ class Mixture:
         adapters = {m: (stack.lora_a[m].to(**place), stack.lora_b[m].to(**place)) for m in stack.modules}
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        self.linears: dict[str, Any] = {name: known[name] for name in stack.modules}
         apply_rankwise_lora(model, adapters, scaling=scaling)
         self.model, self.modules = model, stack.modules
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from bdc.errors import InputError
 
 Weighting = Literal["rank", "release", "expert"]
+Ablation = Literal["expert-gate", "no-centroids"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,9 @@ class CustomizeSettings:
     with scaling 1 instead of alpha / r; "expert" one weight per expert, as a mixture-of-LoRAs gate has. ``sharing``:
     every adapted layer has an MLP of its own ("layer"), or one MLP reads a learned embedding of the layer ("shared").
 
+    ``ablations`` are further hypernetworks for comparison, trained alike over the same experts: "expert-gate" has one
+    weight per expert, "no-centroids" does not see the centroids. Each takes as long again as the first.
+
     Training touches the hypernetwork only. Fields have the meanings that they have for the experts.
     """
 
@@ -27,6 +31,7 @@ class CustomizeSettings:
     hidden: int = 64
     layer_dim: int = 32
     centroid_features: bool = True
+    ablations: tuple[Ablation, ...] = ()
 
     lr: float = 1e-3
     epochs: int = 3
@@ -37,6 +42,11 @@ class CustomizeSettings:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     seed: int = 0
+
+    def of_ablation(self, name: Ablation) -> CustomizeSettings:
+        """The settings that an ablation is trained with."""
+        changed: dict[str, Any] = {"weighting": "expert"} if name == "expert-gate" else {"centroid_features": False}
+        return replace(self, ablations=(), **changed)
 
     def __post_init__(self) -> None:
         for name in ("hidden", "layer_dim", "epochs", "batch_size", "micro_tokens", "max_length"):

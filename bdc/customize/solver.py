@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bdc.customize.customizer import Customizer, Weights
+from bdc.customize.merging import Merge, merged
 from bdc.customize.mixture import Mixture
 from bdc.customize.stacks import stack_adapters, write_adapter
 from bdc.customize.storage import SolverParts
@@ -62,7 +63,7 @@ class Solver:
             stack.k,
             stack.rank,
             stack.scaling,
-            hypernetwork=parts.hypernetwork,
+            networks=parts.networks,
             centroids=parts.centroids,
             encoder=encoder,
         )
@@ -123,9 +124,9 @@ class Solver:
 
         Args:
             statements: the bare problem statements, one per prompt.
-            weights: "hypernetwork" (default), "uniform", "nearest", "none" or an expert's index; one for all or one
-            per prompt. max_new_tokens, temperature, top_p, seeds, stop, progress: as `bdc.llm.generate` takes them;
-            seeds default to 0, 1, ...
+            weights: "hypernetwork" (default), an ablation's name, "uniform", "nearest", "none" or an expert's index;
+            one for all or one per prompt. max_new_tokens, temperature, top_p, seeds, stop, progress: as
+            `bdc.llm.generate` takes them; seeds default to 0, 1, ...
 
         Raises:
             InputError: lists of different lengths, unknown weights, or what the generator refuses.
@@ -177,6 +178,15 @@ class Solver:
                 out[i] = ResponseLoss(nll, out[i].tokens)
         return out
 
+    def merged(self, method: Merge, *, density: float = 0.3, seed: int = 0) -> AbstractContextManager[None]:
+        """Inside, the base model's weights have all experts merged in; use it with weights "none", to compare.
+
+        Args:
+            method: "ties" or "dare".
+            density: the share of each expert's change that is kept.
+        """
+        return merged(self._mixture.linears, self.parts.stack, method, density=density, seed=seed)
+
     def to_peft(
         self, prompt: Prompt, folder: str | Path, *, statement: str | None = None, weights: Weights | None = None
     ) -> Path:
@@ -206,7 +216,7 @@ class Solver:
         place: dict[tuple[str, Weights], int] = {}
         rows = []
         for text, choice in zip(texts, wanted, strict=True):
-            by_text = choice in ("hypernetwork", "nearest")
+            by_text = isinstance(choice, str) and choice != "uniform"
             rows.append(-1 if choice == "none" else place.setdefault((text if by_text else "", choice), len(place)))
         table = self.customizer.rank_weights([text for text, _ in place], [choice for _, choice in place])
         return table, torch.tensor(rows, dtype=torch.long)

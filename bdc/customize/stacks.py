@@ -42,6 +42,11 @@ class Stack:
         rows = slice(index * self.rank, (index + 1) * self.rank)
         return {m: a[rows] for m, a in self.lora_a.items()}, {m: b[:, rows] for m, b in self.lora_b.items()}
 
+    def delta(self, module: str, index: int) -> Tensor:
+        """One expert's change of a layer's weight, alpha / r * B A, float32 [d_out, d_in]."""
+        rows = slice(index * self.rank, (index + 1) * self.rank)
+        return self.scaling * self.lora_b[module][:, rows] @ self.lora_a[module][rows]
+
     def tensors(self) -> dict[str, Tensor]:
         """What experts.safetensors holds."""
         both = {f"{m}.lora_A": a for m, a in self.lora_a.items()} | {f"{m}.lora_B": b for m, b in self.lora_b.items()}

@@ -6,10 +6,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from bdc.customize.customizer import MAIN, network_scaling
 from bdc.customize.hypernetwork import Hypernetwork, HypernetworkConfig
 from bdc.customize.mixture import Mixture
 from bdc.customize.settings import CustomizeSettings
@@ -19,8 +21,9 @@ from bdc.customize.training import train_hypernetwork
 from bdc.disentangle.examples import Example, encode
 from bdc.disentangle.stage import Clusters
 from bdc.disentangle.traces import Trace, by_split, read_traces
+from bdc.disentangle.training import Fit
 from bdc.errors import InputError
-from bdc.progress import Progress
+from bdc.progress import Progress, Task
 from bdc.runs import Run, digest
 
 
@@ -41,52 +44,69 @@ def run(run: Run, settings: CustomizeSettings, progress: Progress | None = None)
     encoder = clusters.record["encoder"]
     model, tokenizer = load_model(base_model, dtype)
     train, validation, too_long = encode_traces(tokenizer, traces, clusters, settings.max_length)
-    config = HypernetworkConfig.of(
-        settings, embedding_dim=clusters.embeddings.shape[1], layers=len(stack.modules), k=stack.k, rank=stack.rank
-    )
-    hypernetwork = Hypernetwork(config, seed=settings.seed)
-    scaling = 1.0 if settings.weighting == "release" else stack.scaling
+    jobs = {MAIN: settings} | {name: settings.of_ablation(name) for name in settings.ablations}
+    sizes = {
+        "embedding_dim": clusters.embeddings.shape[1],
+        "layers": len(stack.modules),
+        "k": stack.k,
+        "rank": stack.rank,
+    }
+    networks = {
+        name: Hypernetwork(HypernetworkConfig.of(job, **sizes), seed=settings.seed) for name, job in jobs.items()
+    }
+    scaling = network_scaling(networks[MAIN], stack.scaling)
     mixture = Mixture(model, stack, scaling)
     keys = [record["key"] for record in experts["experts"]]
-    key = digest("hypernetwork", asdict(settings), clusters.record["key"], keys, str(model.dtype))
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
-    checkpoint = run.path / ".hypernetwork.checkpoint.pt"
-    with progress.task("hypernetwork", total=steps) as task:
-        fit = train_hypernetwork(
-            mixture,
-            hypernetwork,
-            tokenizer.pad_token_id,
-            clusters.embeddings,
-            clusters.centroids,
-            train,
-            validation,
-            settings,
-            checkpoint=checkpoint,
-            key=key,
-            on_step=lambda note: task.advance(1, note),
-        )
-        task.update(steps)
-    record = {
+    records, checkpoints = {}, []
+    for name, job in jobs.items():
+        checkpoints.append(checkpoint := run.path / f".{name}.checkpoint.pt")
+        with progress.task(name, total=steps) as task:
+            fit = train_hypernetwork(
+                mixture,
+                networks[name],
+                tokenizer.pad_token_id,
+                clusters.embeddings,
+                clusters.centroids,
+                train,
+                validation,
+                job,
+                checkpoint=checkpoint,
+                key=digest("hypernetwork", asdict(job), scaling, clusters.record["key"], keys, str(model.dtype)),
+                factor=network_scaling(networks[name], stack.scaling) / scaling,
+                on_step=partial(_tell, task),
+            )
+            task.update(steps)
+        records[name] = _record(fit, job)
+    SolverParts(base_model, stack, encoder, networks, clusters.centroids, {"training": records}).save(run.solver_dir)
+    for checkpoint in checkpoints:
+        checkpoint.unlink(missing_ok=True)
+    return {
+        "k": stack.k,
+        "layers": len(stack.modules),
+        "parameters": sum(parameter.numel() for parameter in networks[MAIN].parameters()),
+        "train_examples": len(train),
+        "validation_examples": len(validation),
+        "too_long": too_long,
+        "trained_tokens": sum(record["trained_tokens"] for record in records.values()),
+        "best_epoch": records[MAIN]["best_epoch"],
+        "history": records[MAIN]["history"],
+        "ablations": {name: records[name]["history"] for name in settings.ablations},
+        "weight_spread": weight_spread(networks[MAIN], clusters),
+    }
+
+
+def _tell(task: Task, note: str) -> None:
+    task.advance(1, note)
+
+
+def _record(fit: Fit, settings: CustomizeSettings) -> dict[str, Any]:
+    return {
         "settings": asdict(settings),
-        "key": key,
         "history": fit.history,
         "best_epoch": fit.best_epoch,
         "trained_tokens": fit.tokens,
         "seconds": round(fit.seconds, 3),
-    }
-    SolverParts(base_model, stack, encoder, hypernetwork, clusters.centroids, record).save(run.solver_dir)
-    checkpoint.unlink(missing_ok=True)
-    return {
-        "k": stack.k,
-        "layers": len(stack.modules),
-        "parameters": sum(parameter.numel() for parameter in hypernetwork.parameters()),
-        "train_examples": len(train),
-        "validation_examples": len(validation),
-        "too_long": too_long,
-        "trained_tokens": fit.tokens,
-        "best_epoch": fit.best_epoch,
-        "history": fit.history,
-        "weight_spread": weight_spread(hypernetwork, clusters),
     }
 
 

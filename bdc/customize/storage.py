@@ -1,36 +1,38 @@
-"""The solver's folder: bdc_config.json, experts.safetensors, and for a customised one hypernetwork and centroids."""
+"""The solver's folder: bdc_config.json, stacked experts, centroids, hypernetwork (and those of ablations)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bdc.customize.customizer import MAIN, network_scaling
 from bdc.customize.hypernetwork import Hypernetwork, HypernetworkConfig
 from bdc.customize.stacks import Stack
 from bdc.errors import InputError, StaleArtifactError
 
 FORMAT = 1
 CONFIG = "bdc_config.json"
-EXPERTS, HYPERNETWORK, CENTROIDS = "experts.safetensors", "hypernetwork.safetensors", "centroids.safetensors"
+EXPERTS, CENTROIDS = "experts.safetensors", "centroids.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class SolverParts:
     """All of a solver but the base model and the encoder, which are named.
 
-    ``centroids`` is float32 [K, d]; ``record`` is free for where the solver came from.
+    ``networks`` are the hypernetwork and those of ablations, by name; ``centroids`` is
+    float32 [K, d]; ``record`` is free for where the solver came from.
     """
 
     base_model: str
     stack: Stack
     encoder: str | None = None
-    hypernetwork: Hypernetwork | None = None
+    networks: dict[str, Hypernetwork] = field(default_factory=dict)
     centroids: np.ndarray | None = None
     record: dict[str, Any] | None = None
 
@@ -48,8 +50,8 @@ class SolverParts:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             save_file(self.stack.tensors(), temporary / EXPERTS)
-            if self.hypernetwork is not None:
-                save_file(self.hypernetwork.state_dict(), temporary / HYPERNETWORK)
+            for name, network in self.networks.items():
+                save_file(network.state_dict(), temporary / f"{name}.safetensors")
             if self.centroids is not None:
                 save_numpy({"centroids": np.ascontiguousarray(self.centroids)}, temporary / CENTROIDS)
             files = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
@@ -60,8 +62,7 @@ class SolverParts:
             raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
 
     def _config(self, files: dict[str, str]) -> dict[str, Any]:
-        stack, network = self.stack, self.hypernetwork
-        released = network is not None and network.config.weighting == "release"
+        stack, main = self.stack, self.networks.get(MAIN)
         return {
             "format": FORMAT,
             "base_model": self.base_model,
@@ -69,10 +70,10 @@ class SolverParts:
             "k": stack.k,
             "rank": stack.rank,
             "alpha": stack.alpha,
-            "scaling": 1.0 if released else stack.scaling,
+            "scaling": stack.scaling if main is None else network_scaling(main, stack.scaling),
             "target_modules": list(stack.target_modules),
             "modules": stack.modules,
-            "hypernetwork": network.config.to_json() if network is not None else None,
+            "networks": {name: network.config.to_json() for name, network in self.networks.items()},
             "files": files,
             "record": self.record or {},
         }
@@ -106,10 +107,10 @@ class SolverParts:
                 **sizes,
                 target_modules=tuple(config["target_modules"]),
             )
-            network = None
-            if config["hypernetwork"] is not None:
-                network = Hypernetwork(HypernetworkConfig(**config["hypernetwork"]))
-                network.load_state_dict(load_file(folder / HYPERNETWORK))
+            networks = {}
+            for name, form in config["networks"].items():
+                networks[name] = network = Hypernetwork(HypernetworkConfig(**form))
+                network.load_state_dict(load_file(folder / f"{name}.safetensors"))
                 network.requires_grad_(False)
             centroids = load_numpy(folder / CENTROIDS)["centroids"] if CENTROIDS in config["files"] else None
         except FileNotFoundError as error:
@@ -118,7 +119,7 @@ class SolverParts:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{folder} cannot be read as a solver: {error!r}; run `bdc customize` again") from error
-        return cls(config["base_model"], stack, config["encoder"], network, centroids, config["record"])
+        return cls(config["base_model"], stack, config["encoder"], networks, centroids, config["record"])
 
 
 def _sha256(path: Path) -> str:

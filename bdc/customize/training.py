@@ -30,6 +30,7 @@ def train_hypernetwork(
     *,
     checkpoint: Path,
     key: str,
+    factor: float = 1.0,
     on_step: Callable[[str], None] | None = None,
 ) -> Fit:
     """Train in place; the untrained network (the uniform average of the experts) is a candidate for the best one.
@@ -38,6 +39,7 @@ def train_hypernetwork(
         embeddings: float32 [M, d]; an example's ``source`` is its row.
         centroids: float32 [K, d].
         checkpoint, key: as `Trainer` takes them.
+        factor: multiplies the weights, for a network whose scaling is not the mixture's.
     """
     device = mixture.model.device
     hypernetwork.to(device)
@@ -45,7 +47,7 @@ def train_hypernetwork(
     fixed = torch.from_numpy(centroids).to(device)
 
     def nll(batch: Batch) -> Tensor:
-        weights = hypernetwork(table[batch.sources], fixed)
+        weights = hypernetwork(table[batch.sources], fixed) * factor
         with mixture.weighted(weights, token_rows(batch)):
             return example_nll(mixture.model, batch)
 

@@ -80,7 +80,7 @@ def make_parts(tiny: Path, adapters: list[Path], weighting: Weighting = "rank", 
             network.weight_out.normal_(std=2.0, generator=torch.Generator().manual_seed(9))
     network.requires_grad_(False)
     centroids = WordEncoder().encode(["sort arrays", "count letters", "add numbers"])
-    return SolverParts(str(tiny), stack, None, network, centroids)
+    return SolverParts(str(tiny), stack, None, {"hypernetwork": network}, centroids)
 
 
 @pytest.fixture(scope="session")

@@ -144,7 +144,7 @@ def test_one_adapter_as_a_solver_is_that_adapter(tiny: Path, adapters: list[Path
     single = Solver.from_adapters([adapters[1]], tiny, dtype="float32")
     close(logits(single, "anything"), peft_logits(tiny, adapters[1]))
     assert len(single.generate(PROMPTS, max_new_tokens=4)) == 3
-    with pytest.raises(InputError, match="hypernetwork"):
+    with pytest.raises(InputError, match="no weights 'hypernetwork'; use uniform"):
         single.loss(PROMPTS, RESPONSES, weights="hypernetwork")
 
 

@@ -22,7 +22,7 @@ from bdc.disentangle.clustering import nearest
 from bdc.errors import InputError
 from bdc.runs import Run
 
-CUSTOMIZE = CustomizeSettings(lr=2e-2, epochs=3, batch_size=4, seed=3)
+CUSTOMIZE = CustomizeSettings(lr=2e-2, epochs=3, batch_size=4, seed=3, ablations=("expert-gate", "no-centroids"))
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +174,22 @@ def test_kill_9_at_any_moment_changes_nothing(settings: DisentangleSettings, tmp
             compared += 1
     assert compared >= 8
     assert not list((tmp_path / "killed").rglob("*.checkpoint.pt"))
+
+
+def test_ablations_are_trained_and_stored_with_the_solver(done: tuple[Path, Any, Any]) -> None:
+    path, _, summary = done
+    solver = Solver.from_pretrained(path / "solver", dtype="float32")
+    assert solver.customizer.choices[:3] == ["hypernetwork", "expert-gate", "no-centroids"]
+    traces = [t for t in disentangle.read_traces(path / "traces.parquet") if t.split == "validation"]
+    for name in ("expert-gate", "no-centroids"):
+        history = summary["ablations"][name]
+        found = solver.loss(
+            [t.messages for t in traces],
+            [t.response for t in traces],
+            statements=[t.statement for t in traces],
+            weights=name,
+        )
+        best = min(epoch["validation"] for epoch in history)
+        assert sum(x.nll for x in found) / sum(x.tokens for x in found) == pytest.approx(best, rel=1e-4)
+    weights = solver.rank_weights([traces[0].statement], weights="expert-gate")
+    assert weights.std(dim=3).max() == 0 < weights.std(dim=2).max()

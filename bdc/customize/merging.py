@@ -1,0 +1,52 @@
+"""Static merges of the experts into the base weights, to compare with: TIES (arXiv 2306.01708), DARE (2311.03099)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bdc.customize.stacks import Stack
+
+Merge = Literal["ties", "dare"]
+
+
+def merged_delta(stack: Stack, module: str, method: Merge, *, density: float = 0.3, seed: int = 0) -> Tensor:
+    """What a merge adds to a layer's weight, float32 [d_out, d_in].
+
+    "ties" keeps of each expert's delta the share ``density`` with the largest magnitude, elects a sign for every
+    element by the sum, and averages the values of that sign. "dare" keeps a random share ``density`` of each delta,
+    scales it by 1 / density, and averages over the experts.
+    """
+    deltas = torch.stack([stack.delta(module, index) for index in range(stack.k)])
+    if method == "dare":
+        generator = torch.Generator().manual_seed(seed)
+        kept = torch.rand(deltas.shape, generator=generator) < density
+        return (deltas * kept / density).mean(0)
+    flat = deltas.flatten(1).abs()
+    count = max(1, round(density * flat.shape[1]))
+    threshold = flat.kthvalue(flat.shape[1] - count + 1, dim=1).values
+    trimmed = torch.where(deltas.abs() >= threshold.view(-1, 1, 1), deltas, 0.0)
+    agrees = (trimmed.sign() == trimmed.sum(0).sign()) & (trimmed != 0)
+    return (trimmed * agrees).sum(0) / agrees.sum(0).clamp(min=1)
+
+
+@contextlib.contextmanager
+def merged(
+    linears: dict[str, Any], stack: Stack, method: Merge, *, density: float = 0.3, seed: int = 0
+) -> Iterator[None]:
+    """Inside, the linear layers' weights are merged ones; afterwards the old bits are back."""
+    kept = {name: linear.weight.detach().clone() for name, linear in linears.items()}
+    try:
+        with torch.no_grad():
+            for index, (name, linear) in enumerate(linears.items()):
+                delta = merged_delta(stack, name, method, density=density, seed=seed * len(linears) + index)
+                linear.weight.copy_(linear.weight.float() + delta.to(linear.weight.device))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, linear in linears.items():
+                linear.weight.copy_(kept[name])
