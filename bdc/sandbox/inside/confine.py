@@ -55,10 +55,25 @@ class Confinement:
             if not landlock.version():
                 raise OSError("landlock: not offered by this kernel")
             self._make_rules()
-        if level != "L3":
-            self._others = _tasks_of(os.getuid())
         if level == "L3":
             self._filter = seccomp.Filter(1)
+        self._limits_for_all()
+
+    def _limits_for_all(self) -> None:
+        """Set what the server can bear itself: children inherit it, which is cheaper than to set it in each."""
+        if self.level in ("L3", "L2"):
+            kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+        _limit(resource.RLIMIT_CORE, 0)
+        _limit(resource.RLIMIT_NOFILE, 128)
+        _limit(resource.RLIMIT_FSIZE, _SCRATCH_MB << 20 if self._world else 0)
+        _limit(resource.RLIMIT_MEMLOCK, 0)
+        _limit(resource.RLIMIT_MSGQUEUE, 0)
+        _limit(resource.RLIMIT_STACK, _STACK)
+        if self._world:
+            _limit(resource.RLIMIT_NPROC, _THREADS)
+        else:
+            self._others = _tasks_of(os.getuid())
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
 
     def _make_rules(self) -> None:
         """Make the Landlock rulesets: only a program under test may write, and only to the scratch folder of L3."""
@@ -80,34 +95,25 @@ class Confinement:
 
     def bind_child(self, role: str, memory: int, cpu_seconds: int) -> None:
         """Confine the calling child for good: ``memory`` bytes more than now, ``cpu_seconds`` as the last resort."""
-        os.chdir(namespaces.SCRATCH if self._world else "/")
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-        for limit, value in (
-            (resource.RLIMIT_AS, self._base_memory + memory),
-            (resource.RLIMIT_CPU, cpu_seconds),
-            (resource.RLIMIT_CORE, 0),
-            (resource.RLIMIT_NOFILE, 128),
-            (resource.RLIMIT_FSIZE, _SCRATCH_MB << 20 if self._world else 0),
-            (resource.RLIMIT_NPROC, _THREADS + self._others),
-            (resource.RLIMIT_MEMLOCK, 0),
-            (resource.RLIMIT_MSGQUEUE, 0),
-            (resource.RLIMIT_STACK, _STACK),
-        ):
-            hard = resource.getrlimit(limit)[1]
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(limit, (value, value))
+        _limit(resource.RLIMIT_AS, self._base_memory + memory)
+        _limit(resource.RLIMIT_CPU, cpu_seconds)
         if self.level in ("L3", "L2"):
-            kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
             landlock.restrict(self._rules[role])
-        if self.level == "L3":
+        if self._world:
+            os.chdir(namespaces.SCRATCH)
             kernel.set_capabilities(0)
-        elif self.level == "L1":
+            self._filter.install()
+            return
+        # Below L3 the user is shared, and no pid namespace ends with the server.
+        os.chdir("/")
+        _limit(resource.RLIMIT_NPROC, _THREADS + self._others)
+        if self.level == "L1":
             os.setsid()
         kernel.prctl(kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL))
         if select.select([self._life], [], [], 0)[0]:
             os._exit(0)  # the server died before the line above
-        if self.level in ("L3", "L2"):
-            (self._filter if self._world else seccomp.Filter(os.getpid())).install()
+        if self.level == "L2":
+            seccomp.Filter(os.getpid()).install()
 
     def kill_strays(self, known: set[int]) -> None:
         """End what a child left behind, but for the ``known`` other children; from L2 on no program can fork."""
@@ -118,6 +124,12 @@ class Confinement:
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
+
+
+def _limit(which: int, value: int) -> None:
+    hard = resource.getrlimit(which)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(which, (value, value))
 
 
 def _address_space() -> int:

@@ -12,7 +12,6 @@ import gc
 import importlib
 import json
 import os
-import random
 import select
 import signal
 import socket
@@ -48,6 +47,7 @@ def main(fd: int, config: dict[str, Any]) -> None:
         host.send(json.dumps({"refused": str(error)}).encode())
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    guest.standard_streams()
     os.environ.clear()
     sys.argv[:] = [""]
     gc.collect()
@@ -57,8 +57,13 @@ def main(fd: int, config: dict[str, Any]) -> None:
 
 
 def _warm(modules: list[str]) -> list[str]:
-    for name in _WARM.split():
-        importlib.import_module(name)
+    register, os.register_at_fork = os.register_at_fork, lambda **_: None  # type: ignore[assignment]
+    try:
+        for name in _WARM.split():
+            importlib.import_module(name)
+    finally:
+        os.register_at_fork = register  # type: ignore[assignment]
+    sys.modules["random"].seed(0)  # and no hook of `random` seeds it anew: every program sees the same sequence
     if not modules:
         return []
     import site
@@ -152,7 +157,6 @@ class _Server:
                 if fd >= 0:
                     os.dup2(fd, slot)
             os.closerange(5 if slots[4] is not None else 4, 256)
-            random.seed(0)
             _ROLES[order["role"]](3, 4)
         finally:
             os._exit(0)

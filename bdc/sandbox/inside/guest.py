@@ -23,7 +23,6 @@ def main(control: int, calls: int) -> None:
     channel = Blocking(control)
     job = channel.receive()
     channel.nonce = job["nonce"].encode()
-    _standard_streams()
     try:
         if job["mode"] == "stdin":
             channel.send(_run_main(job["program"]))
@@ -51,7 +50,8 @@ def _send(channel: Blocking, reply: dict[str, Any]) -> None:
         channel.send({"status": "output_limit", "message": "the returned value is too large"})
 
 
-def _standard_streams() -> None:
+def standard_streams() -> None:
+    """Make `sys.stdin`, `sys.stdout` and `sys.stderr` of descriptors 0 to 2, whatever these will be in a child."""
     sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
     sys.stdout = io.TextIOWrapper(_writer(1), "utf-8", "surrogateescape")
     sys.stderr = io.TextIOWrapper(_writer(2), "utf-8", "backslashreplace", write_through=True)

@@ -1,0 +1,100 @@
+"""Tests by calls: ask the program's process for a value, compare it here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from bdc.errors import InputError
+from bdc.sandbox.compare import difference, equal
+from bdc.sandbox.feedback import clean
+from bdc.sandbox.inside import values
+from bdc.sandbox.inside.assertions import short
+from bdc.sandbox.plan import Step
+from bdc.sandbox.session import End, Session
+from bdc.sandbox.verdict import STATUSES, TestResult
+from bdc.testcase import CallTest
+
+SHOWN = 1000
+BESIDE = "beside"  # the status of a test that has to run again in the program's own process
+Answer = tuple[TestResult, End | None]
+Reply = Callable[[Session, Any], Any]
+_FAILURES = frozenset(STATUSES) - {"passed"}
+
+
+def ask_call(session: Session, reply_to: Reply, test: CallTest) -> Answer:
+    """Run a `CallTest`; InputError where its arguments are no plain data."""
+    try:
+        message = {"entry": test.entry_point, "args": values.pack(test.args), "kwargs": values.pack(test.kwargs)}
+    except values.NotPlainError as error:
+        raise InputError(f"a test of {test.entry_point!r} passes {error}; only plain values can be passed") from error
+    call = f"{test.entry_point}({', '.join(short(item) for item in test.args)})"
+    session.begin()
+    shown: dict[str, Any] = {"expected": clean(short(test.expected), SHOWN)}
+    actual, answer = _value(session, reply_to(session, message), clean(call, SHOWN), shown)
+    if answer:
+        return answer
+    if equal(test.expected, actual):
+        return TestResult("passed", seconds=session.spent()), None
+    text = f"{clean(call, SHOWN)}: {difference(test.expected, actual)}"
+    return TestResult("wrong_answer", text, actual=clean(short(actual), SHOWN), seconds=session.spent(), **shown), None
+
+
+def ask_plan(session: Session, reply_to: Reply, entry_point: str, steps: tuple[Step, ...]) -> Answer:
+    """Run the assertions of a planned `AssertTest` until one fails; all of them share the limits of one test."""
+    session.begin()
+    for step in steps:
+        reply = reply_to(session, {"entry": entry_point, "args": step.args, "kwargs": step.kwargs})
+        if status_of(reply) == "not_plain":
+            return TestResult(BESIDE), None
+        shown: dict[str, Any] = {"expected": clean(short(step.expected), SHOWN)} if step.relation == "==" else {}
+        actual, answer = _value(session, reply, clean(step.call, SHOWN), shown)
+        if answer:
+            return answer
+        if not step.holds(actual):
+            text, seen = clean(f"{step.call}: {step.statement}", SHOWN), clean(short(actual), SHOWN)
+            return TestResult("wrong_answer", text, actual=seen, seconds=session.spent(), **shown), None
+    return TestResult("passed", seconds=session.spent()), None
+
+
+def _value(session: Session, reply: Any, call: str, shown: dict[str, Any]) -> tuple[Any, Answer | None]:
+    """Return the value that a reply carries, or the answer that it amounts to."""
+    if isinstance(reply, End):
+        return None, ended(reply, session, **shown)
+    seconds = session.spent()
+    if status_of(reply) == "not_plain":
+        text = f"{call}: the result is {reply.get('message')!s:.200}, not plain data"
+        actual = clean(str(reply.get("repr")), SHOWN)
+        return None, (TestResult("wrong_answer", text, actual=actual, seconds=seconds, **shown), None)
+    if status_of(reply) != "returned":
+        return None, (failure(reply, seconds, f"{call}: ", **shown), None)
+    try:
+        return values.unpack(reply.get("value")), None
+    except (values.NotPlainError, RecursionError) as error:
+        return None, (TestResult("wrong_answer", f"{call}: the result is {error}", seconds=seconds, **shown), None)
+
+
+def ended(end: End, session: Session, **shown: Any) -> Answer:
+    """Make the answer of a test in which the process ended."""
+    return TestResult(end.status, end.message, seconds=session.spent(), **shown), end
+
+
+def status_of(reply: Any) -> str:
+    """Return the status that a frame claims."""
+    return str(reply.get("status")) if isinstance(reply, dict) else ""
+
+
+def failure(reply: Any, seconds: float, prefix: str = "", **shown: Any) -> TestResult:
+    """Make a result of a child's own account of a failure; nothing that it says can make a test pass."""
+    status = status_of(reply)
+    if status not in _FAILURES:
+        return TestResult("runtime_error", "the process broke the judge's protocol", seconds=seconds, **shown)
+    line = reply.get("line")
+    message = prefix + str(reply.get("message") or "")
+    return TestResult(
+        status,
+        clean(message, SHOWN),
+        line=line if isinstance(line, int) and not isinstance(line, bool) else None,
+        seconds=seconds,
+        **shown,
+    )
