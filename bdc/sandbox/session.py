@@ -14,6 +14,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
+from bdc.errors import InputError
 from bdc.sandbox.inside import frames
 from bdc.sandbox.limits import Limits
 from bdc.sandbox.server import ForkServer, cpu_seconds
@@ -105,7 +106,10 @@ class Session:
 
     def send(self, message: Any) -> None:
         """Send a frame; a child that is gone or does not read is found out by the next `wait`."""
-        view = memoryview(frames.dump(message))
+        try:
+            view = memoryview(frames.dump(message, limit=frames.MAX_ORDER))
+        except frames.ProtocolError as error:
+            raise InputError(f"a program or a test is too large to be judged: {error}") from error
         poller = select.poll()
         poller.register(self._control, select.POLLOUT)
         while view:

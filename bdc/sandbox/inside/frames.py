@@ -6,7 +6,8 @@ import json
 import os
 from typing import Any
 
-MAX_FRAME = 8 << 20
+MAX_FRAME = 4 << 20  # from a program: the judge decodes it
+MAX_ORDER = 256 << 20  # from the judge
 _HEADER = 4
 
 
@@ -14,11 +15,11 @@ class ProtocolError(Exception):
     """The other end broke the protocol: no frame, an oversized frame, or a frame without the nonce."""
 
 
-def dump(message: Any, nonce: bytes = b"") -> bytes:
-    """Return one frame: length, nonce, JSON."""
+def dump(message: Any, nonce: bytes = b"", limit: int = MAX_FRAME) -> bytes:
+    """Return one frame: length, nonce, JSON; ProtocolError when it is longer than ``limit``."""
     body = nonce + json.dumps(message, separators=(",", ":")).encode("ascii")
-    if len(body) > MAX_FRAME:
-        raise ProtocolError(f"a frame of {len(body)} bytes is over the limit of {MAX_FRAME}")
+    if len(body) > limit:
+        raise ProtocolError(f"a frame of {len(body)} bytes is over the limit of {limit}")
     return len(body).to_bytes(_HEADER, "big") + body
 
 
@@ -44,21 +45,24 @@ class Blocking:
         while view:
             view = view[os.write(self.fd, view) :]
 
-    def receive(self, nonce: bytes = b"") -> Any:
+    def receive(self, nonce: bytes = b"", limit: int = MAX_ORDER) -> Any:
         """Read one frame; EOFError when the other end is gone."""
         size = int.from_bytes(self._exactly(_HEADER), "big")
-        if size > MAX_FRAME:
-            raise ProtocolError(f"a frame of {size} bytes is over the limit of {MAX_FRAME}")
+        if size > limit:
+            raise ProtocolError(f"a frame of {size} bytes is over the limit of {limit}")
         return load(self._exactly(size), nonce)
 
     def _exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            part = os.read(self.fd, size - len(data))
-            if not part:
+        data = os.read(self.fd, size)
+        if len(data) == size:
+            return data
+        parts, missing = [data], size - len(data)
+        while missing:
+            if not parts[-1]:
                 raise EOFError
-            data = data + part if data else part
-        return data
+            parts.append(os.read(self.fd, missing))
+            missing -= len(parts[-1])
+        return b"".join(parts)
 
 
 class Buffer:

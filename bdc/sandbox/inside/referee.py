@@ -9,7 +9,7 @@ import builtins
 from typing import Any
 
 from bdc.sandbox.inside import assertions, values
-from bdc.sandbox.inside.frames import Blocking, ProtocolError
+from bdc.sandbox.inside.frames import MAX_FRAME, Blocking, ProtocolError
 from bdc.sandbox.inside.guest import describe
 
 # The only words of a program's process that reach the judge through here; "passed" and "beside" must not.
@@ -42,7 +42,7 @@ class Candidate:
             raise CannotTravelError(f"the test passes {error}") from error
         try:
             self._channel.send(message)
-            reply = self._channel.receive(self._nonce)
+            reply = self._channel.receive(self._nonce, MAX_FRAME)
         except (OSError, EOFError, ProtocolError) as error:
             raise ProgramLostError from error
         if not isinstance(reply, dict) or reply.get("id") != self._calls:
