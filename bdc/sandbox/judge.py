@@ -80,7 +80,7 @@ class Judge:
     def _reply(self, session: Session, message: Any, watched: Sequence[Session] = ()) -> Any:
         """Send a message and wait for the answer, or for an `End`."""
         session.send(message)
-        return wait(self._server, session, self._limits, self._stop, watched)
+        return wait(session, self._limits, self._stop, watched)
 
     @contextmanager
     def _loaded(
@@ -166,7 +166,7 @@ class Judge:
         referee.begin()
         reply = self._reply(referee, self._code(index), watched=[guest])
         if status_of(reply) == "lost":
-            reply = wait(self._server, guest, self._limits, self._stop)
+            reply = wait(guest, self._limits, self._stop)
             if not isinstance(reply, End):
                 reply = End("runtime_error", "the process of the program wrote to the judge's channel")
         if isinstance(reply, End):

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bdc.errors import BdcError, InputError
+from bdc.sandbox.inside.orders import EXIT, ORDER, PID, ROLES
 
 _BOOT = Path(__file__).parent / "inside" / "boot.py"
 _START_SECONDS = 60.0
 _ANSWER_SECONDS = 30.0
 _CREDENTIALS = struct.Struct("3i")
+_NO_CHILD = ORDER.pack(0, 0, 0, 0)
 
 
 class SandboxError(BdcError):
@@ -31,6 +36,14 @@ class LevelRefusedError(SandboxError):
     """The machine does not offer the level of isolation that was asked for."""
 
 
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A child's process id in the server's pid namespace and in ours; both stay valid until it is reaped."""
+
+    number: int
+    pid: int
+
+
 class ForkServer:
     """A fork server process; use from one thread at a time.
 
@@ -42,7 +55,8 @@ class ForkServer:
     def __init__(self, level: str, python: str | None = None, modules: tuple[str, ...] = ()) -> None:
         self.level = level
         self.spawned = 0
-        self.exits: dict[int, tuple[int, float]] = {}  # pid -> wait status, CPU seconds
+        self._exits: dict[int, tuple[int, float]] = {}  # wait status, CPU seconds
+        self._left: list[int] = []
         self._socket, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         config = json.dumps({"level": level, "modules": modules})
@@ -68,7 +82,7 @@ class ForkServer:
 
     def _await_ready(self) -> None:
         try:
-            answer = self._receive(_START_SECONDS)
+            answer = json.loads(self._receive(_START_SECONDS)[0])
         except ServerLostError:
             answer = {"refused": self._last_words() or "the server died at its start"}
         if "ready" not in answer:
@@ -82,38 +96,52 @@ class ForkServer:
         _, errors = self._process.communicate()
         return errors.decode(errors="replace").strip().rpartition("\n")[2][:300]
 
-    def fileno(self) -> int:
-        """The descriptor that becomes readable when a child has ended or the server has died."""
-        return self._socket.fileno()
-
     @property
     def pid(self) -> int:
         """Process id of the server."""
         return self._process.pid
 
-    def spawn(self, order: dict[str, Any], fds: list[int]) -> tuple[int, int]:
-        """Fork a child with the descriptors ``fds``; return its process id for the server and for this process."""
-        self._send({"spawn": order}, fds)
+    def spawn(self, role: str, fds: dict[int, int], cpu_seconds: int, memory: int) -> Child:
+        """Fork a child; ``fds`` maps its descriptors (`orders.STDIN` and so on) to ours. It is confined already.
+
+        Children that `leave` was told of are gone, with all they held, when this returns.
+        """
+        slots = sorted(fds)
+        order = ORDER.pack(ROLES.index(role), sum(1 << slot for slot in slots), cpu_seconds, memory)
+        number, pid = self._exchange(order, self._left, [fds[slot] for slot in slots])
+        self._left.clear()
         self.spawned += 1
-        while True:
-            answer = self._receive(_ANSWER_SECONDS)
-            if "pid" in answer:
-                return int(answer["pid"]), int(answer.get("translated", answer["pid"]))
-            self._note(answer)
+        return Child(number, pid)
 
-    def kill(self, pid: int) -> None:
-        """End a child, if it still lives; its exit is reported as usual."""
-        self._send({"kill": pid}, [])
+    def reap(self, child: Child) -> tuple[int, float]:
+        """End a child, if it still lives; return its wait status and CPU seconds."""
+        self._exchange(_NO_CHILD, [child.number], [])
+        return self._exits.pop(child.number)
 
-    def poll(self) -> None:
-        """Take in the one message that `fileno` announced."""
-        self._note(self._receive(_ANSWER_SECONDS))
+    def leave(self, child: Child) -> None:
+        """End a child that nobody waits for; it is reaped before the next one begins."""
+        if self.level in ("L3", "L2"):
+            with contextlib.suppress(PermissionError):
+                os.kill(child.pid, signal.SIGKILL)
+                self._left.append(child.number)
+                return
+        self.reap(child)
 
-    def wait(self, pid: int) -> tuple[int, float]:
-        """Wait for a child that is about to end; return its wait status and CPU seconds, once."""
-        while pid not in self.exits:
-            self.poll()
-        return self.exits.pop(pid)
+    def _exchange(self, order: bytes, ended: list[int], fds: list[int]) -> tuple[int, int]:
+        """Send an order; note the exits in the answer, return the new child's process id there and here."""
+        try:
+            socket.send_fds(self._socket, [order, *map(PID.pack, ended)], fds)
+        except OSError as error:
+            raise ServerLostError("the sandbox's fork server died") from error
+        data, ancillary = self._receive(_ANSWER_SECONDS)
+        for number, status, seconds in EXIT.iter_unpack(data[PID.size :]):
+            self._exits[number] = (status, seconds)
+        for number in self._left:
+            self._exits.pop(number, None)
+        (number,) = PID.unpack_from(data)
+        if number and self.level == "L3":
+            return number, _CREDENTIALS.unpack(ancillary[0][2])[0]
+        return number, number
 
     def close(self) -> None:
         """End the server and every child; no process is left when this returns."""
@@ -126,17 +154,7 @@ class ForkServer:
         if self._process.stderr:
             self._process.stderr.close()
 
-    def _note(self, message: dict[str, Any]) -> None:
-        pid, status, seconds = message["exit"]
-        self.exits[pid] = (status, seconds)
-
-    def _send(self, message: dict[str, Any], fds: list[int]) -> None:
-        try:
-            socket.send_fds(self._socket, [json.dumps(message).encode()], fds)
-        except OSError as error:
-            raise ServerLostError("the sandbox's fork server died") from error
-
-    def _receive(self, timeout: float) -> dict[str, Any]:
+    def _receive(self, timeout: float) -> tuple[bytes, list[tuple[int, int, bytes]]]:
         self._socket.settimeout(timeout)
         try:
             data, ancillary, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(_CREDENTIALS.size))
@@ -144,15 +162,12 @@ class ForkServer:
             raise ServerLostError("the sandbox's fork server does not answer") from error
         if not data:
             raise ServerLostError("the sandbox's fork server died")
-        message = dict(json.loads(data))
-        if "pid" in message and self.level == "L3":
-            message["translated"] = _CREDENTIALS.unpack(ancillary[0][2])[0]
-        return message
+        return data, ancillary
 
 
-def cpu_seconds(pid: int) -> float | None:
-    """Return the CPU time that a live process has used, all its threads, to the nanosecond; None once it is gone."""
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process not yet reaped has used, all its threads, to the nanosecond."""
     try:
         return time.clock_gettime((~pid << 3) | 2)
-    except OSError:
-        return None
+    except OSError as error:
+        raise ServerLostError("the sandbox's fork server died with its children") from error

@@ -16,6 +16,7 @@ from typing import Any
 
 from bdc.errors import InputError
 from bdc.sandbox.inside import frames
+from bdc.sandbox.inside.orders import CALLS, CONTROL, STDIN, STDOUT
 from bdc.sandbox.limits import Limits
 from bdc.sandbox.server import ForkServer, cpu_seconds
 
@@ -52,25 +53,22 @@ class Session:
         self.output = bytearray()
         self.cap = max(limits.output_kb << 10, output_bytes)
         self._server, self._buffer = server, frames.Buffer()
-        self.pid, self.exit = 0, None  # type: int, tuple[int, float] | None
+        self._exit: tuple[int, float] | None = None  # wait status, CPU seconds
+        self._ended = -1
         self._control, inner = socket.socketpair()
         self._out, out = os.pipe()
         os.set_blocking(self._out, False)
         self._control.setblocking(False)
         self.open = self._out_open = True
-        given = {"control": inner.fileno(), "stdout": out}
+        fds = {CONTROL: inner.fileno(), STDOUT: out}
         if stdin is not None:
-            given["stdin"] = stdin
+            fds[STDIN] = stdin
         if calls is not None:
-            given["calls"] = calls.fileno()
-        order = {
-            "role": role,
-            "cpu": int(limits.cpu_seconds * (tests + 1)) + 3,
-            "memory": limits.memory_mb << 20,
-            "fds": list(given),
-        }
+            fds[CALLS] = calls.fileno()
         try:
-            self.pid, self._clock_pid = server.spawn(order, list(given.values()))
+            cpu = int(limits.cpu_seconds * (tests + 1)) + 3
+            self._child = server.spawn(role, fds, cpu, limits.memory_mb << 20)
+            self._ended = os.pidfd_open(self._child.pid)
         except BaseException:
             self._release()
             raise
@@ -93,12 +91,7 @@ class Session:
 
     def cpu(self) -> float:
         """CPU seconds of the child until now."""
-        if self.exit is None and self.pid in self._server.exits:
-            self.exit = self._server.exits.pop(self.pid)
-        if self.exit is not None:
-            return self.exit[1]
-        used = cpu_seconds(self._clock_pid)
-        return self._cpu_start if used is None else used
+        return self._exit[1] if self._exit else cpu_seconds(self._child.pid)
 
     def spent(self) -> float:
         """CPU seconds since `begin`."""
@@ -128,26 +121,35 @@ class Session:
 
     def descriptors(self) -> list[int]:
         """What to poll for this child."""
-        return [self._control.fileno()] * self.open + [self._out] * self._out_open
+        return [self._ended, *[self._control.fileno()] * self.open, *[self._out] * self._out_open]
 
     def absorb(self, ready: set[int]) -> None:
-        """Read what is there, without ever blocking."""
+        """Read what is there, without ever blocking; note that the child has ended."""
         if self._out in ready:
             self.drain()
-        if self.open and self._control.fileno() in ready:
-            try:
-                data = self._control.recv(1 << 16)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            self._buffer.feed(data)
-            self.open = bool(data)
+        if self._control.fileno() in ready:
+            self._read_control()
+        if self._ended in ready and self._exit is None:
+            self._exit = self._server.reap(self._child)
+
+    def _read_control(self) -> bool:
+        """Read a part of what waits in the control channel; say whether there was something."""
+        if not self.open:
+            return False
+        try:
+            data = self._control.recv(1 << 16)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        self._buffer.feed(data)
+        self.open = bool(data)
+        return self.open
 
     def _finish(self) -> None:
         """Read what an ended child left in its channels."""
-        while self.open:
-            self.absorb({self._control.fileno()})
+        while self._read_control():
+            pass
         self.drain()
 
     def drain(self) -> None:
@@ -179,12 +181,10 @@ class Session:
 
     def ended(self) -> End | None:
         """Say how the child ended by itself, if it did."""
-        if self.exit is None and self.pid in self._server.exits:
-            self.exit = self._server.exits.pop(self.pid)
-        if self.exit is None:
+        if self._exit is None:
             return None
         self._finish()
-        status = self.exit[0]
+        status = self._exit[0]
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
             if number == signal.SIGKILL:
@@ -196,28 +196,23 @@ class Session:
         code = os.WEXITSTATUS(status)
         return End("runtime_error", f"the process ended (exit code {code}) before its answer", exit_code=code)
 
-    def kill(self) -> None:
-        """End the child and wait until it is gone."""
-        if self.exit is None:
-            if self.pid not in self._server.exits:
-                self._server.kill(self.pid)
-            self.exit = self._server.wait(self.pid)
-
     def close(self) -> None:
         """End the child and release what it held."""
         try:
-            self.kill()
+            if self._exit is None:
+                self._exit = (signal.SIGKILL, self.cpu())
+                self._server.leave(self._child)
         finally:
             self._release()
 
     def _release(self) -> None:
         self._control.close()
         os.close(self._out)
+        if self._ended >= 0:
+            os.close(self._ended)
 
 
-def wait(
-    server: ForkServer, asked: Session, limits: Limits, stop: threading.Event, watched: Sequence[Session] = ()
-) -> Any | End:
+def wait(asked: Session, limits: Limits, stop: threading.Event, watched: Sequence[Session] = ()) -> Any | End:
     """Wait for the next frame of ``asked`` while it and ``watched`` keep their limits; return it, or how it ended.
 
     Raises:
@@ -239,17 +234,16 @@ def wait(
                     return end
             if frame is not None:
                 return frame
-            _poll(server, sessions, min(_STOP_SECONDS, *(session.patience(limits) for session in sessions)))
+            _poll(sessions, min(_STOP_SECONDS, *(session.patience(limits) for session in sessions)))
     except frames.ProtocolError as error:
         return End("runtime_error", f"the process wrote to the judge's channel: {error}")
 
 
-def _poll(server: ForkServer, sessions: Sequence[Session], seconds: float) -> None:
+def _poll(sessions: Sequence[Session], seconds: float) -> None:
     poller = select.poll()
-    for fd in (server.fileno(), *(fd for session in sessions for fd in session.descriptors())):
-        poller.register(fd, select.POLLIN)
+    for session in sessions:
+        for fd in session.descriptors():
+            poller.register(fd, select.POLLIN)
     ready = {fd for fd, _ in poller.poll(int(seconds * 1000) + 1)}
     for session in sessions:
         session.absorb(ready)
-    if server.fileno() in ready:
-        server.poll()

@@ -23,7 +23,8 @@ def attack(sandbox: Sandbox, program: str, *args: Any, limits: Limits | None = N
 
 
 def mine() -> set[int]:
-    """Processes of this test run, by the file of the fork server in their command lines."""
+    """Processes of the sandbox, by the file of the fork server in their command lines, once killed ones are gone."""
+    time.sleep(0.2)
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -38,11 +38,13 @@ class Confinement:
     def __init__(self, level: str, extra_readable: Iterable[str] = ()) -> None:
         self.level = level
         self._world: namespaces.World | None = None
-        self._rules: dict[str, int] = {}
+        self._rules: tuple[int, ...] = ()
         self._readable = readable = _interpreter_paths(extra_readable)
         self._life = os.pidfd_open(os.getpid())
         self._others = 0
         self._base_memory = _address_space()  # now: /proc is out of reach later
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        self._most_memory = 1 << 62 if hard == resource.RLIM_INFINITY else hard
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         if level == "L3":
             self._world = namespaces.World(readable, _SCRATCH_MB)
@@ -55,8 +57,8 @@ class Confinement:
             if not landlock.version():
                 raise OSError("landlock: not offered by this kernel")
             self._make_rules()
-        if level == "L3":
-            self._filter = seccomp.Filter(1)
+            self._filter = seccomp.Filter()
+        self._drop = kernel.capabilities(0)
         self._limits_for_all()
 
     def _limits_for_all(self) -> None:
@@ -77,14 +79,14 @@ class Confinement:
 
     def _make_rules(self) -> None:
         """Make the Landlock rulesets: only a program under test may write, and only to the scratch folder of L3."""
-        for rules in self._rules.values():
+        for rules in self._rules:
             os.close(rules)
         devices = namespaces.DEVICES
         scratch = (namespaces.SCRATCH,) if self._world else ()
-        self._rules = {
-            "guest": landlock.ruleset((*self._readable, *devices), (*scratch, "/dev/null")),
-            "referee": landlock.ruleset((*self._readable, *devices), ("/dev/null",)),
-        }
+        guest = landlock.ruleset((*self._readable, *devices), (*scratch, "/dev/null"))
+        referee = landlock.ruleset((*self._readable, *devices), ("/dev/null",))
+        self._rules = guest, referee
+        self._restrict = {"guest": landlock.restriction(guest), "referee": landlock.restriction(referee)}
 
     def before_fork(self, alone: bool) -> None:
         """Prepare the parent's side of the next child; ``alone`` says that no other child lives."""
@@ -95,17 +97,16 @@ class Confinement:
 
     def bind_child(self, role: str, memory: int, cpu_seconds: int) -> None:
         """Confine the calling child for good: ``memory`` bytes more than now, ``cpu_seconds`` as the last resort."""
-        _limit(resource.RLIMIT_AS, self._base_memory + memory)
-        _limit(resource.RLIMIT_CPU, cpu_seconds)
+        memory = min(self._base_memory + memory, self._most_memory)
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
         if self.level in ("L3", "L2"):
-            landlock.restrict(self._rules[role])
+            self._restrict[role]()
         if self._world:
-            os.chdir(namespaces.SCRATCH)
-            kernel.set_capabilities(0)
-            self._filter.install()
+            self._drop()
+            self._filter.install(1)
             return
         # Below L3 the user is shared, and no pid namespace ends with the server.
-        os.chdir("/")
         _limit(resource.RLIMIT_NPROC, _THREADS + self._others)
         if self.level == "L1":
             os.setsid()
@@ -113,7 +114,7 @@ class Confinement:
         if select.select([self._life], [], [], 0)[0]:
             os._exit(0)  # the server died before the line above
         if self.level == "L2":
-            seccomp.Filter(os.getpid()).install()
+            self._filter.install(os.getpid())
 
     def kill_strays(self, known: set[int]) -> None:
         """End what a child left behind, but for the ``known`` other children; from L2 on no program can fork."""

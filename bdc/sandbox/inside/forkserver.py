@@ -7,20 +7,20 @@ child, so the memory that a child inherits holds nothing of any other program an
 from __future__ import annotations
 
 import array
-import fcntl
 import gc
 import importlib
 import json
 import os
-import select
 import signal
 import socket
 import struct
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from bdc.sandbox.inside import guest, referee
 from bdc.sandbox.inside.confine import Confinement
+from bdc.sandbox.inside.orders import CALLS, CONTROL, EXIT, ORDER, PID, ROLES, SLOTS
 
 # What programs import most; each megabyte more makes every fork dearer.
 _WARM = """
@@ -28,16 +28,17 @@ _WARM = """
     functools hashlib heapq io itertools json math numbers operator os random re statistics string struct sys textwrap
     threading time traceback types typing encodings.latin_1 encodings.ascii
 """
-_ROLES = {"guest": guest.main, "referee": referee.main}
-_FIRST_SPARE = 64
+_ROOM = socket.CMSG_SPACE(8 * array.array("i").itemsize)
 
 
 def main(fd: int, config: dict[str, Any]) -> None:
     """Serve the host on the sequenced-packet socket ``fd`` until it hangs up.
 
     ``config``: level ("L3".."L0"), modules (extra modules to import and keep readable with their site folders).
-    The first message is ``{"ready": level}`` or ``{"refused": reason}``; then, per child, the host sends
-    ``{"spawn": {...}}`` with descriptors and gets ``{"pid": n}`` and later ``{"exit": [n, status, cpu_seconds]}``.
+    The first message is ``{"ready": level}`` or ``{"refused": reason}``. Then each message of the host is an `ORDER`
+    for a child (or none, role 0) with its descriptors, and the `PID` of each child to end before; the answer is the
+    new child's `PID` (or 0) and an `EXIT` for each that ended. A child is reaped on order only, so that its process id
+    is the host's to use until then.
     """
     host = socket.socket(fileno=fd)
     try:
@@ -76,87 +77,62 @@ def _warm(modules: list[str]) -> list[str]:
 
 
 class _Server:
+    """Does as little as it can: every page that it touches after a fork is copied once more."""
+
     def __init__(self, host: socket.socket, confinement: Confinement) -> None:
         self._host, self._confinement = host, confinement
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        self._children: dict[int, int] = {}  # pidfd -> pid
+        while os.dup(self._null) < SLOTS:  # what arrives must not land on a slot of the child
+            pass
+        self._children: set[int] = set()
 
     def serve(self) -> None:
-        poller = select.poll()
-        poller.register(self._host, select.POLLIN)
         while True:
-            for fd, _ in poller.poll():
-                if fd in self._children:
-                    poller.unregister(fd)
-                    self._reap(fd)
-                    continue
-                message, fds = self._receive()
-                if message is None:
-                    self._kill(list(self._children.values()))
-                    return
-                if "kill" in message:
-                    self._kill([pid for pid in self._children.values() if pid == message["kill"]])
-                else:
-                    poller.register(self._spawn(message["spawn"], fds), select.POLLIN)
+            try:
+                data, ancillary, _, _ = self._host.recvmsg(4096, _ROOM, socket.MSG_CMSG_CLOEXEC)
+            except OSError:
+                return
+            if not data:
+                return
+            fds = array.array("i", ancillary[0][2]) if ancillary else ()
+            role, mask, cpu, memory = ORDER.unpack_from(data)
+            reply = b"".join(self._end(pid) for (pid,) in PID.iter_unpack(data[ORDER.size :]))
+            pid = self._spawn(role, mask, cpu, memory, fds) if role else 0
+            credentials = []
+            if pid and self._confinement.level == "L3":  # the kernel translates the process id for the host
+                body = struct.pack("3i", pid, os.getuid(), os.getgid())
+                credentials = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, body)]
+            try:
+                self._host.sendmsg([PID.pack(pid), reply], credentials)
+            except OSError:
+                return
 
-    def _receive(self) -> tuple[dict[str, Any] | None, list[int]]:
-        fds = array.array("i")
-        try:
-            data, ancillary, _, _ = self._host.recvmsg(
-                4096, socket.CMSG_SPACE(8 * fds.itemsize), socket.MSG_CMSG_CLOEXEC
-            )
-        except OSError:
-            return None, []
-        for _, _, payload in ancillary:
-            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-        return (json.loads(data) if data else None), list(fds)
-
-    def _send(self, message: dict[str, Any], about: int = 0) -> None:
-        """Send; the kernel translates the process id ``about`` into the host's pid namespace."""
-        ancillary = []
-        if about and self._confinement.level == "L3":
-            credentials = struct.pack("3i", about, os.getuid(), os.getgid())
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)]
-        try:
-            self._host.sendmsg([json.dumps(message).encode()], ancillary)
-        except OSError:
-            self._kill(list(self._children.values()))
-            os._exit(0)
-
-    def _kill(self, pids: list[int]) -> None:
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-
-    def _reap(self, pidfd: int) -> None:
-        pid = self._children.pop(pidfd)
-        os.close(pidfd)
+    def _end(self, pid: int) -> bytes:
+        """Kill a child, if it still lives, and return how it ended."""
+        os.kill(pid, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
-        self._confinement.kill_strays(set(self._children.values()))
-        self._send({"exit": [pid, status, usage.ru_utime + usage.ru_stime]})
+        self._children.discard(pid)
+        self._confinement.kill_strays(self._children)
+        return EXIT.pack(pid, status, usage.ru_utime + usage.ru_stime)
 
-    def _spawn(self, order: dict[str, Any], fds: list[int]) -> int:
+    def _spawn(self, role: int, mask: int, cpu: int, memory: int, fds: Sequence[int]) -> int:
         self._confinement.before_fork(alone=not self._children)
         pid = os.fork()
         if pid == 0:
-            self._become(order, fds)
+            self._become(role, mask, cpu, memory, fds)
         for fd in fds:
             os.close(fd)
-        pidfd = os.pidfd_open(pid)
-        self._children[pidfd] = pid
-        self._send({"pid": pid}, pid)
-        return pidfd
+        self._children.add(pid)
+        return pid
 
-    def _become(self, order: dict[str, Any], fds: list[int]) -> None:
+    def _become(self, role: int, mask: int, cpu: int, memory: int, fds: Sequence[int]) -> None:
         """Turn the fork into the child that was ordered; never returns."""
         try:
-            self._confinement.bind_child(order["role"], order["memory"], order["cpu"])
-            given = dict(zip(order["fds"], fds, strict=True))
-            slots = (given.get("stdin", self._null), given["stdout"], self._null, given["control"], given.get("calls"))
-            high = [-1 if fd is None else fcntl.fcntl(fd, fcntl.F_DUPFD, _FIRST_SPARE) for fd in slots]
-            for slot, fd in enumerate(high):
-                if fd >= 0:
-                    os.dup2(fd, slot)
-            os.closerange(5 if slots[4] is not None else 4, 256)
-            _ROLES[order["role"]](3, 4)
+            self._confinement.bind_child(ROLES[role], memory, cpu)
+            slots = [slot for slot in range(SLOTS) if mask >> slot & 1]
+            for slot, fd in zip(slots, fds, strict=True):
+                os.dup2(fd, slot)
+            os.closerange(SLOTS, 128)
+            (guest.main if ROLES[role] == "guest" else referee.main)(CONTROL, CALLS)
         finally:
             os._exit(0)

@@ -9,6 +9,9 @@ from typing import Any
 MAX_FRAME = 4 << 20  # from a program: the judge decodes it
 MAX_ORDER = 256 << 20  # from the judge
 _HEADER = 4
+# Made once: each object that a fresh child touches costs it a page.
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_decode = json.JSONDecoder().raw_decode
 
 
 class ProtocolError(Exception):
@@ -17,7 +20,7 @@ class ProtocolError(Exception):
 
 def dump(message: Any, nonce: bytes = b"", limit: int = MAX_FRAME) -> bytes:
     """Return one frame: length, nonce, JSON; ProtocolError when it is longer than ``limit``."""
-    body = nonce + json.dumps(message, separators=(",", ":")).encode("ascii")
+    body = nonce + _encode(message).encode("ascii")
     if len(body) > limit:
         raise ProtocolError(f"a frame of {len(body)} bytes is over the limit of {limit}")
     return len(body).to_bytes(_HEADER, "big") + body
@@ -28,9 +31,12 @@ def load(body: bytes, nonce: bytes = b"") -> Any:
     if not body.startswith(nonce):
         raise ProtocolError("a frame does not carry the nonce")
     try:
-        return json.loads(body[len(nonce) :])
+        message, end = _decode(body[len(nonce) :].decode("ascii"))
     except (ValueError, RecursionError) as error:
         raise ProtocolError("a frame is not JSON") from error
+    if end != len(body) - len(nonce):
+        raise ProtocolError("a frame holds more than one message")
+    return message
 
 
 class Blocking:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Callable
 
 _libc = ctypes.CDLL(None, use_errno=True)
 MACHINE = platform.machine()
@@ -41,14 +42,21 @@ def prctl(option: int, *args: object) -> int:
     return _checked("prctl", _libc.prctl(option, *(ctypes.c_long(a) if isinstance(a, int) else a for a in padded)))
 
 
+def prepared(name: str, *args: object) -> Callable[[], None]:
+    """Return a library call with its arguments converted already: what is cheap in a fresh child, or often repeated."""
+    function = getattr(_libc, name)
+    converted = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]
+
+    def call() -> None:
+        if function(*converted) == -1:
+            _checked(name, -1)
+
+    return call
+
+
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _checked("unshare", _libc.unshare(flags))
-
-
-def setns(fd: int, kind: int) -> None:
-    """setns(2)."""
-    _checked("setns", _libc.setns(fd, kind))
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
@@ -93,8 +101,7 @@ def pivot_here() -> None:
     os.chdir("/")
 
 
-def set_capabilities(mask: int) -> None:
-    """capset(2): permitted and effective become ``mask`` (bits below 32 only), inheritable becomes empty."""
+def capabilities(mask: int) -> Callable[[], None]:
+    """Prepare capset(2): permitted and effective become ``mask`` (bits below 32 only), inheritable becomes empty."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    data = (ctypes.c_uint32 * 6)(mask, mask, 0, 0, 0, 0)
-    _checked("capset", _libc.capset(header, data))
+    return prepared("capset", header, (ctypes.c_uint32 * 6)(mask, mask, 0, 0, 0, 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from bdc.sandbox.inside import kernel
 
@@ -55,6 +55,6 @@ def _allow(rules: int, path: str, rights: int) -> None:
         os.close(fd)
 
 
-def restrict(rules: int) -> None:
-    """Apply a ruleset to the calling process for good (no_new_privs must be set)."""
-    kernel.syscall("landlock_restrict_self", _RESTRICT, rules, 0)
+def restriction(rules: int) -> Callable[[], None]:
+    """Prepare to apply a ruleset to the calling process for good (no_new_privs must be set)."""
+    return kernel.prepared("syscall", _RESTRICT, rules, 0)

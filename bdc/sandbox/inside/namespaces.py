@@ -40,22 +40,26 @@ class World:
             _own_user_namespace(proc)
             _build_root(readable)
         _continue_as_init()
-        self._pid_namespace = os.open("self/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+        ours = os.open("self/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+        self._ours = kernel.prepared("setns", ours, kernel.CLONE_NEWPID)
+        self._next = kernel.prepared("unshare", kernel.CLONE_NEWPID)
         os.close(proc)
         self._mount_scratch()
 
     def _mount_scratch(self) -> None:
         kernel.mount("tmpfs", SCRATCH, "tmpfs", kernel.MS_NOSUID_NODEV_NOEXEC, self._scratch_options)
+        os.chdir(SCRATCH)
 
     def next_pid_namespace(self) -> None:
         """Let the next fork begin a pid namespace, whose end kills everything in it."""
-        kernel.setns(self._pid_namespace, kernel.CLONE_NEWPID)
-        kernel.unshare(kernel.CLONE_NEWPID)
+        self._ours()
+        self._next()
 
     def clean(self) -> bool:
         """Give the next program an empty scratch folder; say whether it had to be a new one."""
-        if not any(Path(SCRATCH).iterdir()):
+        if not os.listdir():  # noqa: PTH208
             return False
+        os.chdir("/")
         kernel.unmount(SCRATCH)
         self._mount_scratch()
         return True
@@ -67,7 +71,7 @@ def become_nobody(keep: int = 0) -> None:
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
-    kernel.set_capabilities(keep)
+    kernel.capabilities(keep)()
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else /proc/self stays root's and the user map cannot be written
 
 

@@ -18,6 +18,7 @@ _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _EPERM, _ENOSYS = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 _ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _CLONE_THREAD = 0x00010000
+_OWN_PID = 0x0BADCAFE  # stands for the process's own id until it is known
 
 # name: (x86_64, aarch64); -1 where the architecture has no such call.
 _PLAIN = {
@@ -104,13 +105,13 @@ def _tree(ranges: list[tuple[int, _Code]]) -> _Code:
 
 
 class Filter:
-    """A filter ready to install; ``pid`` is the one process that kill and tgkill may address."""
+    """A filter, made once and installed in many children."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self) -> None:
         column = list(_ARCH).index(kernel.MACHINE)
         actions = {numbers[column]: _returns(_ALLOW) for numbers in _PLAIN.values()}
         actions |= {numbers[column]: _returns(_ENOSYS) for numbers in _MISSING.values()}
-        actions |= {numbers[column]: code for numbers, code in _by_argument(pid).items()}
+        actions |= {numbers[column]: code for numbers, code in _by_argument(_OWN_PID).items()}
         actions.pop(-1, None)
         ranges: list[tuple[int, _Code]] = []
         refuse = _returns(_EPERM)
@@ -127,10 +128,14 @@ class Filter:
         ]
         self._code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in code))
         self._program = ctypes.create_string_buffer(struct.pack("@HP", len(code), ctypes.addressof(self._code)))
+        self._own_pid = [8 * index + 4 for index, (*_, value) in enumerate(code) if value == _OWN_PID]
+        self._install = kernel.prepared("prctl", kernel.PR_SET_SECCOMP, 2, self._program, 0, 0)
 
-    def install(self) -> None:
-        """Filter the calling process for good (no_new_privs must be set)."""
-        kernel.prctl(kernel.PR_SET_SECCOMP, 2, self._program)
+    def install(self, pid: int) -> None:
+        """Filter the calling process for good (no_new_privs must be set); it may signal ``pid``, itself, alone."""
+        for offset in self._own_pid:
+            struct.pack_into("=I", self._code, offset, pid)
+        self._install()
 
 
 def supported() -> bool:

