@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from bdc.errors import InputError
-from bdc.llm.kvcache import KVCache
+from bdc.llm.attention import decoding
+from bdc.llm.kvcache import ROOM, KVCache
 from bdc.llm.sampling import sample, uniforms
 from bdc.llm.stopping import StopStrings, decode
 
@@ -75,7 +76,7 @@ def generate(
     if not prompts:
         return []
     rows = _Rows.of(model, tokenizer, prompts, max_new_tokens, temperature, top_p, seeds, stop)
-    with _evaluating(model):
+    with _evaluating(model), decoding(model):
         batch = _prefill(model, prompts, forward_context)
         while True:
             done = rows.step(batch.rows, batch.logits)
@@ -197,7 +198,7 @@ class _Batch:
     def forward(self, model: Any, tokens: Tensor, context: ForwardContext | None) -> None:
         self.length += 1
         positions = (self.length - 1 - self.padding).unsqueeze(1)
-        mask = _mask(model, self.padding, 1, self.length)
+        mask = _mask(model, self.padding, 1, self.length, self.cache.capacity_for(1))
         self.logits = _run(model, tokens.unsqueeze(1), positions, mask, self.cache, self.rows, context)
 
 
@@ -210,7 +211,7 @@ def _prefill(model: Any, prompts: Sequence[Sequence[int]], context: ForwardConte
     owners = sorted(where.values(), key=lambda own: len(prompts[own[0]]))
     longest = len(prompts[owners[-1][0]])
     layers = model.config.get_text_config().num_hidden_layers
-    cache = KVCache(layers, longest + 64)
+    cache = KVCache(layers, longest + ROOM)
     logits: Tensor | None = None
     for group in _groups(owners, prompts):
         width = max(len(prompts[own[0]]) for own in group)
@@ -221,7 +222,7 @@ def _prefill(model: Any, prompts: Sequence[Sequence[int]], context: ForwardConte
         positions = (torch.arange(width, device=device) - padding.unsqueeze(1)).clamp_min(0)
         part = KVCache(layers, width)
         rows = torch.tensor([own[0] for own in group], device=device)
-        last = _run(model, ids.to(device), positions, _mask(model, padding, width, width), part, rows, context)
+        last = _run(model, ids.to(device), positions, _mask(model, padding, width, width, width), part, rows, context)
         source = torch.tensor([k for k, own in enumerate(group) for _ in own], device=device)
         target = torch.tensor([i for own in group for i in own], device=device)
         cache.adopt(part, source, target, total, longest)
@@ -262,17 +263,16 @@ def _run(
     return out.logits[:, -1]
 
 
-def _mask(model: Any, padding: Tensor, queries: int, length: int) -> Any:
-    """Additive attention mask [rows, 1, queries, length], or None where causality alone decides.
-
-    A padding position sees itself: with nothing to see its softmax would be NaN.
+def _mask(model: Any, padding: Tensor, queries: int, length: int, capacity: int) -> Any:
+    """Additive attention mask [rows, 1, queries, capacity] for the last of ``length`` positions, or None where
+    causality alone decides. A padding position sees itself: with nothing to see its softmax would be NaN.
     """
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None) or 0
     sliding = window > 0 and "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    if not sliding and not bool(padding.any()):
+    if not sliding and queries > 1 and not bool(padding.any()):
         return None
-    key = torch.arange(length, device=padding.device)
+    key = torch.arange(capacity, device=padding.device)
     query = torch.arange(length - queries, length, device=padding.device).unsqueeze(1)
     seen = (key <= query) & ((key >= padding.view(-1, 1, 1, 1)) | (key == query))
     full = _additive(seen, model.dtype)

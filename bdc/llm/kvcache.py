@@ -1,7 +1,8 @@
 """A key/value cache for batched decoding: written in place, rows can leave it.
 
 transformers' DynamicCache concatenates, and so copies the whole cache at every token; at batch 96 that copy costs as
-much as the matrix products. This one reserves room ahead and hands out views.
+much as the matrix products. This one reserves room ahead, and hands a decoding step the whole of it: a contiguous
+tensor, whose unfilled end the attention mask hides.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-_ROOM = 64  # positions reserved at a time
+ROOM = 32  # positions reserved at a time: they are attended to, so more is not better
+
+
+def _grown_to(length: int) -> int:
+    return length + ROOM - 1
 
 
 class _Layer(CacheLayerMixin):
@@ -43,13 +48,13 @@ class _Layer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[-2]
         if end > self.capacity:
-            self.capacity = end + _ROOM
+            self.capacity = _grown_to(end)
             self.keys = self._grown(self.keys)
             self.values = self._grown(self.values)
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys, self.values
 
     def _grown(self, old: Tensor) -> Tensor:
         new = old.new_zeros((*old.shape[:2], self.capacity, old.shape[-1]))
@@ -58,14 +63,14 @@ class _Layer(CacheLayerMixin):
 
     def keep(self, rows: Tensor, drop_left: int) -> None:
         """Keep the given rows, and forget the first ``drop_left`` positions (padding of all of them)."""
-        self.keys = self.keys[:, :, drop_left:].index_select(0, rows)
-        self.values = self.values[:, :, drop_left:].index_select(0, rows)
+        self.keys = self.keys[rows, :, drop_left:].contiguous()
+        self.values = self.values[rows, :, drop_left:].contiguous()
         self.length -= drop_left
         self.capacity -= drop_left
 
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
         new = query_length if isinstance(query_length, int) else int(query_length.shape[0])
-        return self.length + new, 0
+        return max(self.capacity, self.length + new), 0
 
     def get_seq_length(self) -> int:
         return self.length
@@ -83,6 +88,12 @@ class KVCache(Cache):
     def __init__(self, layers: int, capacity: int) -> None:
         self.mine = [_Layer(capacity) for _ in range(layers)]
         super().__init__(layers=list(self.mine))
+
+    def capacity_for(self, new: int) -> int:
+        """Positions that attention sees at a step that adds ``new`` of them."""
+        layer = self.mine[0]
+        end = layer.length + new
+        return layer.capacity if end <= layer.capacity else _grown_to(end)
 
     def adopt(self, other: KVCache, source: Tensor, target: Tensor, total_rows: int, length: int) -> None:
         """Copy rows ``source`` of a prefilled cache into rows ``target`` here, right-aligned at position ``length``."""

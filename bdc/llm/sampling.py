@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 _HEADS = (64, 1024)  # candidates sorted before a row's whole distribution is
+_PIECE = 1 << 18  # logits worked on at a time
 
 
 def uniforms(seeds: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -39,20 +40,34 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, u: Tensor) -> Ten
     Returns:
         int64 [n].
     """
-    tokens = logits.argmax(-1)
-    rows = torch.nonzero(temperature > 0).flatten()
-    if not len(rows):
-        return tokens
-    heat = temperature.unsqueeze(1)
-    total = torch.logsumexp(logits[rows].float() / heat[rows], dim=-1, keepdim=True)
-    for head in (*_HEADS, logits.shape[-1]):
-        values, order = logits[rows].topk(min(head, logits.shape[-1]), dim=-1)
-        choice, settled = _quantile(values.float() / heat[rows] - total, top_p[rows], u[rows])
-        tokens[rows] = order.gather(1, choice.unsqueeze(1)).squeeze(1)
-        rows, total = rows[~settled], total[~settled]
+    greedy = temperature <= 0
+    if bool(greedy.all()):
+        return logits.argmax(-1)
+    heat = torch.where(greedy, 1.0, temperature).unsqueeze(1)
+    values, order = logits.topk(min(_HEADS[0], logits.shape[-1]), dim=-1)
+    total = _log_total(logits, heat, values[:, :1])
+    choice, settled = _quantile(values.float() / heat - total, top_p, u)
+    tokens = order.gather(1, choice.unsqueeze(1)).squeeze(1)
+    if bool(greedy.any()):
+        tokens[greedy] = logits[greedy].argmax(-1)
+    for head in (*_HEADS[1:], logits.shape[-1]):
+        rows = torch.nonzero(~settled & ~greedy).flatten()
         if not len(rows):
             break
+        values, order = logits[rows].topk(min(head, logits.shape[-1]), dim=-1)
+        choice, settled[rows] = _quantile(values.float() / heat[rows] - total[rows], top_p[rows], u[rows])
+        tokens[rows] = order.gather(1, choice.unsqueeze(1)).squeeze(1)
     return tokens
+
+
+def _log_total(logits: Tensor, heat: Tensor, largest: Tensor) -> Tensor:
+    """Log of each row's softmax denominator [n, 1], in pieces that stay in a CPU's cache."""
+    n, size = logits.shape
+    step = n if logits.is_cuda else max(1, _PIECE // size)
+    sums = []
+    for part in (slice(start, start + step) for start in range(0, n, step)):
+        sums.append((logits[part].float() - largest[part]).div_(heat[part]).exp_().sum(-1, keepdim=True))
+    return torch.cat(sums).log_() + largest / heat
 
 
 def _quantile(log_probs: Tensor, top_p: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

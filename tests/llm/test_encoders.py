@@ -1,0 +1,65 @@
+"""Sentence embeddings by what they mean, and as plain arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bdc.errors import InputError
+from bdc.llm import SentenceEncoder
+
+pytestmark = pytest.mark.models
+
+TEXTS = [
+    "Sort a list of integers in ascending order.",
+    "Return the numbers of an array from smallest to largest.",
+    "Count the vowels in a string.",
+    "x",
+    "",
+    "word " * 1000,
+]
+
+
+@pytest.fixture(scope="module")
+def encoder(encoder_folder: Path) -> SentenceEncoder:
+    return SentenceEncoder(encoder_folder)
+
+
+def test_rows_are_unit_vectors_in_order(encoder: SentenceEncoder) -> None:
+    rows = encoder.encode(TEXTS, batch_size=2)
+    assert rows.shape == (len(TEXTS), encoder.dim) == (6, 384)
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    for i, text in enumerate(TEXTS):  # neither order nor padding matters
+        np.testing.assert_allclose(encoder.encode([text])[0], rows[i], atol=2e-5)
+
+
+def test_similar_meanings_are_near(encoder: SentenceEncoder) -> None:
+    first, second, other = encoder.encode(TEXTS[:3])
+    assert first @ second > 0.4 > 0.3 > first @ other
+
+
+def test_pooling_is_the_mean_over_tokens(encoder: SentenceEncoder) -> None:
+    import torch
+
+    inputs = encoder._tokenizer(TEXTS[0], return_tensors="pt")
+    with torch.inference_mode():
+        mean = encoder._model(**inputs).last_hidden_state[0].mean(0).numpy()
+    np.testing.assert_allclose(encoder.encode(TEXTS[:1])[0], mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_long_texts_are_cut_at_the_published_limit(encoder: SentenceEncoder) -> None:
+    assert encoder.max_tokens == 256
+    np.testing.assert_allclose(encoder.encode(["word " * 1000]), encoder.encode(["word " * 254]), atol=1e-5)
+
+
+def test_no_texts(encoder: SentenceEncoder) -> None:
+    assert encoder.encode([]).shape == (0, 384)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="text encoder"):
+        SentenceEncoder(tmp_path)

@@ -1,0 +1,119 @@
+"""`OpenAICompatible` over real sockets: SmolLM2 behind a local server, and what servers do when they are unwell."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from server import ChatServer
+
+from bdc.errors import InputError, LLMError
+from bdc.llm import Completion, Local, OpenAICompatible, Request
+
+pytestmark = pytest.mark.models
+
+
+def ask(text: str, **settings: Any) -> Request:
+    return Request(({"role": "user", "content": text},), **({"max_tokens": 6} | settings))
+
+
+def run(server: ChatServer, requests: Sequence[Request], **settings: Any) -> list[Completion]:
+    async def both() -> list[Completion]:
+        llm = OpenAICompatible(server.url, "smollm2", **({"timeout": 30.0, "backoff": 0.01} | settings))
+        try:
+            return await llm.complete(requests)
+        finally:
+            await llm.close()
+
+    return asyncio.run(both())
+
+
+def test_answers_are_those_of_the_model(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BDC_TEST_KEY", "secret")
+    requests = [
+        ask("What is the capital of France?", temperature=0, max_tokens=12),
+        ask("Tell me a story.", seed=11, temperature=0.9, top_p=0.8),
+        ask("Count from one to nine.", stop=("4", "four"), temperature=0, max_tokens=24),
+    ]
+    expected = [asyncio.run(local.complete([request]))[0] for request in requests]
+    with ChatServer(local) as server:
+        got = run(server, requests, api_key_env="BDC_TEST_KEY", concurrency=2, extra={"user": "tests"})
+    for ours, theirs in zip(got, expected, strict=True):
+        assert (ours.text, ours.finish_reason) == (theirs.text, theirs.finish_reason)
+        assert (ours.prompt_tokens, ours.completion_tokens) == (theirs.prompt_tokens, theirs.completion_tokens)
+        assert ours.seconds > 0
+    assert server.peak == 2
+    assert {body["seed"] for body in server.bodies} == {0, 11}
+    assert all(body["model"] == "smollm2" and body["user"] == "tests" for body in server.bodies)
+    assert all(headers["Authorization"] == "Bearer secret" for headers in server.headers)
+
+
+@pytest.mark.parametrize("fault", [429, 500, 503, "garbage", "shape", "drop"])
+def test_passing_faults_are_retried(local: Local, fault: int | str) -> None:
+    with ChatServer(local, faults=[fault, fault]) as server:
+        (got,) = run(server, [ask("Hi", temperature=0)])
+    assert got.finish_reason == "length" and got.completion_tokens == 6
+    assert len(server.bodies) == 3
+    assert server.bodies[0] == server.bodies[2]
+
+
+def test_a_silent_server_is_asked_again(local: Local) -> None:
+    with ChatServer(local, faults=[3.0]) as server:
+        (got,) = run(server, [ask("Hi", max_tokens=1)], timeout=1.5)
+        assert got.completion_tokens == 1
+        assert len(server.bodies) == 2
+
+
+def test_retry_after_is_respected(local: Local) -> None:
+    with ChatServer(local, faults=[429], retry_after="0.7") as server:
+        begin = time.perf_counter()
+        run(server, [ask("Hi", max_tokens=1)])
+        assert time.perf_counter() - begin >= 0.7
+
+
+@pytest.mark.parametrize(
+    ("faults", "attempts", "words"),
+    [
+        ([500] * 9, 3, "status 500: fault 500"),
+        ([401], 1, "status 401: fault 401"),
+        (["garbage"] * 9, 3, "unreadable answer"),
+        ([2.0] * 9, 3, "no answer within 0.3 s"),
+    ],
+)
+def test_lasting_faults_are_named(local: Local, faults: list[int | str | float], attempts: int, words: str) -> None:
+    with ChatServer(local, faults=faults) as server:
+        with pytest.raises(LLMError, match=words):
+            run(server, [ask("Hi")], retries=2, timeout=0.3)
+        assert len(server.bodies) == attempts
+
+
+def test_a_refused_request_fails_alone(local: Local) -> None:
+    with ChatServer(local, faults=[400]) as server:
+        first, second = run(server, [ask("Hi", max_tokens=2), ask("Hi", max_tokens=2)], concurrency=1)
+    assert (first.finish_reason, first.text) == ("error", "")
+    assert second.completion_tokens == 2
+
+
+def test_nobody_listening_is_an_error_soon() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+    llm = OpenAICompatible(url, "m", retries=1, backoff=0.01)
+    with pytest.raises(LLMError, match="after 2 attempts: ConnectError"):
+        asyncio.run(llm.complete([ask("Hi")]))
+
+
+def test_a_client_survives_several_event_loops(local: Local) -> None:
+    with ChatServer(local) as server:
+        llm = OpenAICompatible(server.url, "smollm2")
+        texts = {asyncio.run(llm.complete([ask("Hi", temperature=0)]))[0].text for _ in range(2)}
+    assert len(texts) == 1
+
+
+def test_the_url_must_be_one() -> None:
+    with pytest.raises(InputError, match="base_url"):
+        OpenAICompatible("localhost:8000/v1", "m")
