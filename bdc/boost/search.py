@@ -76,14 +76,15 @@ class Search:
         chosen = [(tree, node) for tree, node in leaves if not node.expanded and not tree.stop] + self._select(fresh)
         new = [(tree, node) for tree, node in chosen if node.value is None]
         self._evaluate(new)
-        refined = self._reflect(new)
-        if chosen:
-            values = np.array([node.value for _, node in chosen], dtype=np.float64)
-            self.forest.backup(np.array([node.node for _, node in chosen]), values)
-        self._prune([(tree, node) for tree, node in refined if (node.value or 0.0) <= tree.parent_value(node)])
-        for tree, _ in chosen:
-            tree.rollouts += 1
+        weak = self._reflect([(tree, node) for tree, node in new if node.value is not None])
+        # A node whose calls all failed has no value and leaves no trace in the statistics.
+        valued = [(node.node, node.value) for _, node in chosen if node.value is not None]
+        if valued:
+            ids, values = zip(*valued, strict=True)
+            self.forest.backup(np.array(ids), np.array(values, dtype=np.float64))
+        self._prune([(tree, node) for tree, node in weak if (node.value or 0.0) <= tree.parent_value(node)])
         for tree in active:
+            tree.rollouts += 1
             tree.stop = tree.stop or self._why_stop(tree)
 
     def _select(self, trees: list[Tree]) -> list[tuple[Tree, Node]]:
@@ -196,7 +197,7 @@ class Search:
             answered = [i for i in own if answers[i].finish_reason != "error"]
             node.programs = programs
             # A reply without code failed every test; a call that never came back counts for nothing.
-            node.value = sum(program.pass_rate for program in programs) / len(answered) if answered else 0.0
+            node.value = sum(program.pass_rate for program in programs) / len(answered) if answered else None
             if programs:
                 best = max((i for i in own if i in by_slot), key=lambda i: by_slot[i].pass_rate)
                 self._verdicts[tree.index, node.node] = by_slot[best]

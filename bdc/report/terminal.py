@@ -1,0 +1,86 @@
+"""The results table for a terminal, and the same figures as a dictionary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bdc.report.metrics import METRICS, OURS, Metric, best, label, mean
+from bdc.report.sources import finite
+from bdc.report.verdict import verdicts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+WIDE = 120
+
+
+def print_results(evaluation: dict[str, Any], console: Console) -> None:
+    """Print systems x metrics with 95 % intervals, then a plain sentence per metric.
+
+    Args:
+        evaluation: the content of evaluation.json.
+        console: under 120 columns the interval goes below its mean.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    problems = len(evaluation.get("problems") or ())
+    table = Table(
+        title=f"{problems} problems held out, 95 % bootstrap intervals", title_justify="left", box=box.SIMPLE_HEAD
+    )
+    table.add_column("system", overflow="fold")
+    for metric in METRICS:
+        table.add_column(Text(f"{metric.label}\n{metric.better} is better"), justify="right", no_wrap=True)
+    table.add_column("tokens", justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
+    leaders = {metric.key: [system["name"] for system in best(evaluation["systems"], metric)] for metric in METRICS}
+    for system in evaluation["systems"]:
+        ours = system["name"] == OURS
+        cells = [_cell(system, metric, system["name"] in leaders[metric.key], console.width) for metric in METRICS]
+        name = Text(printable(label(system)), style="bold" if ours else "")
+        table.add_row(name, *cells, f"{_tokens(system):,}", f"{system.get('seconds') or 0.0:,.1f}")
+    console.print(table)
+    for sentence in verdicts(evaluation):
+        console.print(Text(printable(sentence)))
+
+
+def results_json(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The figures of :func:`print_results` as a JSON-able dictionary, systems by name."""
+    systems = evaluation["systems"]
+    summary = {
+        "problems": len(evaluation.get("problems") or ()),
+        "seed": evaluation.get("seed"),
+        "device": evaluation.get("device"),
+        "systems": {
+            system["name"]: {
+                "label": label(system),
+                **{metric.key: system.get(metric.key) for metric in METRICS},
+                "tokens": _tokens(system),
+                "seconds": system.get("seconds"),
+            }
+            for system in systems
+        },
+        "best": {metric.key: [system["name"] for system in best(systems, metric)] for metric in METRICS},
+        "differences": list(evaluation.get("differences") or ()),
+        "verdicts": verdicts(evaluation),
+    }
+    return dict(finite(summary))
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which could steer the terminal, made visible."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def _tokens(system: dict[str, Any]) -> int:
+    return int((system.get("prompt_tokens") or 0) + (system.get("completion_tokens") or 0))
+
+
+def _cell(system: dict[str, Any], metric: Metric, leads: bool, width: int) -> Text:
+    from rich.text import Text
+
+    value = Text(metric.format(mean(system, metric)), style="bold" if leads else "")
+    interval = metric.interval(system.get(metric.key))
+    return value.append(f"{' ' if width >= WIDE else chr(10)}{interval}", style="dim") if interval else value
