@@ -85,7 +85,9 @@ def _typed(data: Mapping[str, Any], name: str, kind: Any, default: Any = _REQUIR
     if value is _REQUIRED:
         raise InputError(f"field {name!r} is missing")
     if not isinstance(value, kind):
-        raise InputError(f"field {name!r} is of type {type(value).__name__}; it must be {getattr(kind, '__name__', kind)}")
+        raise InputError(
+            f"field {name!r} is of type {type(value).__name__}; it must be {getattr(kind, '__name__', kind)}"
+        )
     if name in ("id", "statement") and not value.strip():
         raise InputError(f"field {name!r} is empty")
     return value

@@ -1,0 +1,9 @@
+"""Problems: one record, readers for the public sets, and splits that do not leak."""
+
+from __future__ import annotations
+
+from bdc.problems.load import load
+from bdc.problems.partition import normalise, split
+from bdc.problems.problem import Problem
+
+__all__ = ["Problem", "load", "normalise", "split"]
