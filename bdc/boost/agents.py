@@ -27,7 +27,9 @@ def make_agents(settings: Sequence[AgentSettings]) -> list[Agent]:
 def _backend(agent: AgentSettings) -> LLM:
     if agent.backend == "openai":
         if not agent.base_url:
-            raise InputError(f"agent {agent.name}: backend openai needs base_url, for instance http://localhost:8000/v1")
+            raise InputError(
+                f"agent {agent.name}: backend openai needs base_url, for instance http://localhost:8000/v1"
+            )
         return OpenAICompatible(
             agent.base_url,
             agent.model,

@@ -123,7 +123,10 @@ class Broker:
             async def one_agent(index: int, calls: dict[str, Call]) -> None:
                 llm = self.agents[index].llm
                 # Longest first, equal prompts side by side: little padding, and one prefill for all samples of a prompt.
-                order = sorted(calls, key=lambda k: (-sum(len(m["content"]) for m in calls[k].messages), digest(calls[k].messages), k))
+                order = sorted(
+                    calls,
+                    key=lambda k: (-sum(len(m["content"]) for m in calls[k].messages), digest(calls[k].messages), k),
+                )
                 if llm.batch_size is None:
                     chunks = [[key] for key in order]
                     await asyncio.gather(*(self._one_chunk(index, chunk, calls, answers, task) for chunk in chunks))
@@ -146,7 +149,9 @@ class Broker:
                 )
         return answers
 
-    async def _one_chunk(self, index: int, chunk: list[str], calls: dict[str, Call], answers: dict[str, Completion], task: object) -> None:
+    async def _one_chunk(
+        self, index: int, chunk: list[str], calls: dict[str, Call], answers: dict[str, Completion], task: object
+    ) -> None:
         agent = self.agents[index]
         requests = [
             Request(

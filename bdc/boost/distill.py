@@ -19,7 +19,9 @@ from bdc.sandbox import Verdict
 TRACE_COLUMNS = ("id", "problem_id", "node", "kind", "statement", "messages", "response", "agent", "value", "split")
 
 
-def judge_best(trees: Sequence[Tree], verifier: Verifier, candidates: int) -> dict[int, list[tuple[Node, Program, Verdict]]]:
+def judge_best(
+    trees: Sequence[Tree], verifier: Verifier, candidates: int
+) -> dict[int, list[tuple[Node, Program, Verdict]]]:
     """Private verdicts of each tree's best candidates, best first: ``{tree index: [(node, program, verdict)]}``.
 
     Only programs that pass all public tests are candidates, besides the single best program of the tree.

@@ -12,7 +12,7 @@ import numpy as np
 
 from bdc.boost.broker import Broker, Call
 from bdc.boost.settings import BoostSettings
-from bdc.boost.state import PRUNED, REFINED, ROOT, Node, Program, Tree
+from bdc.boost.state import OPEN, PRUNED, REFINED, ROOT, Node, Program, Tree
 from bdc.boost.verify import Verifier
 from bdc.llm import prompts
 from bdc.llm.parsing import extract_program, parse_proposals, parse_thought
@@ -50,7 +50,9 @@ class Search:
             seed=settings.seed,
         )
         roots = self.forest.plant(len(problems))
-        self.trees = [Tree(i, problem, int(root)) for i, (problem, root) in enumerate(zip(problems, roots, strict=True))]
+        self.trees = [
+            Tree(i, problem, int(root)) for i, (problem, root) in enumerate(zip(problems, roots, strict=True))
+        ]
         for tree in self.trees:
             tree.nodes[tree.root] = Node(tree.root, -1, (), -1, 1.0, state=ROOT)
         self._verdicts: dict[tuple[int, int], Verdict] = {}  # (tree, node) -> verdict of its best program
@@ -90,14 +92,22 @@ class Search:
     def _select(self, trees: list[Tree]) -> list[tuple[Tree, Node]]:
         if not trees:
             return []
-        selection = self.forest.select(np.array([tree.index for tree in trees]), leaves=1)
-        leaves = [(self.trees[t], self.trees[t].nodes[leaf]) for t, leaf in zip(selection.tree.tolist(), selection.leaf.tolist(), strict=True)]
+        selection = self.forest.select(np.array([tree.root for tree in trees]), leaves=1)
+        by_root = {tree.root: tree for tree in trees}
+        found = [
+            (by_root[root], leaf) for root, leaf in zip(selection.tree.tolist(), selection.leaf.tolist(), strict=True)
+        ]
+        leaves = [(tree, tree.nodes[leaf]) for tree, leaf in found]
         # Waves hold one leaf per tree, so nothing is pending between calls: values are backed up by node.
         self.forest.abandon(selection)
         return leaves
 
     def _wants_children(self, node: Node) -> bool:
-        return (node.state == ROOT or node.value is not None) and not node.expanded and node.depth < self.settings.max_depth
+        return (
+            (node.state == ROOT or node.value is not None)
+            and not node.expanded
+            and node.depth < self.settings.max_depth
+        )
 
     def _expand(self, leaves: list[tuple[Tree, Node]]) -> None:
         agents = range(len(self.broker.agents))
@@ -132,7 +142,11 @@ class Search:
         self._grow(leaves, found)
 
     def _grow(self, leaves: list[tuple[Tree, Node]], found: dict[tuple[int, int], list[tuple[str, float]]]) -> None:
-        parents, counts, priors, tags, children = [], [], [], [], []
+        parents: list[int] = []
+        counts: list[int] = []
+        priors: list[float] = []
+        tags: list[int] = []
+        children: list[tuple[Tree, Node, int, str, float]] = []
         for tree, node in leaves:
             seen: set[str] = set()
             start = len(children)
@@ -192,7 +206,9 @@ class Search:
         for position, (tree, node) in enumerate(nodes):
             own = range(position * per_node, (position + 1) * per_node)
             programs = tuple(
-                Program(slots[i][2], sources[i] or "", by_slot[i].pass_rate, by_slot[i].verified) for i in own if i in by_slot
+                Program(slots[i][2], sources[i] or "", by_slot[i].pass_rate, by_slot[i].verified)
+                for i in own
+                if i in by_slot
             )
             answered = [i for i in own if answers[i].finish_reason != "error"]
             node.programs = programs
@@ -227,7 +243,9 @@ class Search:
         for (tree, node), answer in zip(ready, answers, strict=True):
             thought = parse_thought(answer.text) if answer.finish_reason != "error" else None
             if thought and thought != node.thoughts[-1]:
-                again.append((tree, node, Node(node.node, node.parent, (*node.thoughts[:-1], thought), node.agent, node.prior)))
+                again.append(
+                    (tree, node, Node(node.node, node.parent, (*node.thoughts[:-1], thought), node.agent, node.prior))
+                )
         before = {(tree.index, node.node): self._verdicts[tree.index, node.node] for tree, node, _ in again}
         self._evaluate([(tree, candidate) for tree, _, candidate in again])
         for tree, node, candidate in again:
@@ -249,18 +267,20 @@ class Search:
         for tree, node in nodes:
             parent = tree.parent_value(node)
             self._mark_pruned(
-                tree, node, REASON_NOT_BETTER, f"value {node.value:.2f} is not above its parent's {parent:.2f}, also after reflection"
+                tree,
+                node,
+                REASON_NOT_BETTER,
+                f"value {node.value:.2f} is not above its parent's {parent:.2f}, also after reflection",
             )
 
     def _mark_pruned(self, tree: Tree, node: Node, code: int, reason: str) -> None:
-        self.forest.prune(np.array([node.node]), code)
+        reopened = self.forest.prune(np.array([node.node]), code)
         node.state = PRUNED
         node.reason = f"{reason}; {node.reason}" if node.reason else reason
         # The forest reopens the best of a family whose last open member was pruned.
-        for sibling in self.forest.open_children(node.parent).tolist():
-            if tree.nodes[sibling].state == PRUNED:
-                tree.nodes[sibling].state = "open"
-                tree.nodes[sibling].reason += "; reopened: all its siblings were pruned"
+        for sibling in reopened.tolist():
+            tree.nodes[sibling].state = OPEN
+            tree.nodes[sibling].reason += "; reopened: all its siblings were pruned"
 
     def _why_stop(self, tree: Tree) -> str:
         if len(tree.agents_that_solved()) >= min(2, len(self.broker.agents)):

@@ -49,17 +49,20 @@ def run(
     ]
     searchable = [(problem, split) for problem, split in chosen if problem.public_tests and problem.private_tests]
     if not searchable:
-        raise InputError(f"{run.path}: none of {len(chosen)} problems has both public and private tests; nothing to search")
+        raise InputError(
+            f"{run.path}: none of {len(chosen)} problems has both public and private tests; nothing to search"
+        )
     if skipped := len(chosen) - len(searchable):
         progress.say(f"boost: {skipped} problems without public or private tests are left out")
     broker = Broker(run, make_agents(agents), settings.seed, progress)
     verifier = Verifier(run, sandbox, limits, progress)
-    trees = Search([problem for problem, _ in searchable], broker, verifier, settings, progress).run()
+    search = Search([problem for problem, _ in searchable], broker, verifier, settings, progress)
+    trees = search.run()
     judged = judge_best(trees, verifier, settings.traces_per_problem)
     names = [agent.name for agent in agents]
     splits = {problem.id: split for problem, split in searchable}
     rows = traces(trees, judged, splits, names, settings)
-    _store_trees(run, trees, judged, names)
+    _store_trees(run, search, judged, names)
     write_parquet(run.traces_path, rows, TRACE_COLUMNS)
     write_parquet(run.path / "preferences.parquet", preferences(trees), PREFERENCE_COLUMNS)
     with_trace = {row["problem_id"] for row in rows}
@@ -81,13 +84,16 @@ def run(
     return summary
 
 
-def _store_trees(run: Run, trees: Sequence[Tree], judged: dict[int, Any], agents: Sequence[str]) -> None:
+def _store_trees(run: Run, search: Search, judged: dict[int, Any], agents: Sequence[str]) -> None:
     with run.transaction() as db:
         db.execute("DELETE FROM trees")
         db.execute("DELETE FROM nodes")
-        for tree in trees:
+        for tree in search.trees:
             best = judged[tree.index][0] if judged[tree.index] else None
-            extra = {"dropped_proposals": tree.dropped_proposals, "agents_that_solved": [agents[i] for i in sorted(tree.agents_that_solved())]}
+            extra = {
+                "dropped_proposals": tree.dropped_proposals,
+                "agents_that_solved": [agents[i] for i in sorted(tree.agents_that_solved())],
+            }
             public, private = (best[1].pass_rate, best[2].pass_rate) if best else (0.0, 0.0)
             db.execute(
                 "INSERT INTO trees VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -103,25 +109,28 @@ def _store_trees(run: Run, trees: Sequence[Tree], judged: dict[int, Any], agents
                     json.dumps(extra),
                 ),
             )
-            db.executemany("INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", _node_rows(tree, agents))
+            db.executemany(
+                "INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", _node_rows(tree, search, agents)
+            )
 
 
-def _node_rows(tree: Tree, agents: Sequence[str]) -> list[tuple[Any, ...]]:
+def _node_rows(tree: Tree, search: Search, agents: Sequence[str]) -> list[tuple[Any, ...]]:
     rows = []
-    for node in tree.nodes.values():
+    for statistics in search.forest.nodes(tree.root):
+        node = tree.nodes[int(statistics["id"])]
         best = node.best
         rows.append(
             (
                 tree.problem.id,
-                node.node - tree.root if node.parent < 0 else node.node,
+                node.node,
                 node.parent,
                 node.depth,
                 agents[node.agent] if node.agent >= 0 else "",
                 node.thoughts[-1] if node.thoughts else "",
                 node.prior,
-                0,
+                int(statistics["visits"]),
                 float(node.value or 0.0),
-                0.0,
+                float(statistics["value"]),
                 node.state,
                 node.reason,
                 best.source if best else "",

@@ -71,7 +71,9 @@ def _json_item(item: Any) -> Proposal | None:
     if not isinstance(item, dict):
         return None
     words = next((item[key] for key in ("thought", "step", "idea", "text") if isinstance(item.get(key), str)), "")
-    score = next((item[key] for key in ("score", "reasonableness", "rating") if isinstance(item.get(key), int | float)), None)
+    score = next(
+        (item[key] for key in ("score", "reasonableness", "rating") if isinstance(item.get(key), int | float)), None
+    )
     cleaned = _clean(words)
     if cleaned is None or score is None:
         return cleaned
@@ -93,7 +95,11 @@ def _clean(line: str) -> Proposal | None:
         line = line[: found.start()]
     words = line.replace("**", "").strip().strip("\"'").strip()
     # A line that only announces a list, or that is code, is not a thought.
-    if not 8 <= len(words) <= MAX_THOUGHT or words.endswith(":") or words.startswith(("def ", "import ", "return ", ">>>")):
+    if (
+        not 8 <= len(words) <= MAX_THOUGHT
+        or words.endswith(":")
+        or words.startswith(("def ", "import ", "return ", ">>>"))
+    ):
         return None
     return Proposal(words if words.endswith((".", "!", "?")) else words + ".", score)
 

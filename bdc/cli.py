@@ -1,0 +1,171 @@
+"""The ``bdc`` command. Exit codes: 0 done, 1 the work failed, 2 bad usage or input."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from bdc import __version__
+from bdc.errors import BdcError, InputError
+from bdc.runs import STAGES
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    # Active waiting between small parallel regions makes shared cores crawl; it has to be set before OpenMP starts.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    parser = _parser()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:2] == ["bench", "op"]:
+        return _bench_op(arguments[2:])
+    args = parser.parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except InputError as error:
+        return _fail(error, 2)
+    except BdcError as error:
+        return _fail(error, 1)
+    except ModuleNotFoundError as error:
+        return _fail(f"{error.name} is not installed; install the pipeline's packages with: pip install 'bdc[run]'", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on where it stopped", 1)
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"bdc: {' '.join(str(message).split())}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bdc", description="Multi-LLM search distilled into a solver that adapts to each problem."
+    )
+    parser.add_argument("--version", action="version", version=f"bdc {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    def add_output(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--quiet", action="store_true", help="no progress on stderr")
+        command.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+
+    command = add("quickstart", _quickstart, "the whole pipeline on the problems and models that need no account")
+    command.add_argument("--dir", default="runs/quickstart", help="run directory (default: %(default)s)")
+    add_output(command)
+    command = add("run", _run, "the whole pipeline on your configuration")
+    command.add_argument("config", help="a TOML file")
+    command.add_argument("--dir", help="run directory (default: runs/ and the file's name)")
+    add_output(command)
+    for stage in STAGES:
+        command = add(stage, _stage, f"only the {stage} stage of a run directory")
+        command.add_argument("directory", help="a run directory")
+        command.set_defaults(stage=stage)
+        add_output(command)
+    command = add("doctor", _doctor, "what this machine has, and what to install for the rest")
+    command.add_argument("--json", action="store_true")
+    command = add("models", _models, "list known models, or fetch one into the cache")
+    command.add_argument("action", choices=("list", "fetch"))
+    command.add_argument("name", nargs="?")
+    command.add_argument("--accept-terms", action="store_true", help="accept the terms of a model that has some")
+    command = add("bench", _bench, "microbenchmarks: `bdc bench op --help`")
+    command.add_argument("what", choices=("op",))
+    return parser
+
+
+def _quickstart(args: argparse.Namespace) -> int:
+    text = (resources.files("bdc") / "presets" / "quickstart.toml").read_text(encoding="utf-8")
+    return _pipeline(Path(args.dir), text, "quickstart.toml", args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from bdc.config import load_config
+
+    _, text = load_config(args.config)
+    directory = Path(args.dir) if args.dir else Path("runs") / Path(args.config).stem
+    return _pipeline(directory, text, args.config, args)
+
+
+def _pipeline(directory: Path, text: str, name: str, args: argparse.Namespace) -> int:
+    from bdc.config import parse_config
+    from bdc.pipeline import Pipeline, start
+    from bdc.progress import Progress
+    from bdc.runs import Run
+
+    config = parse_config(text, name)
+    with Run(directory, create=True) as run:
+        start(run, text)
+        Pipeline(run, config, Progress("quiet" if args.quiet else "auto")).all()
+        _print_results(run, args)
+    return 0
+
+
+def _stage(args: argparse.Namespace) -> int:
+    from bdc.config import load_config
+    from bdc.pipeline import Pipeline
+    from bdc.progress import Progress
+    from bdc.runs import Run
+
+    with Run(args.directory) as run:
+        config, _ = load_config(run.config_path)
+        summary = Pipeline(run, config, Progress("quiet" if args.quiet else "auto")).stage(args.stage)
+        if args.json:
+            print(json.dumps(summary))
+    return 0
+
+
+def _print_results(run: Any, args: argparse.Namespace) -> None:
+    evaluation = json.loads(run.evaluation_path.read_text(encoding="utf-8"))
+    if args.json:
+        print(json.dumps(evaluation))
+        return
+    from rich.console import Console
+
+    from bdc.report.terminal import print_results
+
+    print_results(evaluation, Console())
+    print(f"report: {run.report_path}")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from bdc.doctor import examine, render
+
+    findings = examine()
+    print(json.dumps(findings) if args.json else render(findings))
+    return 0
+
+
+def _models(args: argparse.Namespace) -> int:
+    from bdc.llm import fetch, list_models
+
+    if args.action == "list":
+        for row in list_models():
+            cached = "cached" if row["cached"] else "-"
+            print(f"{row['name']:32} {row['kind']:8} {row['parameters']!s:>8} {row['licence']:12} {cached}")
+        return 0
+    if not args.name:
+        raise InputError("bdc models fetch needs a name; `bdc models list` prints the known ones")
+    print(fetch(args.name, progress=lambda text: print(text, file=sys.stderr), accept_terms=args.accept_terms))
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    return _bench_op([])
+
+
+def _bench_op(arguments: list[str]) -> int:
+    from bdc.ops.bench import main as bench
+
+    return int(bench(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

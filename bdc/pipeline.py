@@ -1,0 +1,152 @@
+"""The five stages over one run directory: what each depends on, and when it can be skipped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from bdc.config import Config, SandboxSettings
+from bdc.errors import InputError
+from bdc.progress import Progress
+from bdc.runs import STAGES, Run, atomic_write, digest
+from bdc.sandbox import Limits, Sandbox
+
+
+class Pipeline:
+    """A run directory with its configuration.
+
+    Args:
+        run: the open run.
+        config: as read from its config.toml.
+        progress: where stages report to.
+    """
+
+    def __init__(self, run: Run, config: Config, progress: Progress) -> None:
+        self.run, self.config, self.progress = run, config, progress
+        self._inputs = self._digests()
+        self._stages: dict[str, Callable[[], dict[str, Any]]] = {
+            "boost": self._boost,
+            "disentangle": self._disentangle,
+            "customize": self._customize,
+            "evaluate": self._evaluate,
+            "report": self._report,
+        }
+
+    def _digests(self) -> dict[str, str]:
+        """A stage's inputs: its own settings and everything upstream of it."""
+        own = {
+            "boost": ("problems", "agents", "sandbox", "boost"),
+            "disentangle": ("disentangle",),
+            "customize": ("customize",),
+            "evaluate": ("evaluate",),
+            "report": (),
+        }
+        digests: dict[str, str] = {}
+        upstream = ""
+        for stage in STAGES:
+            upstream = digests[stage] = digest(stage, upstream, [self.config.section(name) for name in own[stage]])
+        return digests
+
+    def all(self) -> None:
+        """Run every stage that has not finished on the present inputs."""
+        for stage in STAGES:
+            self.stage(stage)
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """Run one stage; its upstream must have finished on the present settings.
+
+        Raises:
+            StaleArtifactError: an upstream stage is missing or was made from other settings.
+        """
+        inputs = self._inputs[name]
+        done = self.run.finished(name, inputs)
+        if done is not None:
+            self.progress.say(f"{name}: done already ({_short(done)})")
+            return done
+        position = STAGES.index(name)
+        if position:
+            upstream = STAGES[position - 1]
+            self.run.require(upstream, self._inputs[upstream], wanted_by=name)
+        self.progress.say(f"{name}: started")
+        started = time.monotonic()
+        summary = self._stages[name]()
+        seconds = time.monotonic() - started
+        self.run.finish(name, inputs, seconds, summary)
+        self.progress.say(f"{name}: finished in {seconds:.0f} s ({_short(summary)})")
+        return summary
+
+    def _sandbox(self) -> tuple[Sandbox, Limits]:
+        settings: SandboxSettings = self.config.sandbox
+        limits = Limits(settings.cpu_seconds, settings.wall_seconds, settings.memory_mb, settings.output_kb)
+        return Sandbox(workers=settings.workers or None, level=settings.level), limits
+
+    def _boost(self) -> dict[str, Any]:
+        from bdc.boost.stage import run as boost
+
+        self._store_problems()
+        sandbox, limits = self._sandbox()
+        with sandbox:
+            return boost(self.run, self.config.boost, self.config.agents, sandbox, limits, self.progress)
+
+    def _store_problems(self) -> None:
+        from bdc.problems import load, split
+
+        settings = self.config.problems
+        problems = [problem for source in settings.sources for problem in load(source)]
+        parts = split(problems, settings.train, settings.validation, settings.test, settings.seed)
+        rows = [
+            {"id": p.id, "split": name, "source": p.source, "json": json.dumps(p.to_json(), ensure_ascii=False)}
+            for name, part in parts.items()
+            for p in part
+        ]
+        if not rows:
+            raise InputError(f"the sources {', '.join(settings.sources)} hold no problem")
+        with self.run.transaction() as db:
+            db.execute("DELETE FROM problems")
+            db.executemany(
+                "INSERT INTO problems (position, id, split, source, json) VALUES (?, ?, ?, ?, ?)",
+                [(at, *row.values()) for at, row in enumerate(rows)],
+            )
+
+    def _disentangle(self) -> dict[str, Any]:
+        from bdc.disentangle.stage import run as disentangle
+
+        return disentangle(self.run, self.config.disentangle, self.progress)
+
+    def _customize(self) -> dict[str, Any]:
+        from bdc.customize.stage import run as customize
+
+        return customize(self.run, self.config.customize, self.progress)
+
+    def _evaluate(self) -> dict[str, Any]:
+        from bdc.evaluation.stage import run as evaluate
+
+        sandbox, limits = self._sandbox()
+        experts = self.config.disentangle
+        with sandbox:
+            return evaluate(
+                self.run,
+                self.config.evaluate,
+                experts.base_model,
+                sandbox,
+                limits,
+                self.progress,
+                inputs=self._inputs["customize"],
+                dtype=experts.dtype,
+            )
+
+    def _report(self) -> dict[str, Any]:
+        from bdc.report.stage import run as report
+
+        return report(self.run, self.progress)
+
+
+def start(run: Run, text: str) -> None:
+    """Keep the configuration's text in the run directory."""
+    atomic_write(run.config_path, text)
+
+
+def _short(summary: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in summary.items() if isinstance(value, int | float | str))[:200]
