@@ -60,7 +60,9 @@ def _header(
     first, last = run.db.execute("SELECT min(created), max(created) FROM calls").fetchone()
     ends = [stage["finished"] for stage in costs["stages"] if stage["finished"]]
     ended = max([*ends, *([last] if last else [])], default=None)
-    splits = Counter({row["split"]: row["n"] for row in run.rows("SELECT split, count(*) n FROM problems GROUP BY split")})
+    splits = Counter(
+        {row["split"]: row["n"] for row in run.rows("SELECT split, count(*) n FROM problems GROUP BY split")}
+    )
     calls = costs["calls"]
     return {
         "name": run.path.resolve().name,
@@ -153,7 +155,12 @@ def _map(run: Run, traces: list[dict[str, Any]] | None) -> dict[str, Any] | None
         {"k": int(k), "sse": score.get("sse"), "silhouette": score.get("silhouette")}
         for k, score in (clusters.get("scores") or {}).items()
     ]
-    return {"k": clusters.get("k"), "points": points, "scores": sorted(scores, key=lambda score: score["k"])}
+    return {
+        "k": clusters.get("k"),
+        "points": points,
+        "terms": clusters.get("terms") or [],
+        "scores": sorted(scores, key=lambda score: score["k"]),
+    }
 
 
 def _costs(run: Run, evaluation: dict[str, Any] | None) -> dict[str, Any]:

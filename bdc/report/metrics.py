@@ -23,9 +23,9 @@ class Metric:
     def format(self, value: float | None, *, signed: bool = False) -> str:
         """``0.6123`` as ``0.612``, or as ``61.2 %`` for a fraction; a missing value as an en dash."""
         if value is None:
-            return "–"
+            return "\u2013"
         number = 100 * value if self.fraction else value
-        text = f"{number:{'+' if signed else ''}.{1 if self.fraction else 3}f}".replace("-", "−")
+        text = f"{number:{'+' if signed else ''}.{1 if self.fraction else 3}f}".replace("-", "\u2212")
         if not self.fraction:
             return text
         return f"{text} points" if signed else f"{text} %"

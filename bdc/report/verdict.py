@@ -59,7 +59,7 @@ def _against(evaluation: dict[str, Any], metric: Metric, rivals: Sequence[dict[s
 
 
 def favours(difference: dict[str, Any], metric: Metric) -> str | None:
-    """"ahead" or "behind" when the interval of BDC minus the other system excludes zero, "open" when it does not."""
+    """ "ahead" or "behind" when the interval of BDC minus the other system excludes zero, "open" when it does not."""
     low, high = number(difference.get("low")), number(difference.get("high"))
     if low is None or high is None:
         return None
