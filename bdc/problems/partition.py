@@ -6,6 +6,7 @@ import random
 import re
 import unicodedata
 from collections.abc import Sequence
+from itertools import pairwise
 
 from bdc.errors import InputError
 from bdc.problems.problem import Problem
@@ -62,7 +63,7 @@ def _without_duplicates(problems: Sequence[Problem]) -> list[Problem]:
     for problem in sorted(problems, key=lambda problem: (problem.id, problem.statement)):
         by_statement.setdefault(normalise(problem.statement), problem)
     kept = list(by_statement.values())
-    for first, second in zip(kept, kept[1:], strict=False):
+    for first, second in pairwise(kept):
         if first.id == second.id:
             raise InputError(f"two different problems have the id {first.id!r}; ids must be unique")
     return kept
@@ -80,7 +81,7 @@ def _sizes(wanted: tuple[float, float, float], total: int) -> list[int]:
             raise InputError(f"split shares {wanted} add up to {sum(wanted):g}; they must not exceed 1")
         # Rounding the running sums keeps every part within one problem of its share and the total exact.
         edges = [round(total * sum(wanted[:part]) + 1e-9) for part in range(4)]
-        counts = [stop - start for start, stop in zip(edges, edges[1:], strict=False)]
+        counts = [stop - start for start, stop in pairwise(edges)]
     if sum(counts) > total:
         raise InputError(f"split asks for {sum(counts)} problems, but only {total} different ones were given")
     return counts

@@ -28,9 +28,7 @@ def read_problems(path: Path, parse: Callable[[Record], Problem]) -> list[Proble
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from error
         if problem.id in lines:
-            raise InputError(
-                f"{path}, line {number}: field 'id' repeats {problem.id!r} of line {lines[problem.id]}; ids must be unique"
-            )
+            raise InputError(f"{path}, line {number}: field 'id' repeats {problem.id!r} of line {lines[problem.id]}")
         lines[problem.id] = number
         problems.append(problem)
     if not problems:

