@@ -1,0 +1,145 @@
+"""Programs that a system writes for problems, each answer stored before it is used.
+
+Problems are answered in chunks that depend on the list of problems and the settings alone. A chunk is stored whole, so
+that a killed run continues with the same batches and therefore the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bdc.evaluation.settings import EvaluateSettings
+from bdc.evaluation.systems import System
+from bdc.llm import prompts
+from bdc.llm.chat import encode_chat
+from bdc.llm.parsing import extract_program, parse_plan
+from bdc.problems import Problem
+from bdc.progress import Task
+from bdc.runs import Run, digest
+
+STAGE = "evaluate"
+_NOT_SAMPLING = ("systems", "bootstrap")  # settings that change no answer
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a system wrote for one problem; tokens and seconds cover the plan too where there is one."""
+
+    program: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+class Respondent:
+    """Asks one system for programs, with the run store as memory.
+
+    Args:
+        inputs: digest of everything that the system's weights come from.
+    """
+
+    def __init__(self, run: Run, system: System, settings: EvaluateSettings, inputs: str) -> None:
+        self.run, self.system, self.settings, self.inputs = run, system, settings, inputs
+        self._sampling = {name: value for name, value in asdict(settings).items() if name not in _NOT_SAMPLING}
+
+    def programs(self, problems: Sequence[Problem], task: Task) -> list[Answer]:
+        """One answer per problem, in order."""
+        answers: list[Answer] = []
+        for start in range(0, len(problems), self.settings.batch_size):
+            chunk = problems[start : start + self.settings.batch_size]
+            answers += self._chunk(chunk)
+            task.advance(len(chunk), self.system.name)
+        return answers
+
+    def _chunk(self, chunk: Sequence[Problem]) -> list[Answer]:
+        turns = []
+        steps: list[list[str]] = [[] for _ in chunk]
+        if self.settings.protocol == "thoughts":
+            asked = [prompts.plan(problem.statement) for problem in chunk]
+            turns.append(self._ask(chunk, asked, self.settings.thought_tokens))
+            steps = [parse_plan(row["text"]) for row in turns[-1]]
+        asked = [program_prompt(problem, thoughts) for problem, thoughts in zip(chunk, steps, strict=True)]
+        turns.append(self._ask(chunk, asked, self.settings.program_tokens))
+        return [
+            Answer(
+                extract_program(rows[-1]["text"], problem.starter_code),
+                sum(row["prompt_tokens"] for row in rows),
+                sum(row["completion_tokens"] for row in rows),
+                sum(row["seconds"] for row in rows),
+            )
+            for problem, rows in zip(chunk, zip(*turns, strict=True), strict=True)
+        ]
+
+    def _ask(
+        self, chunk: Sequence[Problem], asked: Sequence[prompts.Messages], max_tokens: int
+    ) -> list[dict[str, Any]]:
+        keys = [
+            digest(STAGE, self.inputs, self.system.name, problem.id, messages, self._sampling, max_tokens)
+            for problem, messages in zip(chunk, asked, strict=True)
+        ]
+        found = self._stored(keys)
+        if len(found) < len(keys):
+            self.run.insert("calls", self._generate(chunk, asked, keys, max_tokens))
+            found = self._stored(keys)
+        return [found[key] for key in keys]
+
+    def _stored(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+        rows: dict[str, dict[str, Any]] = {}
+        for start in range(0, len(keys), 500):
+            part = keys[start : start + 500]
+            marks = ",".join("?" * len(part))
+            query = f"SELECT key, text, prompt_tokens, completion_tokens, seconds FROM calls WHERE key IN ({marks})"
+            rows |= {row["key"]: row for row in self.run.rows(query, part)}
+        return rows
+
+    def _generate(
+        self, chunk: Sequence[Problem], asked: Sequence[prompts.Messages], keys: Sequence[str], max_tokens: int
+    ) -> list[dict[str, Any]]:
+        solver, settings = self.system.solver, self.settings
+        # The same seed for every system: differences between systems are then not differences of luck.
+        seeds = [int(digest(settings.seed, problem.id)[:8], 16) & 0x7FFFFFFF for problem in chunk]
+        started = time.monotonic()
+        generations = solver.generate(
+            asked,
+            statements=[problem.statement for problem in chunk],
+            weights=self.system.weights,
+            max_new_tokens=max_tokens,
+            temperature=settings.temperature,
+            seeds=seeds,
+        )
+        seconds = (time.monotonic() - started) / len(chunk)
+        return [
+            {
+                "key": key,
+                "stage": STAGE,
+                "role": self.system.name,
+                "agent": "solver",
+                "problem_id": problem.id,
+                "request": json.dumps(
+                    {
+                        "messages": messages,
+                        "max_tokens": max_tokens,
+                        "temperature": settings.temperature,
+                        "seed": seed,
+                        "weights": self.system.weights,
+                    },
+                    ensure_ascii=False,
+                ),
+                "text": generation.text,
+                "finish_reason": generation.finish_reason,
+                "prompt_tokens": len(encode_chat(solver.tokenizer, messages)),
+                "completion_tokens": len(generation.tokens),
+                "seconds": seconds,
+                "created": time.time(),
+            }
+            for key, problem, messages, generation, seed in zip(keys, chunk, asked, generations, seeds, strict=True)
+        ]
+
+
+def program_prompt(problem: Problem, thoughts: Sequence[str]) -> prompts.Messages:
+    """The question for a program, as the experts were trained on it."""
+    return prompts.program(problem.statement, thoughts, stdin=problem.entry_point is None)

@@ -1,0 +1,47 @@
+"""Settings of the evaluation on held-out problems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bdc.errors import InputError
+
+Protocol = Literal["direct", "thoughts"]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateSettings:
+    """What is compared, and how.
+
+    ``systems``: "zero-shot" (the base model), "single-lora" (one LoRA on all traces), "nearest", "uniform", "bdc"
+    (the hypernetwork), "ties" or "dare" (all experts merged), or the name of an ablation that the solver holds.
+
+    ``protocol``: "direct" asks for the program at once, "thoughts" for a plan first and then for a program from it.
+    ``program_tokens`` and ``thought_tokens`` bound the answers; ``batch_size`` problems are answered together.
+
+    ``bootstrap`` is the number of resamples behind each interval; ``max_problems`` takes only the first so many
+    problems (0: all).
+    """
+
+    systems: tuple[str, ...] = ("zero-shot", "single-lora", "nearest", "uniform", "bdc")
+    protocol: Protocol = "direct"
+    program_tokens: int = 192
+    thought_tokens: int = 96
+    temperature: float = 0.0
+    batch_size: int = 48
+    bootstrap: int = 2000
+    max_problems: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("program_tokens", "thought_tokens", "batch_size", "bootstrap"):
+            if getattr(self, name) < 1:
+                raise InputError(f"evaluate.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("temperature", "max_problems", "seed"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"evaluate.{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.protocol not in ("direct", "thoughts"):
+            raise InputError(f"evaluate.protocol is {self.protocol!r}; use direct or thoughts")
+        if not self.systems or len(set(self.systems)) < len(self.systems):
+            raise InputError(f"evaluate.systems is {list(self.systems)}; name at least one system, and each once")

@@ -1,0 +1,182 @@
+"""The evaluate stage: held-out problems, several systems -> evaluation.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from bdc.errors import InputError
+from bdc.evaluation.answers import Answer, Respondent, program_prompt
+from bdc.evaluation.judging import pass_rates
+from bdc.evaluation.metrics import interval, paired_difference
+from bdc.evaluation.settings import EvaluateSettings
+from bdc.evaluation.systems import OURS, System, Systems, label
+from bdc.llm import prompts
+from bdc.problems import Problem
+from bdc.progress import Progress
+from bdc.runs import Run, atomic_write
+from bdc.sandbox import Limits, Sandbox
+
+if TYPE_CHECKING:
+    from bdc.customize import Solver
+
+FORMAT = 1
+_DIGITS = 6
+
+
+def run(
+    run: Run,
+    settings: EvaluateSettings,
+    base_model: str,
+    sandbox: Sandbox,
+    limits: Limits,
+    progress: Progress | None = None,
+    dtype: str = "auto",
+    *,
+    inputs: str = "",
+) -> dict[str, Any]:
+    """Let every system solve the held-out problems and compare them; writes ``evaluation.json``.
+
+    Args:
+        inputs: digest of what the solver was made from. Stored answers of other inputs are not used.
+
+    Returns:
+        Summary: number of problems, and per system the means of the metrics.
+
+    Raises:
+        InputError: there are no held-out problems, an artefact is missing, or a system's name is unknown.
+    """
+    progress = progress or Progress("quiet")
+    problems = held_out(run, settings.max_problems, progress)
+    systems = Systems(run, base_model, dtype)
+    systems.check(settings.systems)
+    results = []
+    with progress.task("evaluate", total=len(problems) * len(settings.systems)) as task:
+        for name in settings.systems:
+            with systems.open(name, settings.seed) as system:
+                respondent = Respondent(run, system, settings, "/".join((inputs, base_model, dtype)))
+                answers = respondent.programs(problems, task)
+                losses = held_out_loss(system, problems)
+            rates = pass_rates(run, sandbox, limits, problems, [answer.program for answer in answers])
+            results.append(_result(name, problems, answers, losses, rates, settings))
+    evaluation = {
+        "format": FORMAT,
+        "seed": settings.seed,
+        "problems": [problem.id for problem in problems],
+        "device": _device(systems.solver),
+        "systems": results,
+        "differences": differences(results, settings),
+        "rank_weights": rank_weights(systems.solver, problems),
+    }
+    atomic_write(run.evaluation_path, json.dumps(evaluation, ensure_ascii=False, allow_nan=False))
+    return {
+        "problems": len(problems),
+        "systems": {
+            result["name"]: {
+                metric: result[metric]["mean"] if result[metric] else None for metric in ("loss", "pass_rate", "ac")
+            }
+            for result in results
+        },
+    }
+
+
+def held_out(run: Run, limit: int, progress: Progress) -> list[Problem]:
+    """The first ``limit`` (0: all) test problems that have private tests.
+
+    Raises:
+        InputError: there are none.
+    """
+    rows = run.rows("SELECT json FROM problems WHERE split = 'test' ORDER BY position")
+    found = [Problem.from_json(json.loads(row["json"])) for row in rows]
+    usable = [problem for problem in found if problem.private_tests]
+    if not usable:
+        raise InputError(
+            f"{run.path}: none of {len(found)} test problems has private tests; give the test split some problems"
+        )
+    if len(usable) < len(found):
+        progress.say(f"evaluate: {len(found) - len(usable)} problems without private tests are left out")
+    return usable[:limit] if limit else usable
+
+
+def held_out_loss(system: System, problems: Sequence[Problem]) -> list[float | None]:
+    """Nats per response token of each reference solution; None for a problem without one."""
+    chosen = [problem for problem in problems if problem.solution]
+    if not chosen:
+        return [None] * len(problems)
+    losses = system.solver.loss(
+        [program_prompt(problem, ()) for problem in chosen],
+        [prompts.program_response(problem.solution or "") for problem in chosen],
+        statements=[problem.statement for problem in chosen],
+        weights=system.weights,
+    )
+    by_id = {problem.id: loss.per_token for problem, loss in zip(chosen, losses, strict=True)}
+    return [by_id.get(problem.id) for problem in problems]
+
+
+def _result(
+    name: str,
+    problems: Sequence[Problem],
+    answers: Sequence[Answer],
+    losses: Sequence[float | None],
+    rates: Sequence[float],
+    settings: EvaluateSettings,
+) -> dict[str, Any]:
+    per_problem = [
+        {"id": problem.id, "loss": loss, "pass_rate": rate, "solved": rate == 1.0}
+        for problem, loss, rate in zip(problems, losses, rates, strict=True)
+    ]
+    return {
+        "name": name,
+        "label": label(name),
+        **{metric: _interval(_values(per_problem, metric), settings) for metric in ("loss", "pass_rate", "ac")},
+        "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
+        "completion_tokens": sum(answer.completion_tokens for answer in answers),
+        "seconds": sum(answer.seconds for answer in answers),
+        "per_problem": per_problem,
+    }
+
+
+def _values(per_problem: Sequence[dict[str, Any]], metric: str) -> list[float]:
+    field = "solved" if metric == "ac" else metric
+    return [float(row[field]) for row in per_problem if row[field] is not None]
+
+
+def _interval(values: Sequence[float], settings: EvaluateSettings) -> dict[str, float] | None:
+    return interval(values, settings.bootstrap, settings.seed)._asdict() if values else None
+
+
+def differences(results: Sequence[dict[str, Any]], settings: EvaluateSettings) -> list[dict[str, Any]]:
+    """BDC minus each other system, per metric, paired by problem; empty when BDC was not evaluated."""
+    ours = next((result for result in results if result["name"] == OURS), None)
+    if ours is None:
+        return []
+    out = []
+    for other in results:
+        for metric in ("loss", "pass_rate", "ac"):
+            mine, theirs = (_values(result["per_problem"], metric) for result in (ours, other))
+            if other is not ours and mine:
+                found = paired_difference(mine, theirs, settings.bootstrap, settings.seed)
+                out.append({"system": other["name"], "metric": metric, **found._asdict()})
+    return out
+
+
+def rank_weights(solver: Solver, problems: Sequence[Problem]) -> dict[str, Any]:
+    """Mean hypernetwork weights per cluster and layer, expert-major; empty per layer where a cluster has no problem."""
+    statements = [problem.statement for problem in problems]
+    given = solver.rank_weights(statements).flatten(2)  # [N, L, K*r]
+    clusters = solver.customizer.nearest_experts(statements)
+    stack = solver.parts.stack
+    means: list[list[list[float]]] = []
+    for cluster in range(stack.k):
+        members = [index for index, found in enumerate(clusters) if found == cluster]
+        mean: list[list[float]] = given[members].mean(dim=0).tolist() if members else [[] for _ in stack.modules]
+        means.append([[round(value, _DIGITS) for value in row] for row in mean])
+    return {"layers": list(stack.modules), "clusters": means, "experts": stack.k, "rank": stack.rank}
+
+
+def _device(solver: Solver) -> str:
+    import torch
+
+    device = solver.model.device
+    return f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device.type)

@@ -1,0 +1,183 @@
+"""The whole stage on a tiny model in a real sandbox; a kill changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bdc.customize import Solver
+from bdc.errors import InputError
+from bdc.evaluation import EvaluateSettings, stage
+from bdc.evaluation.judging import pass_rates
+from bdc.llm import prompts
+from bdc.problems import Problem
+from bdc.progress import Progress
+from bdc.runs import Run
+from bdc.sandbox import Limits, Sandbox
+
+LIMITS = Limits(cpu_seconds=0.5, wall_seconds=5.0, memory_mb=256)
+SETTINGS = EvaluateSettings(program_tokens=12, thought_tokens=8, batch_size=3, bootstrap=200, seed=1)
+NewRun = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(workers=1) as pool:
+        yield pool
+
+
+def evaluate(path: Path, tiny: Path, sandbox: Sandbox, settings: EvaluateSettings = SETTINGS) -> dict[str, Any]:
+    with Run(path) as run:
+        stage.run(run, settings, str(tiny), sandbox, LIMITS, Progress("quiet"), "float32", inputs="x")
+        return dict(json.loads(run.evaluation_path.read_text()))
+
+
+def texts(path: Path) -> list[tuple[Any, ...]]:
+    with sqlite3.connect(path / "run.sqlite") as db:
+        return list(db.execute("SELECT key, role, problem_id, text, completion_tokens FROM calls ORDER BY key"))
+
+
+def without_seconds(evaluation: dict[str, Any]) -> dict[str, Any]:
+    return evaluation | {"systems": [{**system, "seconds": 0} for system in evaluation["systems"]]}
+
+
+def test_every_system_is_compared_on_the_test_problems(new_run: NewRun, tiny: Path, sandbox: Sandbox) -> None:
+    path = new_run("run")
+    found = evaluate(path, tiny, sandbox)
+    assert found["format"] == 1 and found["seed"] == 1
+    assert found["problems"] == [f"t/{index}" for index in range(7)]
+    assert [system["name"] for system in found["systems"]] == list(SETTINGS.systems)
+    assert {(row["system"], row["metric"]) for row in found["differences"]} == {
+        (name, metric) for name in SETTINGS.systems[:-1] for metric in ("loss", "pass_rate", "ac")
+    }
+    by_name = {system["name"]: system for system in found["systems"]}
+    for system in found["systems"]:
+        losses = [row["loss"] for row in system["per_problem"]]
+        assert [index for index, loss in enumerate(losses) if loss is None] == [3]
+        assert system["loss"]["mean"] == pytest.approx(np.mean([loss for loss in losses if loss is not None]))
+        assert 0 < system["completion_tokens"] <= 7 * 12
+        assert system["seconds"] > 0
+    assert len({round(system["loss"]["mean"], 4) for system in found["systems"]}) >= 4
+    for row in found["differences"]:
+        ours, other = by_name["bdc"], by_name[row["system"]]
+        assert row["mean"] == pytest.approx(ours[row["metric"]]["mean"] - other[row["metric"]]["mean"])
+    assert len(texts(path)) == 7 * 5
+
+
+def test_losses_and_weights_are_the_solvers(new_run: NewRun, tiny: Path, sandbox: Sandbox) -> None:
+    path = new_run("run")
+    found = evaluate(path, tiny, sandbox, EvaluateSettings(systems=("bdc",), program_tokens=4, bootstrap=50))
+    with Run(path) as run:
+        problems = stage.held_out(run, 0, Progress("quiet"))
+    solver = Solver.from_pretrained(path / "solver", dtype="float32", base_model=tiny)
+    loss = solver.loss(
+        [prompts.program(problems[0].statement, ())],
+        [prompts.program_response(problems[0].solution or "")],
+        statements=[problems[0].statement],
+    )[0]
+    assert found["systems"][0]["per_problem"][0]["loss"] == pytest.approx(loss.per_token, rel=1e-4)
+    assert found["differences"] == []
+    weights, statements = found["rank_weights"], [problem.statement for problem in problems]
+    nearest = np.array(solver.customizer.nearest_experts(statements))
+    given = solver.rank_weights(statements).flatten(2).numpy()
+    assert weights["layers"] == solver.parts.stack.modules
+    for cluster, layers in enumerate(weights["clusters"]):
+        assert len(layers) == len(weights["layers"])
+        if (nearest == cluster).any():
+            np.testing.assert_allclose(layers, given[nearest == cluster].mean(axis=0), atol=1e-5)
+        else:
+            assert layers == [[]] * len(layers)
+
+
+def test_kill_9_changes_nothing(new_run: NewRun, tiny: Path, sandbox: Sandbox) -> None:
+    """Killed after the first stored chunk, the run ends with the answers of an uninterrupted one."""
+    script = (
+        "import sys\nfrom bdc.evaluation import EvaluateSettings, stage\nfrom bdc.runs import Run\n"
+        "from bdc.sandbox import Limits, Sandbox\n"
+        "with Sandbox(workers=1) as s, Run(sys.argv[1]) as r:\n"
+        "    settings = EvaluateSettings(program_tokens=12, thought_tokens=8, batch_size=3, bootstrap=200, seed=1,\n"
+        "        protocol='thoughts', temperature=0.9)\n"
+        "    limits = Limits(cpu_seconds=0.5, wall_seconds=5.0, memory_mb=256)\n"
+        "    stage.run(r, settings, sys.argv[2], s, limits, None, 'float32', inputs='x')\n"
+    )
+    settings = EvaluateSettings(
+        program_tokens=12,
+        thought_tokens=8,
+        batch_size=3,
+        bootstrap=200,
+        seed=1,
+        protocol="thoughts",
+        temperature=0.9,
+    )
+    whole, killed = new_run("whole"), new_run("killed")
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(killed), str(tiny)],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    while process.poll() is None and not texts(killed):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    before = texts(killed)
+    assert 0 < len(before) < 7 * 5 * 2
+    assert len(before) % 3 == 0 or len(before) % 7 == 0 or (len(before) - 1) % 3 == 0
+    first, second = evaluate(whole, tiny, sandbox, settings), evaluate(killed, tiny, sandbox, settings)
+    assert texts(killed) == texts(whole)
+    assert set(before) <= set(texts(killed))
+    assert len(texts(whole)) == 7 * 5 * 2
+    assert without_seconds(second) == without_seconds(first)
+
+
+def test_a_second_run_asks_nothing(
+    new_run: NewRun, tiny: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = new_run("run")
+    settings = EvaluateSettings(systems=("bdc", "uniform"), program_tokens=4, bootstrap=50, max_problems=2)
+    first = evaluate(path, tiny, sandbox, settings)
+    assert first["problems"] == ["t/0", "t/1"]
+    with monkeypatch.context() as patch:
+        patch.delattr(Solver, "generate")
+        assert evaluate(path, tiny, sandbox, settings) == first
+    with Run(path) as run:
+        stage.run(run, settings, str(tiny), sandbox, LIMITS, None, "float32", inputs="another solver")
+    assert len(texts(path)) == 8
+
+
+def test_programs_are_judged_on_private_tests_and_stored(new_run: NewRun, sandbox: Sandbox) -> None:
+    with Run(new_run("run")) as run:
+        problems: list[Problem] = stage.held_out(run, 4, Progress("quiet"))
+        programs = ["def f(x):\n    return x\n", "def f(x):\n    return 2 if x == 1 else -1\n", None, "def f(:\n"]
+        expected = [1.0, 0.25, 0.0, 0.0]
+        assert pass_rates(run, sandbox, LIMITS, problems, programs) == expected
+        rows = list(run.rows("SELECT problem_id, tests, pass_rate FROM verdicts ORDER BY problem_id"))
+        assert [(row["problem_id"], row["tests"], row["pass_rate"]) for row in rows] == [
+            ("t/0", "private", 1.0),
+            ("t/1", "private", 0.25),
+            ("t/3", "private", 0.0),
+        ]
+        closed = Sandbox(workers=1)
+        closed.close()
+        assert pass_rates(run, closed, LIMITS, problems, programs) == expected
+
+
+def test_bad_input_is_named(new_run: NewRun, tiny: Path, sandbox: Sandbox, tmp_path: Path) -> None:
+    with Run(tmp_path / "empty", create=True) as run, pytest.raises(InputError, match="private tests"):
+        stage.run(run, SETTINGS, str(tiny), sandbox, LIMITS)
+    with pytest.raises(InputError, match="no-such-system"):
+        evaluate(new_run("run"), tiny, sandbox, EvaluateSettings(systems=("no-such-system",)))
+    with pytest.raises(InputError, match="batch_size"):
+        EvaluateSettings(batch_size=0)
+    with pytest.raises(InputError, match="each once"):
+        EvaluateSettings(systems=("bdc", "bdc"))
