@@ -134,9 +134,9 @@ def _map(run: Run, traces: list[dict[str, Any]] | None) -> dict[str, Any] | None
     for trace in traces or ():
         by_id[trace["id"]] = trace
         by_id.setdefault(trace["problem_id"], {"problem_id": trace["problem_id"], "split": trace["split"]})
-    families = {
-        row["id"]: row["family"]
-        for row in run.rows("SELECT id, coalesce(json_extract(json, '$.family'), '') AS family FROM problems")
+    known = {
+        row["id"]: row
+        for row in run.rows("SELECT id, split, coalesce(json_extract(json, '$.family'), '') AS family FROM problems")
     }
     given = clusters.get("families") or {}
     points = []
@@ -145,11 +145,11 @@ def _map(run: Run, traces: list[dict[str, Any]] | None) -> dict[str, Any] | None
             continue
         trace = by_id.get(key, {})
         problem = trace.get("problem_id", key)
-        family = given.get(key) or given.get(problem) or families.get(problem, "")
+        family = given.get(key) or given.get(problem) or known.get(problem, {}).get("family", "")
         cluster = clusters["assignment"].get(key, clusters["assignment"].get(problem))
         points.append(
             {"id": key, "problem": problem, "family": family, "cluster": cluster, "x": x, "y": y}
-            | {field: trace.get(field) for field in ("kind", "agent", "value", "split", "node")}
+            | {"split": trace.get("split") or known.get(problem, {}).get("split")}
         )
     scores = [
         {"k": int(k), "sse": score.get("sse"), "silhouette": score.get("silhouette")}
