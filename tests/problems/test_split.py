@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from bdc.errors import InputError
+from bdc.problems import load, normalise, split
+
+
+def _ids(parts: dict) -> dict[str, list[str]]:
+    return {name: [problem.id for problem in members] for name, members in parts.items()}
+
+
+def test_deterministic_whatever_the_order() -> None:
+    problems = load("mini")
+    shuffled = list(problems)
+    random.Random(1).shuffle(shuffled)
+    first = _ids(split(problems, 0.5, 0.25, 0.25, seed=3))
+    assert first == _ids(split(shuffled, 0.5, 0.25, 0.25, seed=3))
+    assert first != _ids(split(problems, 0.5, 0.25, 0.25, seed=4))
+
+
+@pytest.mark.parametrize("sizes", [(0.6, 0.2, 0.2), (48, 16, 32), (0.1, 0.0, 0.9), (7, 0, 3)])
+def test_parts_do_not_overlap_and_have_their_sizes(sizes: tuple[float, float, float]) -> None:
+    problems = load("mini")
+    parts = split(problems, *sizes, seed=0)
+    statements = [normalise(p.statement) for members in parts.values() for p in members]
+    assert len(statements) == len(set(statements))
+    for size, members in zip(sizes, parts.values(), strict=True):
+        assert abs(len(members) - (size if max(sizes) > 1 else size * len(problems))) <= 1
+
+
+def test_copies_with_other_layout_stay_out() -> None:
+    problems = load("mini")
+    copies = [replace(p, id=f"zz/{p.id}", statement="\n " + p.statement.upper() + "  ") for p in problems]
+    parts = split([*copies, *problems], 0.5, 0.25, 0.25, seed=0)
+    members = [p for part in parts.values() for p in part]
+    assert sorted(p.id for p in members) == sorted(p.id for p in problems)
+
+
+def test_every_family_is_in_every_large_part() -> None:
+    problems = load("mini")
+    families = {p.family for p in problems}
+    for members in split(problems, 32, 32, 32, seed=5).values():
+        counts = [sum(p.family == family for p in members) for family in families]
+        assert max(counts) - min(counts) <= 2
+
+
+def test_normalise_keeps_what_makes_problems_different() -> None:
+    assert normalise("Return  A.\n") == normalise("return a")
+    assert normalise("a < b") != normalise("a > b")
+
+
+@pytest.mark.parametrize("sizes", [(0.9, 0.2, 0.0), (-1, 0, 0), (90, 90, 90), (10, 0.5, 0), (float("nan"), 0, 0)])
+def test_impossible_sizes(sizes: tuple[float, float, float]) -> None:
+    with pytest.raises(InputError, match="split"):
+        split(load("mini"), *sizes, seed=0)
+
+
+def test_two_problems_with_one_id() -> None:
+    first, second = load("mini")[:2]
+    with pytest.raises(InputError, match="ids must be unique"):
+        split([first, replace(second, id=first.id)], 0.5, 0.5, 0, seed=0)
