@@ -1,0 +1,16 @@
+"""The batched rank-wise weighted multi-LoRA product: one stack of experts, and a weight per rank for each request."""
+
+from __future__ import annotations
+
+from bdc.ops.functional import backends, rankwise_lora, rankwise_lora_
+from bdc.ops.modules import RankwiseLoraLinear, apply_rankwise_lora, rank_weights, remove_rankwise_lora
+
+__all__ = [
+    "RankwiseLoraLinear",
+    "apply_rankwise_lora",
+    "backends",
+    "rank_weights",
+    "rankwise_lora",
+    "rankwise_lora_",
+    "remove_rankwise_lora",
+]

@@ -1,0 +1,97 @@
+"""Checks of the arguments; each error says what it got."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bdc.errors import InputError
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_INTEGERS = (torch.int32, torch.int64)
+
+
+def check_experts(lora_a: Tensor, lora_b: Tensor, in_features: int, out_features: int | None = None) -> None:
+    """``lora_a`` [R, d_in] and ``lora_b`` [d_out, R] fit each other and the layer."""
+    if lora_a.ndim != 2 or lora_a.shape[1] != in_features:
+        raise InputError(f"lora_a must be [R, {in_features}], got {_shape(lora_a)}")
+    if lora_b.ndim != 2 or lora_b.shape[1] != lora_a.shape[0]:
+        raise InputError(f"lora_b must be [d_out, R] with R = {lora_a.shape[0]} as in lora_a, got {_shape(lora_b)}")
+    if out_features is not None and lora_b.shape[0] != out_features:
+        raise InputError(f"lora_b must have the layer's {out_features} output features, got {_shape(lora_b)}")
+
+
+def check_weights(rank_weights: Tensor, rank: int, dtype: torch.dtype, device: torch.device) -> None:
+    """``rank_weights`` [N, R] fit a stack of ``rank`` ranks."""
+    if rank_weights.ndim != 2 or rank_weights.shape[1] != rank:
+        raise InputError(f"rank_weights must be [N, {rank}], got {_shape(rank_weights)}")
+    if rank_weights.dtype not in (torch.float32, dtype):
+        raise InputError(f"rank_weights must be float32 or {dtype}, the dtype of x, got {rank_weights.dtype}")
+    if rank_weights.device != device:
+        raise InputError(f"rank_weights must be on {device}, where x is, got {rank_weights.device}")
+
+
+def check_rows(token_to_row: Tensor | None, tokens: int | None, requests: int) -> None:
+    """``token_to_row`` [T] has a row of ``rank_weights`` or -1 per token; values are read on a CPU only, to not wait for a GPU."""
+    if token_to_row is None:
+        if tokens is not None and requests not in (1, tokens):
+            raise InputError(
+                f"without token_to_row, rank_weights must have 1 row or one per token ({tokens}), got {requests}"
+            )
+        return
+    if token_to_row.dtype not in _INTEGERS:
+        raise InputError(f"token_to_row must be int32 or int64, got {token_to_row.dtype}")
+    if token_to_row.ndim != 1 or tokens not in (None, len(token_to_row)):
+        wanted = "T" if tokens is None else tokens
+        raise InputError(f"token_to_row must be [{wanted}], one row per token, got {_shape(token_to_row)}")
+    if token_to_row.device.type == "cpu" and len(token_to_row):
+        low, high = (int(bound) for bound in torch.aminmax(token_to_row))
+        if low < -1 or high >= requests:
+            wrong = low if low < -1 else high
+            raise InputError(f"token_to_row must be in [-1, {requests}), the rows of rank_weights, got {wrong}")
+
+
+def check_product(x: Tensor, lora_a: Tensor, lora_b: Tensor, rank_weights: Tensor, token_to_row: Tensor | None) -> None:
+    """All arguments of the product."""
+    if x.ndim != 2:
+        raise InputError(f"x must be [T, d_in], got {_shape(x)}")
+    if x.dtype not in _DTYPES:
+        raise InputError(f"x must be float32, bfloat16, float16 or float64, got {x.dtype}")
+    check_experts(lora_a, lora_b, x.shape[1])
+    for name, tensor in (("lora_a", lora_a), ("lora_b", lora_b)):
+        if tensor.dtype != x.dtype:
+            raise InputError(f"{name} must be {x.dtype}, the dtype of x, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise InputError(f"{name} must be on {x.device}, where x is, got {tensor.device}")
+    check_weights(rank_weights, len(lora_a), x.dtype, x.device)
+    check_rows(token_to_row, len(x), len(rank_weights))
+    if token_to_row is not None and token_to_row.device != x.device:
+        raise InputError(f"token_to_row must be on {x.device}, where x is, got {token_to_row.device}")
+
+
+def check_output(y: Tensor, others: dict[str, Tensor], tokens: int, out_features: int) -> None:
+    """``y`` [T, d_out] can be written in place, and shares no memory with what is read."""
+    if y.shape != (tokens, out_features):
+        raise InputError(f"y must be [{tokens}, {out_features}], got {_shape(y)}")
+    x = others["x"]
+    if y.dtype != x.dtype or y.device != x.device:
+        raise InputError(f"y must be {x.dtype} on {x.device} as x is, got {y.dtype} on {y.device}")
+    if y.numel() and 0 in y.stride() and any(n > 1 and s == 0 for n, s in zip(y.shape, y.stride(), strict=True)):
+        raise InputError("y must not be an expanded tensor: its tokens would be the same memory")
+    low, high = _extent(y)
+    for name, tensor in others.items():
+        first, last = _extent(tensor)
+        if first < high and low < last:
+            raise InputError(f"y must not share memory with {name}: pass a copy of one of them")
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """First address and the one past the last."""
+    if not tensor.numel():
+        return 0, 0
+    span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return tensor.data_ptr(), tensor.data_ptr() + span * tensor.element_size()
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))
