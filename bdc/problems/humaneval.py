@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def installed() -> Path:
 
 
 def parse(record: Record) -> Problem:
-    """Read one line: doctest examples become public tests, ``check`` becomes the private test."""
+    """Read one line: examples in the docstring become public tests, ``check`` becomes the private test."""
     prompt, name, test = text(record, "prompt"), text(record, "entry_point"), text(record, "test")
     try:
         tree = ast.parse(prompt)
@@ -66,18 +67,38 @@ def parse(record: Record) -> Problem:
 
 
 def _examples(docstring: str, name: str) -> Iterator[CallTest]:
-    """Yield the doctest examples that are one call with literal arguments and a literal result."""
+    """Yield the examples that are one call with literal arguments and a literal result, each call once.
+
+    About half of the prompts write ``f(1) == 2``, ``f(1) ➞ 2`` or ``f(1) returns 2`` instead of doctests.
+    """
     try:
-        examples = doctest.DocTestParser().get_examples(docstring)
+        doctests = [(example.source, example.want) for example in doctest.DocTestParser().get_examples(docstring)]
     except ValueError:
-        return
-    for example in examples:
-        try:
-            call = ast.parse(example.source.strip(), mode="eval").body
-            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != name:
-                continue
-            args = tuple(ast.literal_eval(argument) for argument in call.args)
-            kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
-            yield CallTest(name, args, ast.literal_eval(example.want.strip() or "None"), kwargs)
-        except (SyntaxError, ValueError):
-            continue
+        doctests = []
+    prose = re.findall(rf"(?<![\w.])({re.escape(name)}\(.*?\))\s*(?:{_RELATIONS})\s*(.+)", docstring)
+    written = [_example(source, result, name) for source, result in prose]
+    # Results of mixed types are a recurrence written out, or tuples of one without their comma.
+    if len({type(test.expected) for test in written if test and test.expected is not None}) > 1:
+        written = []
+    seen = set()
+    for test in [*(_example(source, want, name) for source, want in doctests), *written]:
+        if test is not None and (key := repr((test.args, test.kwargs))) not in seen:
+            seen.add(key)
+            yield test
+
+
+# Longest first, as the first alternative that fits is taken.
+_RELATIONS = r"==>|=>|==|=|➞|->|should return|returns"
+
+
+def _example(source: str, result: str, name: str) -> CallTest | None:
+    try:
+        call = ast.parse(source.strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != name:
+            return None
+        args = tuple(ast.literal_eval(argument) for argument in call.args)
+        kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+        # A sentence's full stop is no part of the value, unless the value is a number such as ``2.``: equal anyway.
+        return CallTest(name, args, ast.literal_eval(result.strip().rstrip(".,;") or "None"), kwargs)
+    except (SyntaxError, ValueError, TypeError):
+        return None

@@ -71,6 +71,23 @@ def test_humaneval(tmp_path: Path) -> None:
     assert "def double" in private.code and "import math" in private.code
 
 
+@pytest.mark.parametrize(
+    ("docstring", "results"),
+    [
+        ("half(4) == 2\n    half([1, 2]) ➞ 1.", [2, 1]),
+        ("half(4) returns 2, half(6) should return 3", []),
+        ("half(4) ==> 2 # two\n    half(x) = x // 2\n    half(4) => 2", [2]),
+        ("half(1) = 3\n    half(3) = [1, 3]", []),
+        ("For x = 4 the output is 2.", []),
+        (">>> half('a\nb')\n    1\n    >>> half(8)\n    4", [4]),
+    ],
+)
+def test_humaneval_examples_in_prose(tmp_path: Path, docstring: str, results: list[int]) -> None:
+    prompt = f'def half(x):\n    """{docstring}\n    """\n'
+    (problem,) = _load(tmp_path, "humaneval", HUMANEVAL | {"prompt": prompt})
+    assert [test.expected for test in problem.public_tests if isinstance(test, CallTest)] == results
+
+
 def test_mbpp(tmp_path: Path) -> None:
     (problem,) = _load(tmp_path, "mbpp", MBPP)
     assert problem.entry_point == "total" and problem.solution and "\r" not in problem.solution
