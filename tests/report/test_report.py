@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bdc.errors import InputError
@@ -122,6 +124,9 @@ def fill(run: Run) -> None:
     run.insert("calls", [{"key": str(i), **call, **texts, **numbers} for i, call in enumerate(calls)])
     run.finish("boost", "digest", 12.5, {})
     run.config_path.write_text(f'# {HOSTILE.replace(chr(27), "")}\n[boost]\nmodel = "smollm2"\n', encoding="utf-8")
+    columns = {"id": ["t0", "t1", "t2"], "problem_id": ["p0", "p0", "p9"], "split": ["train", "train", "validation"]}
+    same = {"node": [0] * 3, "kind": ["program"] * 3, "agent": [HOSTILE] * 3, "value": [float("nan")] * 3}
+    pq.write_table(pa.table(columns | same), run.traces_path)
     clusters = {
         "k": CLUSTERS,
         "assignment": {f"p{i}": i % CLUSTERS for i in range(PROBLEMS)},
@@ -187,6 +192,8 @@ def assert_all_drawn(dom: Elements) -> None:
         section = dom.section(name)
         assert section.get("data-error") is None, (name, section)
         assert section.get("data-drawn") == "1", name
+    assert not re.search(r"\[object |\bNaN\b|undefined|Infinity", dom.text)
+    assert not any("NaN" in (value or "") for tag, a in dom.tags if tag != "script" for value in a.values())
 
 
 @needs_browser
@@ -204,7 +211,9 @@ def test_every_section_draws_all_of_its_data(full: Run, tmp_path: Path) -> None:
     assert dom.of_class("cell") == CLUSTERS * EXPERTS * RANK
     assert dom.of_class("call") == 2
     assert sum(tag == "option" for tag, _ in dom.tags) == 2 + LAYERS
-    assert "smollm2" in dom.text
+    assert sum(tag == "dt" for tag, _ in dom.tags) == 12 + 6 + 8  # header, tree, chosen node
+    assert "3 from 2 problems" in dom.text
+    assert "smollm2" in dom.text and "12 (train 9, validation 3)" in dom.text
 
 
 @needs_browser

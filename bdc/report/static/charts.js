@@ -26,7 +26,7 @@ sections.weights = (body, weights) => {
   if (!weights || !weights.layers.length || !weights.clusters.length) return missing(body, "Rank weights have not been measured yet", "evaluate");
   const target = h("div", { class: "scroll" });
   const show = (layer) => target.replaceChildren(heatMap(weights, layer));
-  body.append(h("p", { class: "soft" }, `Mean weight of each rank-1 part (${weights.experts} experts of rank ${weights.rank}) for the problems of a cluster; stronger colour is a larger magnitude.`));
+  body.append(h("p", { class: "soft" }, `Mean weight of each rank-1 part (${weights.experts} experts of rank ${weights.rank}) for the problems of a cluster; stronger colour is a larger magnitude, orange is negative.`));
   body.append(picker("Layer", weights.layers, show), target);
   show(0);
 };
