@@ -9,7 +9,9 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,29 +102,26 @@ def test_losses_and_weights_are_the_solvers(new_run: NewRun, tiny: Path, sandbox
             assert layers == [[]] * len(layers)
 
 
+SCRIPT = """
+import json, sys
+from bdc.evaluation import EvaluateSettings, stage
+from bdc.runs import Run
+from bdc.sandbox import Limits, Sandbox
+settings, limits = (json.loads(text) for text in sys.argv[3:])
+settings["systems"] = tuple(settings["systems"])
+with Sandbox(workers=1) as sandbox, Run(sys.argv[1]) as run:
+    settings, limits = EvaluateSettings(**settings), Limits(**limits)
+    stage.run(run, settings, sys.argv[2], sandbox, limits, None, "float32", inputs="x")
+"""
+
+
 def test_kill_9_changes_nothing(new_run: NewRun, tiny: Path, sandbox: Sandbox) -> None:
     """Killed after the first stored chunk, the run ends with the answers of an uninterrupted one."""
-    script = (
-        "import sys\nfrom bdc.evaluation import EvaluateSettings, stage\nfrom bdc.runs import Run\n"
-        "from bdc.sandbox import Limits, Sandbox\n"
-        "with Sandbox(workers=1) as s, Run(sys.argv[1]) as r:\n"
-        "    settings = EvaluateSettings(program_tokens=12, thought_tokens=8, batch_size=3, bootstrap=200, seed=1,\n"
-        "        protocol='thoughts', temperature=0.9)\n"
-        "    limits = Limits(cpu_seconds=0.5, wall_seconds=5.0, memory_mb=256)\n"
-        "    stage.run(r, settings, sys.argv[2], s, limits, None, 'float32', inputs='x')\n"
-    )
-    settings = EvaluateSettings(
-        program_tokens=12,
-        thought_tokens=8,
-        batch_size=3,
-        bootstrap=200,
-        seed=1,
-        protocol="thoughts",
-        temperature=0.9,
-    )
+    settings = replace(SETTINGS, protocol="thoughts", temperature=0.9)
+    given = [json.dumps(asdict(each)) for each in (settings, LIMITS)]
     whole, killed = new_run("whole"), new_run("killed")
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(killed), str(tiny)],
+        [sys.executable, "-c", SCRIPT, str(killed), str(tiny), *given],
         cwd=Path(__file__).parents[2],
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
@@ -132,12 +131,23 @@ def test_kill_9_changes_nothing(new_run: NewRun, tiny: Path, sandbox: Sandbox) -
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
     before = texts(killed)
     assert 0 < len(before) < 7 * 5 * 2
-    assert len(before) % 3 == 0 or len(before) % 7 == 0 or (len(before) - 1) % 3 == 0
+    stored = Counter((role, int(problem.removeprefix("t/")) // 3) for _, role, problem, _, _ in before)
+    assert all(count % (1 if chunk == 2 else 3) == 0 for (_, chunk), count in stored.items()), "part of a chunk"
     first, second = evaluate(whole, tiny, sandbox, settings), evaluate(killed, tiny, sandbox, settings)
     assert texts(killed) == texts(whole)
     assert set(before) <= set(texts(killed))
     assert len(texts(whole)) == 7 * 5 * 2
     assert without_seconds(second) == without_seconds(first)
+
+
+def test_merged_experts_are_systems_too(new_run: NewRun, tiny: Path, sandbox: Sandbox) -> None:
+    """Merging changes the weights for as long as that system is asked: the base model is itself again after it."""
+    path, names = new_run("run"), ("ties", "zero-shot", "dare")
+    merged = evaluate(path, tiny, sandbox, replace(SETTINGS, systems=names, program_tokens=2))
+    alone = evaluate(path, tiny, sandbox, replace(SETTINGS, systems=("zero-shot",), program_tokens=2))
+    ties, zero_shot, dare = (system["loss"]["mean"] for system in merged["systems"])
+    assert zero_shot == pytest.approx(alone["systems"][0]["loss"]["mean"], rel=1e-4)
+    assert min(abs(ties - zero_shot), abs(dare - zero_shot), abs(ties - dare)) > 1e-3
 
 
 def test_a_second_run_asks_nothing(
