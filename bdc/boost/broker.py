@@ -109,7 +109,8 @@ class Broker:
             marks = ",".join("?" * len(part))
             columns = "key, text, prompt_tokens, completion_tokens, finish_reason, seconds"
             for row in self.run.rows(f"SELECT {columns} FROM calls WHERE key IN ({marks})", part):
-                known[row.pop("key")] = Completion(**row)
+                key = row.pop("key")
+                known[key] = Completion(**row)
         return known
 
     async def _ask_missing(self, missing: dict[str, Call], label: str) -> dict[str, Completion]:

@@ -1,0 +1,60 @@
+"""Reading what models write."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bdc.llm.parsing import extract_program, parse_plan, parse_proposals, parse_thought
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. Count the letters. (8)\n2. Sort the words. (6)",
+        "- Count the letters. (score: 8)\n- Sort the words. [6/10]",
+        '[{"thought": "Count the letters.", "score": 8}, {"thought": "Sort the words", "score": 6}]',
+        "Here are two ideas:\n1) **Count the letters.** (8)\n2) **Sort the words.** (6)\n",
+    ],
+)
+def test_every_form_gives_the_same_proposals(text: str) -> None:
+    assert parse_proposals(text, 3) == [("Count the letters.", 0.8), ("Sort the words.", 0.6)]
+
+
+def test_nothing_is_invented() -> None:
+    assert parse_proposals("", 3) == []
+    assert parse_proposals("\n \n```python\nreturn x\n```", 3) == []
+    assert parse_thought("Sure:") is None
+
+
+def test_duplicates_and_limit() -> None:
+    assert [
+        p.text for p in parse_proposals("1. Sort it all.\n2. sort it  all.\n3. Count it all.\n4. Sum it all.", 2)
+    ] == [
+        "Sort it all.",
+        "Count it all.",
+    ]
+
+
+def test_plan_keeps_order() -> None:
+    assert parse_plan("1. Split the text.\n2. Reverse the parts.") == ["Split the text.", "Reverse the parts."]
+
+
+def test_program_from_fence_from_plain_code_and_under_a_signature() -> None:
+    assert extract_program("Sure!\n```python\ndef f(x):\n    return x\n```\nDone") == "def f(x):\n    return x\n"
+    assert extract_program("def f(x):\n    return x") == "def f(x):\n    return x\n"
+    assert extract_program("```\n    return x\n```", "def f(x):") == "def f(x):\n    return x\n"
+    assert extract_program("I cannot do that.") is None
+
+
+def test_unfinished_fence_is_read_to_the_end() -> None:
+    assert extract_program("```python\ndef f(x):\n    return x") == "def f(x):\n    return x\n"
+
+
+@given(st.text(max_size=400))
+def test_any_text_is_read_without_error(text: str) -> None:
+    for proposal in parse_proposals(text, 4):
+        assert proposal.text and 0.0 <= proposal.score <= 1.0
+    program = extract_program(text)
+    assert program is None or program.strip()

@@ -1,0 +1,56 @@
+"""Imports go in one direction, and `import bdc` stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import bdc
+
+PACKAGE = Path(bdc.__file__).parent
+BASE = {"errors", "testcase"}
+STAGE = {"runs", "progress"}
+ALLOWED = {
+    "ops": {"_lora", "kernels"},
+    "search": {"_search"},
+    "llm": set(),
+    "sandbox": set(),
+    "problems": set(),
+    "boost": STAGE | {"search", "llm", "sandbox", "problems"},
+    "disentangle": STAGE | {"llm", "problems"},
+    "customize": STAGE | {"ops", "llm", "disentangle"},
+    "evaluation": STAGE | {"customize", "sandbox", "llm", "problems"},
+    "report": STAGE,
+}
+
+
+def _imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        modules = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules = [f"bdc.{alias.name}" for alias in node.names] if node.module == "bdc" else [node.module]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        names |= {module.split(".")[1] for module in modules if module.startswith("bdc.")}
+    return names - {"__version__"}
+
+
+def test_every_package_imports_only_what_it_may() -> None:
+    wrong = []
+    for package, allowed in ALLOWED.items():
+        for path in (PACKAGE / package).rglob("*.py"):
+            extra = _imported(path) - allowed - BASE - {package}
+            wrong += [f"{path.relative_to(PACKAGE)} imports bdc.{name}" for name in sorted(extra)]
+    assert wrong == []
+
+
+def test_import_bdc_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, bdc, bdc.errors\n"
+        "heavy = {'transformers', 'peft', 'vllm', 'ray', 'sklearn', 'pyarrow', 'pydantic', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,0 +1,62 @@
+"""The run directory: transactions, stage records, refusals."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from bdc.errors import InputError, StaleArtifactError
+from bdc.runs import Run, atomic_write, digest
+
+
+def test_a_finished_stage_is_found_only_for_its_inputs(tmp_path: Path) -> None:
+    with Run(tmp_path, create=True) as run:
+        run.finish("boost", "one", 1.0, {"n": 3})
+        assert run.finished("boost", "one") == {"n": 3}
+        assert run.finished("boost", "two") is None
+        with pytest.raises(StaleArtifactError, match="bdc boost"):
+            run.require("boost", "two", wanted_by="disentangle")
+        with pytest.raises(StaleArtifactError, match="needs the results of customize"):
+            run.require("customize", "one", wanted_by="evaluate")
+
+
+def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
+    with Run(tmp_path, create=True) as run:
+        with pytest.raises(RuntimeError), run.transaction() as db:
+            db.execute("INSERT INTO meta VALUES ('a', 'b')")
+            raise RuntimeError
+        assert next(run.rows("SELECT count(*) AS n FROM meta WHERE key='a'"))["n"] == 0
+
+
+def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
+    with Run(tmp_path, create=True), pytest.raises(InputError, match="in use"):
+        Run(tmp_path)
+
+
+def test_foreign_missing_and_newer_stores_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a run directory"):
+        Run(tmp_path)
+    (tmp_path / "run.sqlite").write_bytes(b"hello" * 1000)
+    with pytest.raises(InputError, match=r"run\.sqlite cannot be used"):
+        Run(tmp_path)
+    newer = tmp_path / "newer"
+    Run(newer, create=True).close()
+    with sqlite3.connect(newer / "run.sqlite") as db:
+        db.execute("UPDATE meta SET value='99' WHERE key='format'")
+    with pytest.raises(StaleArtifactError, match="format 99"):
+        Run(newer)
+
+
+def test_atomic_write_replaces_whole_files(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b.txt"
+    atomic_write(target, "one")
+    atomic_write(target, "two")
+    assert target.read_text() == "two"
+    assert [path.name for path in target.parent.iterdir()] == ["b.txt"]
+
+
+def test_digest_depends_on_values_only() -> None:
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
