@@ -34,7 +34,7 @@ def test_one_seed_serves_every_stage() -> None:
     ],
 )
 def test_bad_files_are_refused_by_name_and_field(text: str, words: str) -> None:
-    with pytest.raises(InputError, match="c.toml") as caught:
+    with pytest.raises(InputError, match=r"c\.toml") as caught:
         parse_config(text, "c.toml")
     assert words in str(caught.value)
 

@@ -115,7 +115,7 @@ def test_budget_stops_the_search(tmp_path: Path, sandbox: Sandbox) -> None:
 
 
 def test_an_agent_that_never_answers_is_named(tmp_path: Path, sandbox: Sandbox) -> None:
-    with Run(tmp_path / "run", create=True) as run, pytest.raises(LLMError, match="agent a .* answered none"):
+    with Run(tmp_path / "run", create=True) as run, pytest.raises(LLMError, match=r"agent a .* answered none"):
         _search(run, sandbox, [Scripted("a", fails=True)])[0].run()
 
 
