@@ -1,0 +1,85 @@
+"""Random problems, the float64 truth, and the element-wise error that a backend may have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from bdc.ops import backends, reference
+
+# Unit round-off: half the distance from 1 to the next number.
+UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+
+@dataclass
+class Problem:
+    y: Tensor
+    x: Tensor
+    a: Tensor
+    b: Tensor
+    g: Tensor
+    rows: Tensor | None
+    scaling: float
+
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, float]:
+        return self.x, self.a, self.b, self.g, self.rows, self.scaling
+
+
+def make(
+    tokens: int = 7,
+    d_in: int = 37,
+    d_out: int = 29,
+    rank: int = 13,
+    requests: int = 4,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Problem:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    rows = torch.randint(-1, requests, (tokens,), generator=generator, dtype=torch.int32)
+    g = torch.randn(requests, rank, generator=generator)
+    return Problem(random(tokens, d_out), random(tokens, d_in), random(rank, d_in), random(d_out, rank), g, rows, 0.7)
+
+
+def truth(problem: Problem) -> Tensor:
+    """y after the product was added, in float64 on the inputs as they were rounded."""
+    x, a, b, g, rows, scaling = problem.arguments
+    delta = reference.rankwise_lora(x.double(), a.double(), b.double(), g.double(), rows, scaling)
+    return problem.y.double() + delta
+
+
+def assert_within_bounds(got: Tensor, problem: Problem) -> None:
+    """Rounding of the output and of h, and sums in float32 over d_in and over R, each with its own condition."""
+    x, a, b, g, rows, s = problem.arguments
+    x, a, b, g = x.double(), a.double(), b.double(), g.double()
+    place = torch.zeros(len(x), dtype=torch.int64) if rows is None else rows.long().clamp_min(0)
+    if rows is None and len(g) > 1:
+        place = torch.arange(len(x))
+    gated = (x @ a.T * g[place]).abs() @ b.abs().T
+    summed = (x.abs() @ a.abs().T * g[place].abs()) @ b.abs().T
+    expected, unit = truth(problem), UNIT[got.dtype]
+    bound = unit * expected.abs() + s * (unit * gated + 2.0**-23 * (a.shape[1] * summed + a.shape[0] * gated))
+    excess = ((got.double() - expected).abs() - bound).max() if len(x) else torch.tensor(0.0)
+    assert bool(excess <= 0), f"the error exceeds its bound by {float(excess)}"
+
+
+@pytest.fixture
+def problems() -> SimpleNamespace:
+    return SimpleNamespace(make=make, truth=truth, assert_within_bounds=assert_within_bounds)
+
+
+@pytest.fixture(params=["torch", "cpp"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test that asks for it runs once on each backend."""
+    if request.param not in backends():
+        pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
+    monkeypatch.setenv("BDC_OPS_BACKEND", request.param)
+    return str(request.param)

@@ -1,0 +1,133 @@
+"""Values of each backend against float64, and the cases where a product must leave its output alone."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bdc.ops import backends, rankwise_lora, rankwise_lora_, reference
+
+SHAPES = [
+    (1, 1, 1, 1, 1),
+    (7, 37, 29, 13, 4),
+    (3, 64, 48, 16, 2),
+    (33, 129, 65, 40, 5),
+    (70, 20, 31, 128, 3),
+    (2, 4096, 8, 5, 1),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_error_is_within_the_bound(
+    problems: SimpleNamespace, backend: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    for seed in range(5):
+        problem = problems.make(*shape, dtype=dtype, seed=seed)
+        got = rankwise_lora_(problem.y.clone(), *problem.arguments)
+        problems.assert_within_bounds(got, problem)
+        problem.y.zero_()
+        problems.assert_within_bounds(rankwise_lora(*problem.arguments), problem)
+
+
+def test_cancellation(problems: SimpleNamespace, backend: str) -> None:
+    problem = problems.make(d_in=512, rank=64)
+    problem.x[:, 256:] = problem.x[:, :256]
+    problem.a[:, 256:] = -problem.a[:, :256] * (1 + 1e-6)
+    problem.b[:, 32:] = -problem.b[:, :32]
+    problem.y = -problems.truth(problem).sub(problem.y.double()).float()
+    problems.assert_within_bounds(rankwise_lora_(problem.y.clone(), *problem.arguments), problem)
+
+
+def test_tokens_without_adapter_are_not_written(problems: SimpleNamespace, backend: str) -> None:
+    problem = problems.make(tokens=12)
+    problem.rows[::3] = -1
+    problem.y[::3] = -0.0
+    problem.x[0] = float("nan")
+    problem.b[0, 0] = float("inf")
+    got = rankwise_lora_(problem.y.clone(), *problem.arguments)
+    assert torch.equal(got[::3].view(torch.int32), problem.y[::3].view(torch.int32))
+    problem.rows[:] = -1
+    got = rankwise_lora_(problem.y.clone(), *problem.arguments)
+    assert torch.equal(got.view(torch.int32), problem.y.view(torch.int32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_zero_weights_leave_the_output_alone(problems: SimpleNamespace, backend: str, dtype: torch.dtype) -> None:
+    problem = problems.make(dtype=dtype)
+    problem.g.zero_()
+    assert torch.equal(rankwise_lora_(problem.y.clone(), *problem.arguments), problem.y)
+
+
+def test_one_hot_weights_are_plain_lora(problems: SimpleNamespace, backend: str) -> None:
+    problem = problems.make(rank=12, requests=3)
+    problem.g = torch.eye(3).repeat_interleave(4, 1)
+    got = rankwise_lora(*problem.arguments)
+    for t, row in enumerate(problem.rows.tolist()):
+        ranks = slice(4 * row, 4 * row + 4)
+        expected = problem.scaling * (problem.x[t] @ problem.a[ranks].T) @ problem.b[:, ranks].T
+        torch.testing.assert_close(got[t], expected if row >= 0 else torch.zeros_like(got[t]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_no_leak_from_other_rows(problems: SimpleNamespace, backend: str, poison: float) -> None:
+    problem = problems.make(tokens=9)
+    problem.rows = torch.tensor([0, 1, 2, 0, 1, 2, -1, 3, 0], dtype=torch.int32)
+    clean = rankwise_lora(*problem.arguments)
+    problem.g[1] = poison
+    problem.x[5] = poison
+    got = rankwise_lora(*problem.arguments)
+    kept = torch.tensor([0, 2, 3, 6, 7, 8])
+    assert torch.equal(got[kept], clean[kept])
+    assert not got[torch.tensor([1, 4, 5])].isfinite().all(1).any()
+
+
+def test_no_tokens(problems: SimpleNamespace, backend: str) -> None:
+    problem = problems.make(tokens=0)
+    assert rankwise_lora(*problem.arguments).shape == (0, 29)
+    assert rankwise_lora_(problem.y, *problem.arguments) is problem.y
+    assert reference.rankwise_lora(*problem.arguments).shape == (0, 29)
+
+
+def test_strided_tensors(problems: SimpleNamespace, backend: str) -> None:
+    problem = problems.make(tokens=8, d_in=24)
+    expected = rankwise_lora_(problem.y.clone(), *problem.arguments)
+    rest = problem.arguments[1:]
+    layouts = {"columns": problem.x.T.contiguous().T, "rows": problem.x.repeat_interleave(2, 0)[::2]}
+    for x in layouts.values():
+        torch.testing.assert_close(rankwise_lora_(problem.y.clone(), x, *rest), expected, rtol=1e-6, atol=1e-5)
+    for y in (torch.zeros(8, 58)[:, ::2], torch.zeros(16, 40)[::2, 3:32], torch.zeros(29, 8).T):
+        y.copy_(problem.y)
+        torch.testing.assert_close(rankwise_lora_(y, problem.x, *rest), expected, rtol=1e-6, atol=1e-5)
+    x, a, b, g, rows, s = problem.arguments
+    got = rankwise_lora_(
+        problem.y.clone(), x, a.T.contiguous().T, b.T.contiguous().T, g.T.contiguous().T, rows.long(), s
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-5)
+
+
+def test_rows_may_be_left_out(problems: SimpleNamespace, backend: str) -> None:
+    problem = problems.make(tokens=4, requests=4)
+    x, a, b, g, _, s = problem.arguments
+    each, same = torch.arange(4, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
+    assert torch.equal(rankwise_lora(x, a, b, g, None, s), rankwise_lora(x, a, b, g, each, s))
+    assert torch.equal(rankwise_lora(x, a, b, g[:1], None, s), rankwise_lora(x, a, b, g, same, s))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_every_time(problems: SimpleNamespace, backend: str, dtype: torch.dtype) -> None:
+    problem = problems.make(tokens=40, d_in=300, d_out=200, rank=48, dtype=dtype)
+    first = rankwise_lora(*problem.arguments)
+    assert all(torch.equal(rankwise_lora(*problem.arguments), first) for _ in range(5))
+
+
+def test_cpp_token_does_not_depend_on_the_batch(problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "cpp" not in backends():
+        pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
+    monkeypatch.setenv("BDC_OPS_BACKEND", "cpp")
+    problem = problems.make(tokens=39, d_in=100, d_out=50)
+    x, a, b, g, rows, s = problem.arguments
+    alone = torch.cat([rankwise_lora(x[t : t + 1], a, b, g, rows[t : t + 1], s) for t in range(39)])
+    assert torch.equal(rankwise_lora(*problem.arguments), alone)
