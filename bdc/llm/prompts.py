@@ -37,9 +37,7 @@ def program(statement: str, thoughts: Sequence[str], *, stdin: bool = False) -> 
     steps = f"\n\nFollow these steps:\n{numbered(thoughts)}" if thoughts else ""
     kind = "a Python program that reads standard input and prints the answer" if stdin else "this Python function"
     verb = "Write" if stdin else "Complete"
-    return _ask(
-        f"{verb} {kind}. Reply with only the code in one ```python block.\n\n{statement.strip()}{steps}"
-    )
+    return _ask(f"{verb} {kind}. Reply with only the code in one ```python block.\n\n{statement.strip()}{steps}")
 
 
 def reflect(statement: str, thoughts: Sequence[str], failures: str) -> Messages:
