@@ -82,7 +82,7 @@ class Confinement:
         for rules in self._rules:
             os.close(rules)
         devices = namespaces.DEVICES
-        scratch = (namespaces.SCRATCH,) if self._world else ()
+        scratch = (self._world.scratch,) if self._world else ()
         guest = landlock.ruleset((*self._readable, *devices), (*scratch, "/dev/null"))
         referee = landlock.ruleset((*self._readable, *devices), ("/dev/null",))
         self._rules = guest, referee

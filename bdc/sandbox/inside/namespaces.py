@@ -14,7 +14,6 @@ from pathlib import Path
 
 from bdc.sandbox.inside import kernel
 
-SCRATCH = "/tmp"
 NOBODY = 65534
 _WORLD = kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
@@ -29,16 +28,18 @@ class World:
         The caller goes on as process 1 of a pid namespace, so that its end is the end of every child; the process
         that it was waits for it and ends with it.
         """
+        # A scratch folder mounted over a readable path would hide it.
+        self.scratch = "/scratch" if any(path.startswith("/tmp/") for path in readable) else "/tmp"
         self._scratch_options = f"size={scratch_mb}m,nr_inodes=1024,mode=700"
         proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
         if os.geteuid() == 0:
             kernel.unshare(kernel.CLONE_NEWNS)
-            _build_root(readable)
+            _build_root(readable, self.scratch)
             become_nobody()
             _own_user_namespace(proc)
         else:
             _own_user_namespace(proc)
-            _build_root(readable)
+            _build_root(readable, self.scratch)
         _continue_as_init()
         ours = os.open("self/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
         self._ours = kernel.prepared("setns", ours, kernel.CLONE_NEWPID)
@@ -47,8 +48,8 @@ class World:
         self._mount_scratch()
 
     def _mount_scratch(self) -> None:
-        kernel.mount("tmpfs", SCRATCH, "tmpfs", kernel.MS_NOSUID_NODEV_NOEXEC, self._scratch_options)
-        os.chdir(SCRATCH)
+        kernel.mount("tmpfs", self.scratch, "tmpfs", kernel.MS_NOSUID_NODEV_NOEXEC, self._scratch_options)
+        os.chdir(self.scratch)
 
     def next_pid_namespace(self) -> None:
         """Let the next fork begin a pid namespace, whose end kills everything in it."""
@@ -60,7 +61,7 @@ class World:
         if not os.listdir():  # noqa: PTH208
             return False
         os.chdir("/")
-        kernel.unmount(SCRATCH)
+        kernel.unmount(self.scratch)
         self._mount_scratch()
         return True
 
@@ -100,7 +101,7 @@ def _continue_as_init() -> None:
     os.close(waiting)
 
 
-def _build_root(readable: Sequence[str]) -> None:
+def _build_root(readable: Sequence[str], scratch: str) -> None:
     kernel.mount("none", "/", None, kernel.MS_PRIVATE_REC)
     kept = [(path, kernel.clone_tree(path)) for path in (*readable, *DEVICES) if not Path(path).is_symlink()]
     links = [(path, Path(path).readlink()) for path in readable if Path(path).is_symlink()]
@@ -108,7 +109,7 @@ def _build_root(readable: Sequence[str]) -> None:
     directories = {path: Path(path).is_dir() for path, _ in kept}
     kernel.mount("tmpfs", base, "tmpfs", kernel.MS_NOSUID_NODEV_NOEXEC, "size=1m,mode=755")
     os.chdir(base)
-    Path(SCRATCH[1:]).mkdir()
+    Path(scratch[1:]).mkdir()
     for path, fd in kept:
         target = Path(path[1:])
         if directories[path]:
