@@ -65,13 +65,7 @@ def _decoded(record: Record, name: str) -> Any:
 def _sampled(record: Record) -> Problem:
     starter = text(record, "starter_code", "")
     samples = items(record, "sample_io", dict, required=False)
-    public = list({text(item, "input", ""): item for item in samples}.values())
-    seen = {text(item, "input", "") for item in public}
-    private = [item for item in items(record, "test_list", dict) if text(item, "input", "") not in seen]
-    if not private:
-        # All tests are samples: half of them must stay hidden to judge by.
-        public, private = public[: len(public) // 2], public[len(public) // 2 :]
-    rows = public + private
+    rows = samples + items(record, "test_list", dict)
     name = None
     tests: list[Test]
     inputs = [text(row, "input", "") for row in rows]
@@ -81,13 +75,20 @@ def _sampled(record: Record) -> Problem:
         tests = [CallTest(name, a, o) for a, o in zip(_arguments(inputs, parameters), _unwrapped(outputs), strict=True)]
     else:
         tests = [StdinTest(i, _lines(o, "output")) for i, o in zip(inputs, outputs, strict=True)]
+    # The lists overlap and repeat tests, sometimes with other blanks in a printed value.
+    public = {repr(test): test for test in tests[: len(samples)]}
+    private = {repr(test): test for test in tests if repr(test) not in public}
+    if not private:
+        # All tests are samples: half of them must stay hidden to judge by.
+        keys = list(public)[len(public) // 2 :]
+        private = {key: public.pop(key) for key in keys}
     return Problem(
         id=f"apps/{identity(record, 'id')}",
         source="apps",
         statement=text(record, "description"),
         entry_point=name,
-        public_tests=tuple(tests[: len(public)]),
-        private_tests=tuple(tests[len(public) :]),
+        public_tests=tuple(public.values()),
+        private_tests=tuple(private.values()),
         starter_code=starter,
         difficulty=text(record, "difficulty", ""),
     )

@@ -18,7 +18,8 @@ def parse(record: Record) -> Problem:
     A problem with a single assertion has no public test.
     """
     statement = text(record, "text" if "text" in record else "prompt").strip()
-    asserts = [*items(record, "test_list", str), *items(record, "challenge_test_list", str, required=False)]
+    listed = [*items(record, "test_list", str), *items(record, "challenge_test_list", str, required=False)]
+    asserts = list(dict.fromkeys(listed))
     setup = "\n".join([text(record, "test_setup_code", ""), *items(record, "test_imports", str, required=False)])
     # The published file has CRLF line ends inside the programs.
     setup = setup.replace("\r\n", "\n").strip()
