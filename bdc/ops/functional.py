@@ -20,7 +20,7 @@ from bdc.errors import InputError
 from bdc.ops import checks
 
 _KNOWN = ("cpp", "torch")
-_CODES = {torch.float32: 0, torch.bfloat16: 1}
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 @cache
@@ -41,7 +41,9 @@ def backends() -> dict[str, str]:
     found: dict[str, str] = {}
     extension = _extension()
     if extension is not None:
-        found["cpp"] = f"CPU ({extension.isa()}), float32 and bfloat16, inference"
+        threads = extension.threads()
+        width = f"{threads} threads" if threads > 1 else "1 thread"
+        found["cpp"] = f"CPU ({extension.isa()}, {width}), float32, bfloat16 and float16, inference"
     found["torch"] = "every device and dtype, inference and training"
     return found
 
@@ -131,12 +133,7 @@ def _chosen(y: Tensor, x: Tensor) -> str:
         if forced:
             raise InputError("BDC_OPS_BACKEND=cpp needs the extension bdc._lora, which is not built: install bdc again")
         return "torch"
-    return "cpp" if y.stride(1) == 1 and (forced or _pays(extension, len(x), x.dtype)) else "torch"
-
-
-def _pays(extension: Any, tokens: int, dtype: torch.dtype) -> bool:
-    """Whether the CPU kernel, which runs on one thread, is as fast as torch's products (measured with AVX-512)."""
-    return tokens <= (8 if dtype == torch.float32 else 16) and extension.isa() != "portable"
+    return "cpp" if y.stride(1) == 1 and (forced or extension.isa() != "portable") else "torch"
 
 
 def _add_cpp(

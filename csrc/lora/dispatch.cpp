@@ -2,26 +2,30 @@
 
 #include <cstdlib>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace bdc::lora {
 
-Kernel choose() {
-    std::vector<Kernel> usable;
+const Kernel& choose() {
+    std::vector<const Kernel*> usable;
 #ifdef BDC_X86
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        usable.push_back({"avx512", add_avx512});
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        usable.push_back({"avx2", add_avx2});
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512dq");
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) usable.push_back(&kAvx512BFloat16);
+    if (avx512) usable.push_back(&kAvx512);
+    if (avx2) usable.push_back(&kAvx2);
 #endif
-    usable.push_back({"portable", add_portable});
+    usable.push_back(&kPortable);
     const char* forced = std::getenv("BDC_CPU_ISA");
-    if (!forced || !*forced) return usable.front();
+    if (!forced || !*forced) return *usable.front();
     std::string names;
-    for (const Kernel& kernel : usable) {
-        if (kernel.name == forced) return kernel;
-        names += (names.empty() ? "" : ", ") + kernel.name;
+    for (const Kernel* kernel : usable) {
+        if (std::string(kernel->name) == forced) return *kernel;
+        names += (names.empty() ? "" : ", ") + std::string(kernel->name);
     }
     throw std::invalid_argument("BDC_CPU_ISA must be one of " + names + " on this machine, got " +
                                 forced);

@@ -4,11 +4,12 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "dispatch.hpp"
+#include "run.hpp"
 
 namespace py = pybind11;
 using namespace bdc::lora;
@@ -42,22 +43,23 @@ void add(const Kernel& kernel, int storage, const std::array<std::uintptr_t, 5>&
     }
     const auto count = std::int64_t(active.size());
     if (!count) return;
-    const auto floats = std::size_t(kBlock * (in + rank));
-    const std::unique_ptr<float[]> scratch(new float[floats]);
-    kernel.add({static_cast<Storage>(storage), pointer<void>(y), pointer<const void>(x),
-                pointer<const void>(a), pointer<const void>(b), weights, active.data(), rows.data(),
-                count, in, out, rank, strides[0], strides[1], scaling, scratch.get()});
+    run(kernel,
+        {static_cast<Storage>(storage), pointer<void>(y), pointer<const void>(x),
+         pointer<const void>(a), pointer<const void>(b), weights, strides[0], strides[1], in, rank,
+         rank, active.data(), rows.data(), count, in, out, rank, scaling},
+        max_threads());
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_lora, m) {
     m.doc() = "The CPU kernel of bdc.ops.";
-    const Kernel kernel = choose();
-    m.def("isa", [kernel] { return kernel.name; });
-    m.def("add", [kernel](int storage, const std::array<std::uintptr_t, 5>& addresses,
-                          std::uintptr_t token_to_row, const std::array<std::int64_t, 5>& sizes,
-                          const std::array<std::int64_t, 2>& strides, float scaling) {
+    const Kernel& kernel = choose();
+    m.def("threads", max_threads);
+    m.def("isa", [&kernel] { return std::string(kernel.name); });
+    m.def("add", [&kernel](int storage, const std::array<std::uintptr_t, 5>& addresses,
+                           std::uintptr_t token_to_row, const std::array<std::int64_t, 5>& sizes,
+                           const std::array<std::int64_t, 2>& strides, float scaling) {
         const py::gil_scoped_release release;
         add(kernel, storage, addresses, token_to_row, sizes, strides, scaling);
     });

@@ -10,6 +10,7 @@ import torch
 from bdc.ops import backends, rankwise_lora, rankwise_lora_, reference
 
 SHAPES = [
+    (150, 96, 200, 24, 9),
     (1, 1, 1, 1, 1),
     (7, 37, 29, 13, 4),
     (3, 64, 48, 16, 2),
@@ -131,3 +132,25 @@ def test_cpp_token_does_not_depend_on_the_batch(problems: SimpleNamespace, monke
     x, a, b, g, rows, s = problem.arguments
     alone = torch.cat([rankwise_lora(x[t : t + 1], a, b, g, rows[t : t + 1], s) for t in range(39)])
     assert torch.equal(rankwise_lora(*problem.arguments), alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens", [1, 23, 300])
+def test_cpp_bits_do_not_depend_on_threads(
+    problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tokens: int, dtype: torch.dtype
+) -> None:
+    if "cpp" not in backends():
+        pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
+    monkeypatch.setenv("BDC_OPS_BACKEND", "cpp")
+    problem = problems.make(tokens=tokens, d_in=520, d_out=333, rank=40, dtype=dtype)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            assert f", {threads} thread" in backends()["cpp"]
+            results.append(rankwise_lora(*problem.arguments))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results)
+    problems.assert_within_bounds(rankwise_lora_(problem.y.clone(), *problem.arguments), problem)

@@ -17,18 +17,44 @@ spec = importlib.util.spec_from_file_location("_lora", sys.argv[1])
 lora = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(lora)
 random = np.random.default_rng(0)
-for tokens, d_in, d_out, rank in [(1, 1, 1, 1), (7, 37, 29, 13), (41, 130, 70, 33)]:
-    y, x, a, b, g = (
-        random.standard_normal(shape).astype(np.float32)
-        for shape in [(tokens, d_out), (tokens, d_in), (rank, d_in), (d_out, rank), (3, rank)]
-    )
-    rows = random.integers(-1, 3, tokens, dtype=np.int32)
-    wide = [v.astype(np.float64) for v in (x, a, b, g)]
-    gate = wide[3][rows] * (rows >= 0)[:, None]
-    expected = y + 0.5 * (wide[0] @ wide[1].T * gate) @ wide[2].T
-    lora.add(0, [v.ctypes.data for v in (y, x, a, b, g)], rows.ctypes.data, (tokens, d_in, d_out, rank, 3), (d_out, d_in), 0.5)
-    size = (np.abs(wide[0]) @ np.abs(wide[1]).T * np.abs(gate)) @ np.abs(wide[2]).T + np.abs(expected)
-    assert (np.abs(y - expected) <= (d_in + rank + 2) * 2.0**-23 * size).all()
+def bfloat16(values):
+    bits = values.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+# Of each storage: its number, how to round to it, how to read it, and its unit round-off.
+STORAGES = [
+    (0, lambda v: v.astype(np.float32), lambda v: v, 2.0**-24),
+    (1, bfloat16, lambda v: (v.astype(np.uint32) << 16).view(np.float32), 2.0**-8),
+    (2, lambda v: v.astype(np.float16), lambda v: v, 2.0**-11),
+]
+SHAPES = [(1, 1, 1, 1), (7, 37, 29, 13), (41, 130, 70, 33), (3, 64, 128, 24), (70, 96, 64, 32)]
+for storage, narrow, widen, unit in STORAGES:
+    for tokens, d_in, d_out, rank in SHAPES:
+        y, x, a, b = (
+            narrow(random.standard_normal(shape))
+            for shape in [(tokens, d_out), (tokens, d_in), (rank, d_in), (d_out, rank)]
+        )
+        g = random.standard_normal((3, rank)).astype(np.float32)
+        rows = random.integers(-1, 3, tokens, dtype=np.int32)
+        before, x64, a64, b64 = (widen(v).astype(np.float64) for v in (y, x, a, b))
+        gate = g.astype(np.float64)[rows] * (rows >= 0)[:, None]
+        expected = before + 0.5 * (x64 @ a64.T * gate) @ b64.T
+        addresses = [v.ctypes.data for v in (y, x, a, b, g)]
+        lora.add(storage, addresses, rows.ctypes.data, (tokens, d_in, d_out, rank, 3), (d_out, d_in), 0.5)
+        gated = 0.5 * np.abs(x64 @ a64.T * gate) @ np.abs(b64).T
+        summed = 0.5 * (np.abs(x64) @ np.abs(a64).T * np.abs(gate)) @ np.abs(b64).T
+        bound = unit * (np.abs(expected) + gated) + 2.0**-23 * (d_in * summed + rank * gated)
+        assert (np.abs(widen(y) - expected) <= bound).all(), (storage, tokens)
+        assert (np.isnan(expected) == np.isnan(widen(y))).all()
+    # Rounding of the special values: infinities stay, a NaN stays one, what is too large for the storage overflows.
+    specials = [np.inf, -np.inf, np.nan, 6e-8, -3e-6, 65519.0, 70000.0, 1.0009765625]
+    y, one = narrow(np.array([specials])), narrow(np.ones((1, 1)))
+    zero = narrow(np.zeros((8, 1)))
+    kept = y.copy()
+    gate = np.ones((1, 1), dtype=np.float32)
+    lora.add(storage, [v.ctypes.data for v in (y, one, one, zero, gate)], 0, (1, 1, 8, 1, 1), (8, 1), 1.0)
+    got, wanted = widen(y).astype(np.float64), widen(kept).astype(np.float64)
+    assert ((got == wanted) | (np.isnan(got) & np.isnan(wanted))).all(), (storage, got, wanted)
 print(lora.isa())
 """
 
@@ -42,7 +68,7 @@ def _run(isa: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512_bf16"])
 def test_values(isa: str) -> None:
     done = _run(isa)
     if done.returncode and "on this machine" in done.stderr:

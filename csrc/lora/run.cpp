@@ -1,0 +1,107 @@
+#include "run.hpp"
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace bdc::lora {
+namespace {
+
+// Below this, waking a second thread costs more than it saves.
+constexpr double kParallelFlops = 4e5;
+// From here on each thread has enough tokens to read A and B by itself.
+constexpr std::int64_t kOwnTokens = 128;
+// Tokens whose gated sums and outputs a thread keeps in its caches.
+constexpr std::int64_t kTokensAtOnce = 128;
+
+// Kept from call to call: fresh pages would cost more than the product of one token.
+class Buffer {
+  public:
+    void* get(std::size_t bytes) {
+        if (bytes > size_) {
+            data_.reset();
+            data_.reset(static_cast<std::byte*>(::operator new(bytes, std::align_val_t{64})));
+            size_ = bytes;
+        }
+        return data_.get();
+    }
+
+  private:
+    struct Free {
+        void operator()(std::byte* data) const { ::operator delete(data, std::align_val_t{64}); }
+    };
+    std::unique_ptr<std::byte, Free> data_;
+    std::size_t size_ = 0;
+};
+
+thread_local Buffer scratch_buffer, gated_buffer;
+
+// The share of worker i of n in [0, length), in multiples of step.
+std::pair<std::int64_t, std::int64_t> share(std::int64_t length, std::int64_t step, int i, int n) {
+    const std::int64_t steps = (length + step - 1) / step;
+    return {std::min(length, steps * i / n * step), std::min(length, steps * (i + 1) / n * step)};
+}
+
+// Worker i of n's part of tokens x length: split along the length first, then along the tokens.
+Part part_of(const Product& p, std::int64_t length, std::int64_t step, int i, int n) {
+    const auto along = int(std::min<std::int64_t>(n, (length + step - 1) / step));
+    const int across = n / along;
+    if (i >= along * across) return {0, 0, 0, 0};
+    const auto [first, last] = share(length, step, i % along, along);
+    const auto [first_token, last_token] = share(p.count, 1, i / along, across);
+    return {first_token, last_token, first, last};
+}
+
+void run_tokens(const Kernel& kernel, const Product& p, std::int64_t first, std::int64_t last) {
+    void* scratch = scratch_buffer.get(kernel.scratch(p));
+    for (; first < last; first += kTokensAtOnce) {
+        Product block = p;
+        block.active += first;
+        block.rows += first;
+        block.count = std::min(kTokensAtOnce, last - first);
+        void* gated = gated_buffer.get(std::size_t(block.count * p.rank) * 4);
+        kernel.shrink(block, {0, block.count, 0, p.rank}, gated, scratch);
+        kernel.expand(block, {0, block.count, 0, p.out}, gated, scratch);
+    }
+}
+
+}  // namespace
+
+int max_threads() {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+void run(const Kernel& kernel, const Product& p, int threads) {
+    const double flops = 2.0 * double(p.count) * double(p.rank) * double(p.in + p.out);
+    if (threads <= 1 || flops < kParallelFlops) return run_tokens(kernel, p, 0, p.count);
+#ifdef _OPENMP
+    if (p.count >= threads * kOwnTokens) {
+#pragma omp parallel num_threads(threads)
+        {
+            const auto [first, last] =
+                share(p.count, 4, omp_get_thread_num(), omp_get_num_threads());
+            run_tokens(kernel, p, first, last);
+        }
+        return;
+    }
+    void* gated = gated_buffer.get(std::size_t(p.count * p.rank) * 4);
+#pragma omp parallel num_threads(threads)
+    {
+        const int i = omp_get_thread_num(), n = omp_get_num_threads();
+        void* scratch = scratch_buffer.get(kernel.scratch(p));
+        kernel.shrink(p, part_of(p, p.rank, kernel.rank_step, i, n), gated, scratch);
+#pragma omp barrier
+        kernel.expand(p, part_of(p, p.out, kernel.out_step, i, n), gated, scratch);
+    }
+#endif
+}
+
+}  // namespace bdc::lora
