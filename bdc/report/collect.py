@@ -35,10 +35,15 @@ def collect(run: Run) -> dict[str, Any]:
         "trees": collect_trees(run),
         "weights": evaluation.get("rank_weights") if evaluation else None,
         "costs": costs,
-        "reproduce": {"config": config, "command": f"bdc run {shlex.quote(str(run.config_path))}"},
+        "reproduce": {"config": config, "command": _repeat(run)},
         "commands": {stage: f"bdc {stage} {shlex.quote(str(run.path))}" for stage in STAGES},
     }
     return dict(finite(data))
+
+
+def _repeat(run: Run) -> str:
+    again = run.path.with_name(f"{run.path.resolve().name}-again")
+    return f"bdc run {shlex.quote(str(run.config_path))} --dir {shlex.quote(str(again))}"
 
 
 def _count(run: Run, query: str) -> int:
@@ -131,6 +136,7 @@ def _map(run: Run, traces: list[dict[str, Any]] | None) -> dict[str, Any] | None
     if clusters is None:
         return None
     by_id: dict[str, dict[str, Any]] = {}
+    per_problem = Counter(trace["problem_id"] for trace in traces or ())
     for trace in traces or ():
         by_id[trace["id"]] = trace
         by_id.setdefault(trace["problem_id"], {"problem_id": trace["problem_id"], "split": trace["split"]})
@@ -149,7 +155,7 @@ def _map(run: Run, traces: list[dict[str, Any]] | None) -> dict[str, Any] | None
         cluster = clusters["assignment"].get(key, clusters["assignment"].get(problem))
         points.append(
             {"id": key, "problem": problem, "family": family, "cluster": cluster, "x": x, "y": y}
-            | {"split": trace.get("split") or known.get(problem, {}).get("split")}
+            | {"split": trace.get("split") or known.get(problem, {}).get("split"), "traces": per_problem[problem]}
         )
     scores = [
         {"k": int(k), "sse": score.get("sse"), "silhouette": score.get("silhouette")}

@@ -13,8 +13,11 @@ from typing import Any
 from bdc.report.collect import collect
 from bdc.runs import Run
 
-STYLES = ("report.css",)
-SCRIPTS = ("base.js", "summary.js", "charts.js", "trees.js", "start.js")
+STYLES = ("base.css", "charts.css", "trees.css")
+SCRIPTS = (
+    *("base.js", "header.js", "results.js", "map.js", "trees.js", "treeview.js", "weights.js", "costs.js"),
+    "start.js",  # draws what the others declare
+)
 
 
 def render(run: Run) -> str:

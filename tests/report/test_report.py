@@ -1,263 +1,214 @@
-"""The report as a reader gets it: rows in a real run directory, rendered, opened in a real browser."""
+"""The report as a reader gets it: a real run directory, rendered, opened in a real browser."""
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import shutil
 import struct
-import subprocess
 import zlib
-from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from bdc.errors import InputError
 from bdc.progress import Progress
-from bdc.report import page, stage, terminal
-from bdc.report.metrics import METRICS
+from bdc.report import stage
+from bdc.report.trees import collect_trees
 from bdc.runs import Run
 
-HOSTILE = "</script><script>document.body.dataset.pwned='1'</script><!-- <img src=x onerror=\"document.body.dataset.pwned='1'\"> {{data}} & \u2028 \x1b[31m"
 SECTIONS = ("header", "results", "map", "trees", "weights", "costs", "reproduce")
-PROBLEMS, NODES, CLUSTERS, LAYERS, EXPERTS, RANK = 12, 15, 3, 2, 3, 4
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(
-    BROWSER is None, reason="no chromium on PATH; `apt-get update && apt-get install -y chromium` makes this test run"
-)
 
 
-def interval(mean: float) -> dict[str, float]:
-    return {"mean": mean, "low": mean - 0.05, "high": mean + 0.05}
-
-
-def make_evaluation() -> dict[str, Any]:
-    ids = [f"p{i}" for i in range(PROBLEMS)]
-    systems = []
-    for index, name in enumerate(("base", "single", "bdc")):
-        per_problem = [{"id": i, "loss": 1.0, "pass_rate": 0.5, "solved": False} for i in ids]
-        systems.append(
-            {
-                "name": name,
-                "label": HOSTILE if name == "single" else name.upper(),
-                "loss": None if name == "base" else interval(1.2 - 0.2 * index),
-                "pass_rate": interval(0.3 + 0.1 * index),
-                "ac": interval(0.2 + 0.1 * index),
-                "prompt_tokens": 1000,
-                "completion_tokens": 500 + index,
-                "seconds": 61.5,
-                "per_problem": per_problem,
-            }
-        )
-    row = [(rank - 5) / 10 for rank in range(EXPERTS * RANK)]
-    weights = [[[value * (c + 1) for value in row] for _ in range(LAYERS)] for c in range(CLUSTERS)]
-    return {
-        "format": 1,
-        "seed": 7,
-        "problems": ids,
-        "device": "cpu",
-        "systems": systems,
-        "differences": [
-            {"system": "single", "metric": "loss", "mean": -0.2, "low": -0.3, "high": -0.1},
-            {"system": "base", "metric": "ac", "mean": 0.2, "low": -0.01, "high": 0.4},
-        ],
-        "rank_weights": {
-            "layers": ["layer.0.q_proj", HOSTILE],
-            "clusters": weights,
-            "experts": EXPERTS,
-            "rank": RANK,
-        },
-    }
-
-
-def fill(run: Run) -> None:
-    """Rows and files of a run that finished every stage, with hostile text wherever a model or a data set can write."""
-    run.insert(
-        "problems",
-        (
-            {
-                "id": f"p{i}",
-                "position": i,
-                "split": "train" if i < 9 else "validation",
-                "source": "test",
-                "json": json.dumps({"statement": f"Problem {i} {HOSTILE}", "family": HOSTILE if i == 0 else "sums"}),
-            }
-            for i in range(PROBLEMS)
-        ),
-    )
-    for problem in ("p0", "p1"):
-        run.insert(
-            "nodes",
-            (
-                {
-                    "problem_id": problem,
-                    "node": node,
-                    "parent": (node - 1) // 2 if node else -1,
-                    "depth": (node + 1).bit_length() - 1,
-                    "agent": "" if node == 0 else ("alpha", HOSTILE)[node % 2],
-                    "thought": HOSTILE,
-                    "prior": 0.5,
-                    "visits": NODES - node,
-                    "value": 0.5,
-                    "q": node / NODES,
-                    "state": "expanded",
-                    "reason": HOSTILE,
-                    "program": f"print({node})  # {HOSTILE}",
-                    "pass_rate": float("inf") if node == 3 else 0.5,
-                }
-                for node in range(NODES)
-            ),
-        )
-        tree = {"rollouts": 14, "nodes": NODES, "stop": "budget", "public_pass_rate": 1.0, "best_node": 3}
-        solved = {"private_pass_rate": 1.0 if problem == "p0" else 0.5, "program": HOSTILE, "json": "{}"}
-        run.insert("trees", [{"problem_id": problem, **tree, **solved}])
-    calls = ({"stage": "boost", "role": role, "agent": HOSTILE} for role in ("expand", "judge"))
-    numbers = {"prompt_tokens": 100, "completion_tokens": 10, "seconds": 2.0, "created": 1.7e9}
-    texts = {"problem_id": "p0", "request": "{}", "text": HOSTILE, "finish_reason": "stop"}
-    run.insert("calls", [{"key": str(i), **call, **texts, **numbers} for i, call in enumerate(calls)])
-    run.finish("boost", "digest", 12.5, {})
-    run.config_path.write_text(f'# {HOSTILE.replace(chr(27), "")}\n[boost]\nmodel = "smollm2"\n', encoding="utf-8")
-    columns = {"id": ["t0", "t1", "t2"], "problem_id": ["p0", "p0", "p9"], "split": ["train", "train", "validation"]}
-    same = {"node": [0] * 3, "kind": ["program"] * 3, "agent": [HOSTILE] * 3, "value": [float("nan")] * 3}
-    pq.write_table(pa.table(columns | same), run.traces_path)
-    clusters = {
-        "k": CLUSTERS,
-        "assignment": {f"p{i}": i % CLUSTERS for i in range(PROBLEMS)},
-        "tsne": {f"p{i}": [float(i % 5), float(i * i % 7)] for i in range(PROBLEMS)},
-        "scores": {"2": {"sse": 3.0, "silhouette": 0.2}, "3": {"sse": 2.0, "silhouette": None}},
-        "terms": [["sum", HOSTILE], ["list"], []],
-    }
-    run.clusters_dir.mkdir()
-    (run.clusters_dir / "clusters.json").write_text(json.dumps(clusters), encoding="utf-8")
-    run.evaluation_path.write_text(json.dumps(make_evaluation()), encoding="utf-8")
-
-
-@pytest.fixture
-def full(tmp_path: Path) -> Iterator[Run]:
-    with Run(tmp_path / "run", create=True) as run:
-        fill(run)
-        yield run
-
-
-class Elements(HTMLParser):
-    """Every start tag of a page, with its attributes, and the text outside scripts and styles."""
-
-    def __init__(self, content: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._raw = False
-        self.feed(content)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._raw = tag in ("script", "style")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._raw = False
-
-    def handle_data(self, data: str) -> None:
-        self.text += "" if self._raw else data
-
-    def of_class(self, name: str) -> int:
-        return sum(name in (attributes.get("class") or "").split() for _, attributes in self.tags)
-
-    def section(self, name: str) -> dict[str, str | None]:
-        return next(a for tag, a in self.tags if tag == "section" and a.get("id") == name)
-
-
-def browse(path: Path, profile: Path, *flags: str) -> str:
-    assert BROWSER is not None
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"]
-    command += [f"--user-data-dir={profile}", "--virtual-time-budget=3000", *flags, path.resolve().as_uri()]
-    done = subprocess.run(command, capture_output=True, timeout=120, check=True)
-    return done.stdout.decode()
-
-
-def opened(run: Run, tmp_path: Path) -> Elements:
+def written(run: Run) -> Path:
     stage.run(run, Progress("quiet"))
-    return Elements(browse(run.report_path, tmp_path / "profile", "--dump-dom"))
+    return run.report_path
 
 
-def assert_all_drawn(dom: Elements) -> None:
+def rows(run: Run, query: str) -> int:
+    return int(run.db.execute(query).fetchone()[0])
+
+
+def assert_all_drawn(browser: Any) -> None:
+    assert browser.errors == []
+    assert browser.evaluate("document.getElementById('errors').hidden")
     for name in SECTIONS:
-        section = dom.section(name)
-        assert section.get("data-error") is None, (name, section)
-        assert section.get("data-drawn") == "1", name
-    assert not re.search(r"\[object |\bNaN\b|undefined|Infinity", dom.text)
-    assert not any("NaN" in (value or "") for tag, a in dom.tags if tag != "script" for value in a.values())
+        state = browser.evaluate(f"({{...document.getElementById('{name}').dataset}})")
+        assert state.get("drawn") == "1" and "error" not in state, (name, state)
+    shown = browser.evaluate("document.body.innerText")
+    assert not re.search(r"\[object |\bNaN\b|undefined|Infinity", shown)
+    markup = browser.evaluate("document.querySelector('main').outerHTML")
+    assert "NaN" not in markup and "Infinity" not in markup
 
 
-@needs_browser
-def test_every_section_draws_all_of_its_data(full: Run, tmp_path: Path) -> None:
-    dom = opened(full, tmp_path)
-    assert_all_drawn(dom)
-    assert dom.of_class("missing") == 0
-    assert dom.of_class("system") == 3
-    assert dom.of_class("whisker") == 8  # 3 systems x 3 metrics, less the base model's missing loss
-    assert dom.of_class("point") == PROBLEMS
-    assert dom.of_class("validation") == 3
-    assert dom.of_class("node") == NODES
-    assert dom.of_class("edge") == NODES - 1
-    assert dom.of_class("best") >= 1
-    assert dom.of_class("cell") == CLUSTERS * EXPERTS * RANK
-    assert dom.of_class("call") == 2
-    assert sum(tag == "option" for tag, _ in dom.tags) == 2 + LAYERS
-    assert sum(tag == "dt" for tag, _ in dom.tags) == 12 + 6 + 8  # header, tree, chosen node
-    assert "3 from 2 problems" in dom.text
-    assert "smollm2" in dom.text and "12 (train 9, validation 3)" in dom.text
+def test_every_section_draws_all_of_its_data(full: Run, browser: Any) -> None:
+    browser.open(written(full))
+    assert_all_drawn(browser)
+    assert browser.count("[data-missing]") == 0
+    evaluation = json.loads(full.evaluation_path.read_text())
+    weights, systems = evaluation["rank_weights"], evaluation["systems"]
+    measured = sum(system[metric] is not None for system in systems for metric in ("loss", "pass_rate", "ac"))
+    assert browser.count("#results tr.system") == len(systems)
+    assert browser.count("#results .whisker") == measured + len(evaluation["differences"])
+    assert browser.count("#results td.share") == len(systems) * len(evaluation["problems"])
+    assert browser.count("#map circle.point") == rows(full, "SELECT count(*) FROM trees")
+    assert browser.count("#map .knot") == 5 + 4  # K = 2..6; one K has no silhouette
+    assert browser.count("#trees select option") == rows(full, "SELECT count(*) FROM trees")
+    filled = [layers for layers in weights["clusters"] if layers[0]]
+    assert browser.count("#weights rect.cell") == len(filled) * weights["experts"] * weights["rank"]
+    assert browser.count("#weights option") == 1 + len(weights["layers"])
+    assert browser.count("#weights .layer") == len(weights["layers"])
+    assert browser.count("#costs tr.call") == rows(
+        full, "SELECT count(*) FROM (SELECT 1 FROM calls GROUP BY role, agent)"
+    )
+    assert "18" in browser.text("#header .stats") and "smollm2" in browser.text("#header dl")
+    assert "dropped proposals" in browser.text("#trees .facts")
+    assert full.config_path.read_text() == browser.text("#reproduce .copyable:last-child pre")
 
 
-@needs_browser
-def test_hostile_text_stays_text(full: Run, tmp_path: Path) -> None:
-    dom = opened(full, tmp_path)
-    assert not any("data-pwned" in attributes for _, attributes in dom.tags)
-    assert sum(tag == "script" for tag, _ in dom.tags) == 2
-    assert not any(tag == "img" for tag, _ in dom.tags)
-    assert (
-        dom.text.count("</script><script>document.body") >= 5
-    )  # shown as it is: family, statement, thought, program...
+@pytest.mark.parametrize("problem", ["train/0", "train/1", "train/8"])
+def test_a_link_opens_the_whole_tree_of_its_problem(full: Run, browser: Any, problem: str) -> None:
+    browser.open(written(full), fragment=f"#tree={problem.replace('/', '%2F')}")
+    assert browser.errors == []
+    count = rows(full, f"SELECT count(*) FROM nodes WHERE problem_id = '{problem}'")
+    for mode in ("cards", "lines", "dots"):
+        browser.evaluate(f"document.querySelector('#trees input[value={mode}]').click()")
+        assert browser.count("#trees svg.tree [role=treeitem]") == count
+        assert browser.count("#trees svg.tree .edge") == count - 1
+        places = "[...document.querySelectorAll('#trees [role=treeitem] .mark')].map((m) => {const b = m.getBoundingClientRect(); return [Math.round(b.x), Math.round(b.y)].join()})"
+        assert len(set(browser.evaluate(places))) == count  # no node hides another
+    for state in ("pruned", "refined"):
+        wanted = rows(full, f"SELECT count(*) FROM nodes WHERE problem_id = '{problem}' AND state = '{state}'")
+        assert browser.count(f"#trees [role=treeitem].{state}") == wanted
 
 
-@needs_browser
-def test_pickers_and_nodes_answer(full: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver script added to the page's own chooses the last entry of each picker and then the last tree node."""
-    driver = """
-    window.addEventListener("error", (event) => { document.body.dataset.error = event.message; });
-    for (const select of document.querySelectorAll("select")) {
-      select.value = String(select.options.length - 1);
-      select.dispatchEvent(new Event("change"));
-    }
-    const nodes = document.querySelectorAll("g.node");
-    nodes[nodes.length - 1].dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
-    document.body.dataset.panel = document.querySelector(".panel").textContent;
-    """
-    original = page._static
-    monkeypatch.setattr(page, "_static", lambda name: original(name) + (driver if name == "start.js" else ""))
-    dom = opened(full, tmp_path)
-    body = next(attributes for tag, attributes in dom.tags if tag == "body")
-    assert body.get("data-error") is None
-    assert f"print({NODES - 1})" in (body.get("data-panel") or "")
-    assert dom.of_class("node") == NODES
-    assert dom.of_class("cell") == CLUSTERS * EXPERTS * RANK
+def test_texts_stay_inside_their_cards(full: Run, browser: Any) -> None:
+    browser.open(written(full), fragment="#tree=train%2F7")
+    over = """[...document.querySelectorAll('#trees .node.cards')].filter((node) => {
+        const right = node.querySelector('.box').getBoundingClientRect().right;
+        return [...node.querySelectorAll('text')].some((text) => text.getBoundingClientRect().right > right);
+    }).length"""
+    assert browser.count("#trees .node.cards") == 25
+    assert browser.evaluate(over) == 0
 
 
-@needs_browser
-def test_an_empty_run_says_which_command_is_next(tmp_path: Path) -> None:
-    with Run(tmp_path / "empty", create=True) as run:
-        dom = opened(run, tmp_path)
-    assert_all_drawn(dom)
-    assert dom.of_class("missing") == 6
+def test_hostile_text_stays_text(full: Run, browser: Any) -> None:
+    browser.open(written(full), fragment="#tree=train%2F0")
+    assert browser.evaluate("document.body.dataset.pwned") is None
+    assert browser.count("script") == 2 and browser.count("img") == 0
+    assert browser.requests == [full.report_path.resolve().as_uri() + "#tree=train%2F0"] or browser.requests == [
+        full.report_path.resolve().as_uri()
+    ]
+    for place in ("#results", "#map", "#trees .thought", "#trees .copyable pre", "#costs", "#reproduce pre"):
+        assert "</script><script>" in browser.evaluate(
+            f"[...document.querySelectorAll('{place}')].map((e) => e.textContent).join()"
+        ), place
+
+
+def test_filter_and_stepper_choose_trees(full: Run, browser: Any) -> None:
+    browser.open(written(full))
+    unsolved = rows(full, "SELECT count(*) FROM trees WHERE private_pass_rate < 1")
+    browser.evaluate("document.querySelector('#trees input[value=unsolved]').click()")
+    assert browser.count("#trees select option") == unsolved
+    assert browser.text("#trees .badge") == "not solved"
+    assert browser.text("#trees .position") == f"1 of {unsolved}"
+    before = browser.text("#trees .tree-view")
+    browser.evaluate("document.querySelector('#trees [aria-label=\"Next problem\"]').click()")
+    assert browser.text("#trees .position") == f"2 of {unsolved}"
+    assert browser.text("#trees .tree-view") != before
+
+
+def test_keyboard_reaches_nodes_and_points(full: Run, browser: Any) -> None:
+    browser.open(written(full), fragment="#tree=train%2F3")
+    assert browser.count("#trees [role=treeitem][tabindex='0']") == 1
+    browser.evaluate("document.querySelector('#trees [role=treeitem][tabindex=\"0\"]').focus()")
+    for _ in range(6):
+        browser.press("ArrowLeft")
+    assert browser.text("#trees .panel h3") == "Problem train/3"
+    browser.press("ArrowRight")
+    first = browser.text("#trees .panel h3")
+    assert first.startswith("Node ")
+    browser.press("ArrowDown")
+    assert browser.text("#trees .panel h3") not in (first, "Problem train/3")
+    assert browser.evaluate("document.activeElement.getAttribute('aria-selected')") == "true"
+    browser.evaluate("document.querySelector('#map .plot svg').focus()")
+    browser.press("ArrowRight")
+    assert browser.text("#map .panel h3").startswith("train/")
+    assert browser.evaluate("document.querySelector('#map .panel a').hash").startswith("#tree=train%2F")
+
+
+def test_layer_and_cluster_choices(full: Run, browser: Any) -> None:
+    browser.open(written(full))
+    cells = "[...document.querySelectorAll('#weights .cell title')].map((t) => t.textContent).join()"
+    averaged = browser.evaluate(cells)
+    choose = "(() => {const s = document.querySelector('#weights select'); s.value = '3'; s.dispatchEvent(new Event('change'))})()"
+    browser.evaluate(choose)
+    weights = json.loads(full.evaluation_path.read_text())["rank_weights"]
+    assert browser.evaluate(cells) != averaged
+    assert f"cluster 0, expert 0, rank 1: {weights['clusters'][0][2][0]:.4f}" in browser.evaluate(cells)
+    browser.evaluate("document.querySelector('#map .legend button').click()")
+    assert browser.count("#map .point.faint") == 6
+
+
+@pytest.mark.parametrize("width", [1280, 768, 390])
+def test_no_width_scrolls_sideways(full: Run, browser: Any, width: int) -> None:
+    browser.open(written(full), width=width)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert_all_drawn(browser)
+
+
+def test_controls_and_pictures_have_names(full: Run, browser: Any) -> None:
+    browser.open(written(full))
+    nameless = """[...document.querySelectorAll('svg, select, button, input, [role=region]')].filter((e) => !(
+        e.closest('[aria-hidden=true]') || e.getAttribute('aria-label') || e.textContent.trim() || (e.labels && e.labels.length)
+        || e.closest('button, [role=img]') !== e && e.closest('[role=img]')
+    )).map((e) => e.outerHTML.slice(0, 80))"""
+    assert browser.evaluate(nameless) == []
+    assert browser.evaluate("[...document.querySelectorAll('table')].every((t) => t.caption && t.caption.textContent)")
+    ids = browser.evaluate("[...document.querySelectorAll('[id]')].map((e) => e.id)")
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_contrast(full: Run, browser: Any, scheme: str) -> None:
+    """Text against its page colour reaches 4.5 : 1 (WCAG 2.2, 1.4.3)."""
+    browser.open(written(full), scheme=scheme)
+    names = ("page", "raised", "text", "soft", "accent", "good", "bad")
+    read = (
+        "['"
+        + "','".join(names)
+        + "'].map((n) => getComputedStyle(document.documentElement).getPropertyValue('--' + n))"
+    )
+    colours = dict(zip(names, browser.evaluate(read), strict=True))
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour.strip()[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    for ground in ("page", "raised"):
+        for text in names[2:]:
+            dark, light = sorted((luminance(colours[ground]), luminance(colours[text])))
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (ground, text)
+
+
+def test_an_empty_run_says_which_command_is_next(tmp_path: Path, browser: Any) -> None:
+    with Run(tmp_path / "empty run", create=True) as run:
+        browser.open(written(run))
+    assert_all_drawn(browser)
+    assert browser.count("[data-missing]") == 6
     for name in ("boost", "disentangle", "evaluate"):
-        assert f"bdc {name} {tmp_path / 'empty'}" in dom.text
+        assert f"bdc {name} '{tmp_path / 'empty run'}'" in browser.evaluate("document.body.innerText")
+
+
+def test_a_run_that_stopped_after_boost(full: Run, browser: Any) -> None:
+    full.evaluation_path.unlink()
+    (full.clusters_dir / "clusters.json").unlink()
+    browser.open(written(full))
+    assert_all_drawn(browser)
+    missing = browser.evaluate("[...document.querySelectorAll('[data-missing]')].map((e) => e.id)")
+    assert missing == ["results", "map", "weights"]
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -271,9 +222,9 @@ def pixels(png: bytes) -> np.ndarray:
         if png[position + 4 : position + 8] == b"IDAT":
             packed += png[position + 8 : position + 8 + length]
         position += length + 12
-    rows = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(height, 1 + width * channels)
+    lines = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(height, 1 + width * channels)
     out = np.zeros((height + 1, width, channels), np.uint8)
-    for y, row in enumerate(rows):
+    for y, row in enumerate(lines):
         line, above = row[1:].reshape(width, channels), out[y]
         if row[0] == 0:
             out[y + 1] = line
@@ -301,60 +252,52 @@ def unfilter(line: list[int], above: list[int], average: bool) -> list[int]:
     return out
 
 
-@needs_browser
-@pytest.mark.parametrize("size", ["1100,2600", "390,2600"])
-def test_the_picture_is_not_blank(full: Run, tmp_path: Path, size: str) -> None:
-    stage.run(full, Progress("quiet"))
-    picture = tmp_path / "report.png"
-    browse(full.report_path, tmp_path / "profile", f"--screenshot={picture}", f"--window-size={size}")
-    image = pixels(picture.read_bytes())
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_picture_is_not_blank(full: Run, browser: Any, width: int, scheme: str) -> None:
+    browser.open(written(full), width=width, scheme=scheme)
+    image = pixels(browser.screenshot())
     flat = image[..., :3].astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    _, counts = np.unique(flat, return_counts=True)
-    assert len(counts) > 50
+    assert image.shape[1] == width
+    colours, counts = np.unique(flat, return_counts=True)
+    assert len(counts) > 200
     assert counts.max() < 0.97 * flat.size
-    for band in np.array_split(flat, 4):  # text or drawing in every quarter of the picture
-        assert len(np.unique(band)) > 10
+    page = int(colours[counts.argmax()])
+    assert page == (0xFBFAF8 if scheme == "light" else 0x15171A)
+    for band in np.array_split(flat, 12):  # text or drawing in every twelfth of the page
+        assert len(np.unique(band)) > 20
 
 
 def test_the_file_needs_nothing_else(full: Run) -> None:
     summary = stage.run(full, Progress("quiet"))
     content = full.report_path.read_text(encoding="utf-8")
     assert summary == {"path": str(full.report_path), "bytes": len(content.encode())}
-    assert not re.search(r"(?:src|href)=|url\(|@import|fetch\(|innerHTML", content.replace("img src=x", ""))
+    assert not re.search(r"\bsrc=|url\(|@import|fetch\(|innerHTML|document\.write", content.replace("img src=x", ""))
+    assert set(re.findall(r'href="(.)', content)) == {"#"}
     block = re.search(r'<script type="application/json" id="data">(.*?)</script>', content, re.DOTALL)
     assert block is not None
     assert "<" not in block[1]
     data = json.loads(block[1])
-    assert data["trees"]["items"][0]["nodes"][3]["pass_rate"] is None  # an infinity is no JSON
-    assert data["trees"]["items"][0]["nodes"][3]["thought"] == HOSTILE
-    assert data["header"]["tokens"] == 2 * 110 + 3 * 1500 + 3
+    nodes = data["trees"]["items"][0]["nodes"]
+    assert nodes[3]["pass_rate"] is None  # an infinity is no JSON
+    assert "</script>" in nodes[3]["thought"]
+    assert data["header"]["tokens"] == 2 * (110 + 120 + 130) + 5 * 1500 + (0 + 1 + 2 + 3 + 4)
 
 
-def test_a_broken_artefact_is_named(full: Run) -> None:
-    full.evaluation_path.write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match=re.escape(str(full.evaluation_path))):
+def test_the_same_run_gives_the_same_file(full: Run) -> None:
+    first = written(full).read_bytes()
+    assert written(full).read_bytes() == first
+
+
+def test_a_very_large_run_says_what_it_leaves_out(full: Run) -> None:
+    trees = collect_trees(full, text_budget=20_000)
+    assert trees is not None
+    assert 0 < len(trees["items"]) < 9
+    assert trees["left_out"] == 9 - len(trees["items"])
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "clusters/clusters.json", "traces.parquet"])
+def test_a_broken_artefact_is_named(full: Run, name: str) -> None:
+    (full.path / name).write_bytes(b"{")
+    with pytest.raises(InputError, match=re.escape(str(full.path / name))):
         stage.run(full, Progress("quiet"))
     assert not full.report_path.exists()
-
-
-@pytest.mark.parametrize("width", [80, 160])
-def test_terminal_table(width: int) -> None:
-    from rich.console import Console
-
-    out = io.StringIO()
-    terminal.print_results(make_evaluation(), Console(file=out, width=width, force_terminal=False))
-    text = " ".join(out.getvalue().split())
-    assert "BDC" in text and "50.0 %" in text and "[45.0, 55.0]" in text and "0.800" in text
-    assert "1,502" in text
-    assert "\x1b" not in text
-    for metric in METRICS:
-        assert f"{metric.label}:" in text
-    assert "better than" in text and "not separated from BASE" in text
-
-
-def test_results_as_json() -> None:
-    results = terminal.results_json(make_evaluation())
-    assert results["best"] == {"loss": ["bdc"], "pass_rate": ["bdc"], "ac": ["bdc"]}
-    assert results["systems"]["base"]["loss"] is None
-    assert results["systems"]["bdc"]["tokens"] == 1502
-    json.dumps(results, allow_nan=False)

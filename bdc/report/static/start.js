@@ -3,9 +3,10 @@ for (const [name, draw] of Object.entries(sections)) {
   const body = section.querySelector(".body");
   try {
     draw(body, data[name]);
-    section.dataset.drawn = "1";
+    if (body.childElementCount > 0) section.dataset.drawn = "1";
   } catch (error) {
     section.dataset.error = String(error);
-    body.append(h("p", { class: "missing" }, `This section could not be drawn: ${error}`));
+    body.append(h("p", { class: "notice" }, `This section could not be drawn: ${error}`));
+    report(error);
   }
 }

@@ -1,0 +1,84 @@
+"""The results table as a terminal shows it, and the same figures as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+
+from bdc.report import terminal
+from bdc.report.metrics import METRICS
+from bdc.report.verdict import verdicts
+
+
+def system(name: str, loss: float | None, rate: float) -> dict[str, Any]:
+    def interval(mean: float) -> dict[str, float]:
+        return {"mean": mean, "low": mean - 0.05, "high": mean + 0.05}
+
+    figures = {"loss": None if loss is None else interval(loss), "pass_rate": interval(rate), "ac": interval(rate)}
+    costs = {"prompt_tokens": 1000, "completion_tokens": 502, "seconds": 61.5}
+    return {"name": name, "label": name.upper(), **figures, **costs, "per_problem": []}
+
+
+@pytest.fixture
+def evaluation() -> dict[str, Any]:
+    differences = [
+        {"system": "single", "metric": "loss", "mean": -0.2, "low": -0.3, "high": -0.1},
+        {"system": "base", "metric": "ac", "mean": 0.2, "low": -0.01, "high": 0.4},
+    ]
+    systems = [system("base", None, 0.3), system("single", 1.0, 0.4), system("bdc", 0.8, 0.5)]
+    return {"seed": 7, "problems": ["a", "b"], "device": "cpu", "systems": systems, "differences": differences}
+
+
+def printed(evaluation: dict[str, Any], width: int) -> str:
+    from rich.console import Console
+
+    out = io.StringIO()
+    terminal.print_results(evaluation, Console(file=out, width=width, force_terminal=False))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_table_holds_every_figure(evaluation: dict[str, Any], width: int) -> None:
+    text = printed(evaluation, width)
+    assert max(map(len, text.splitlines())) <= width
+    flat = " ".join(text.split())
+    assert "BDC" in flat and "50.0 %" in flat and "[45.0, 55.0]" in flat and "0.800" in flat and "1,502" in flat
+    for metric in METRICS:
+        assert f"{metric.label}:" in flat
+
+
+def test_control_characters_do_not_reach_the_terminal(evaluation: dict[str, Any]) -> None:
+    evaluation["systems"][1]["label"] = "[bold]single\x1b[31m\n"
+    text = printed(evaluation, 160)
+    assert "\x1b" not in text
+    assert "[bold]single\\x1b[31m\\x0a" in text
+
+
+def test_json_of_the_figures(evaluation: dict[str, Any]) -> None:
+    evaluation["systems"][0]["seconds"] = float("nan")
+    results = terminal.results_json(evaluation)
+    assert results["best"] == {"loss": ["bdc"], "pass_rate": ["bdc"], "ac": ["bdc"]}
+    assert results["systems"]["base"]["loss"] is None and results["systems"]["base"]["seconds"] is None
+    assert results["systems"]["bdc"]["tokens"] == 1502
+    json.dumps(results, allow_nan=False)
+
+
+def test_verdicts_say_ahead_and_open(evaluation: dict[str, Any]) -> None:
+    loss, rate, ac = verdicts(evaluation)
+    assert loss.startswith("Held-out loss: BDC has the lowest, 0.800 [0.750, 0.850].")
+    assert "BDC is better than SINGLE." in loss
+    assert rate == "Pass rate: BDC has the highest, 50.0 % [45.0, 55.0]."
+    assert "not separated from BASE" in ac
+
+
+def test_verdicts_say_when_bdc_loses_and_when_all_tie(evaluation: dict[str, Any]) -> None:
+    evaluation["systems"][2] = system("bdc", 1.4, 0.3)
+    for other in evaluation["systems"]:
+        other["ac"] = {"mean": 0.0, "low": 0.0, "high": 0.0}
+    evaluation["differences"] = [{"system": "single", "metric": "loss", "mean": 0.4, "low": 0.3, "high": 0.5}]
+    loss, _, ac = verdicts(evaluation)
+    assert loss.startswith("Held-out loss: SINGLE has the lowest, 1.000") and "BDC is worse than SINGLE." in loss
+    assert ac == "AC: all 3 systems measured 0.0 %."
