@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bdc.ops.functional import backends, rankwise_lora, rankwise_lora_
+from bdc.ops.dispatch import backends
+from bdc.ops.functional import rankwise_lora, rankwise_lora_
 from bdc.ops.modules import RankwiseLoraLinear, apply_rankwise_lora, rank_weights, remove_rankwise_lora
 
 __all__ = [

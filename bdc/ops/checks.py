@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -51,8 +53,17 @@ def check_rows(token_to_row: Tensor | None, tokens: int | None, requests: int) -
             raise InputError(f"token_to_row must be in [-1, {requests}), the rows of rank_weights, got {wrong}")
 
 
-def check_product(x: Tensor, lora_a: Tensor, lora_b: Tensor, rank_weights: Tensor, token_to_row: Tensor | None) -> None:
+def check_product(
+    x: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    rank_weights: Tensor,
+    token_to_row: Tensor | None,
+    scaling: float = 1.0,
+) -> None:
     """All arguments of the product."""
+    if not math.isfinite(scaling):
+        raise InputError(f"scaling must be finite, got {scaling}")
     if x.ndim != 2:
         raise InputError(f"x must be [T, d_in], got {_shape(x)}")
     if x.dtype not in _DTYPES:
@@ -67,6 +78,12 @@ def check_product(x: Tensor, lora_a: Tensor, lora_b: Tensor, rank_weights: Tenso
     check_rows(token_to_row, len(x), len(rank_weights))
     if token_to_row is not None and token_to_row.device != x.device:
         raise InputError(f"token_to_row must be on {x.device}, where x is, got {token_to_row.device}")
+
+
+def check_not_mapped(*tensors: Tensor | None) -> None:
+    """None of them is being mapped over by ``torch.func.vmap``."""
+    if any(tensor is not None and torch._C._functorch.is_batchedtensor(tensor) for tensor in tensors):
+        raise InputError("the rank-wise product has no torch.func.vmap: it is batched itself, pass all tokens in one x")
 
 
 def check_output(y: Tensor, others: dict[str, Tensor], tokens: int, out_features: int) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from bdc.errors import InputError
 from bdc.ops import checks
-from bdc.ops.functional import add_product, rankwise_lora
+from bdc.ops.extension import try_add
+from bdc.ops.functional import rankwise_lora, rankwise_lora_
 
 
 class RankwiseLoraLinear(nn.Module):
@@ -57,19 +58,30 @@ class RankwiseLoraLinear(nn.Module):
         if self._weights is None:
             return y
         g, rows = self._weights
-        tokens = x.reshape(-1, x.shape[-1])
-        if rows is not None and len(rows) != len(tokens):
-            raise InputError(f"token_to_row has {len(rows)} tokens, but the layer got {len(tokens)}")
-        if rows is None and len(g) not in (1, len(tokens)):
-            raise InputError(
-                f"rank_weights have {len(g)} rows and no token_to_row, but the layer got {len(tokens)} tokens"
-            )
         arguments = (self.lora_a, self.lora_b, g, rows, self.scaling)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (y, x, *arguments[:3])):
-            return y + rankwise_lora(tokens, *arguments).view_as(y)
+        if torch.is_grad_enabled() and (y.requires_grad or x.requires_grad or g.requires_grad or self._trains()):
+            return y + rankwise_lora(self._tokens(x), *arguments).view_as(y)
+        if not torch.compiler.is_compiling() and try_add(y, x, *arguments):
+            return y
         y = y.contiguous()
-        add_product(y.view(-1, y.shape[-1]), tokens, *arguments)
+        rankwise_lora_(y.view(-1, y.shape[-1]), self._tokens(x), *arguments)
         return y
+
+    def _trains(self) -> bool:
+        return self.lora_a.requires_grad or self.lora_b.requires_grad
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """``x`` as [T, d_in]; refused if the rank weights in force are for another number of tokens."""
+        assert self._weights is not None
+        g, rows = self._weights
+        tokens = x.reshape(-1, x.shape[-1])
+        if rows is not None and rows.shape[0] != tokens.shape[0]:
+            raise InputError(f"token_to_row has {rows.shape[0]} tokens, but the layer got {tokens.shape[0]}")
+        if rows is None and g.shape[0] not in (1, tokens.shape[0]):
+            raise InputError(
+                f"rank_weights have {g.shape[0]} rows and no token_to_row, but the layer got {tokens.shape[0]} tokens"
+            )
+        return tokens
 
     def extra_repr(self) -> str:
         return f"ranks={len(self.lora_a)}, scaling={self.scaling:g}"

@@ -23,6 +23,7 @@ struct Product {
     std::int64_t count;          // of active tokens
     std::int64_t in, out, rank;
     float scaling;
+    float* h;  // [tokens, rank]: takes h before the gate, for gradients; or null
 };
 
 // A half-open range of active tokens, and of ranks (shrink) or outputs (expand).

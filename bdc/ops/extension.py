@@ -1,0 +1,71 @@
+"""The compiled CPU kernel, ``bdc._lora``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdc.errors import InputError
+
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+@cache
+def load() -> Any | None:
+    """The extension module, connected to torch's tensors; None where it was not built."""
+    if importlib.util.find_spec("bdc._lora") is None:
+        return None
+    try:
+        extension = importlib.import_module("bdc._lora")
+    except ImportError as error:
+        raise InputError(f"the extension bdc._lora is there but does not load, build it again: {error}") from error
+    exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if exchange is not None:
+        extension.connect(exchange)
+    return extension
+
+
+def try_add(
+    y: Tensor,
+    x: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    g: Tensor,
+    rows: Tensor | None,
+    scaling: float,
+    h: Tensor | None = None,
+) -> bool:
+    """Add the product to ``y`` if these are plain CPU tensors that fit; False, with nothing written, if not.
+
+    Checks what :mod:`bdc.ops.checks` checks, in C++, for a microsecond; a gradient, a mode or a subclass is the
+    caller's to see. ``h``, float32 [T, R], takes h before the gate where a token has a row.
+    """
+    extension = load()
+    return extension is not None and bool(extension.try_add(y, x, lora_a, lora_b, g, rows, scaling, h))
+
+
+def supports(y: Tensor, x: Tensor) -> bool:
+    """Whether :func:`add` takes these, of the same dtype."""
+    return x.device.type == "cpu" and x.dtype in _CODES and y.stride(1) == 1
+
+
+def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> None:
+    """Add the product to ``y``, copying arguments into the layout of the kernel where they have another."""
+    extension = load()
+    assert extension is not None
+    x = x if x.stride(1) == 1 else x.contiguous()
+    lora_a, lora_b, g = lora_a.contiguous(), lora_b.contiguous(), g.float().contiguous()
+    place = None if rows is None else rows.to(torch.int32).contiguous()
+    extension.add(
+        _CODES[x.dtype],
+        (y.data_ptr(), x.data_ptr(), lora_a.data_ptr(), lora_b.data_ptr(), g.data_ptr()),
+        0 if place is None else place.data_ptr(),
+        (len(x), x.shape[1], len(lora_b), len(lora_a), len(g)),
+        (y.stride(0), x.stride(0)),
+        scaling,
+    )

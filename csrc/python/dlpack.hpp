@@ -1,0 +1,90 @@
+// Tensors of torch read without its headers: the C exchange of DLPack 1.x, by its ABI.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <optional>
+
+namespace bdc::dlpack {
+
+struct Tensor {
+    void* data;
+    std::int32_t device_type, device_id;
+    std::int32_t ndim;
+    std::uint8_t code, bits;
+    std::uint16_t lanes;
+    std::int64_t* shape;
+    std::int64_t* strides;
+    std::uint64_t byte_offset;
+};
+
+struct ExchangeApi {
+    std::uint32_t major, minor;
+    ExchangeApi* previous;
+    void* allocate;
+    void* managed_from_object;
+    void* managed_to_object;
+    int (*tensor_from_object)(void* object, Tensor* out);
+    void* current_stream;
+};
+
+constexpr std::int32_t kCpu = 1;
+enum Code : std::uint8_t { kInt = 0, kFloat = 2, kBFloat = 4 };
+
+// The exchange of the objects' type, from its capsule; null where it lacks what is needed here.
+inline const ExchangeApi* exchange(const pybind11::object& capsule) {
+    auto* api = static_cast<ExchangeApi*>(
+        PyCapsule_GetPointer(capsule.ptr(), PyCapsule_GetName(capsule.ptr())));
+    if (!api) throw pybind11::error_already_set();
+    while (api && api->major != 1) api = api->previous;
+    return api && api->tensor_from_object ? api : nullptr;
+}
+
+// A matrix (or vector) with contiguous rows; leading dimensions that lie in one stride count as
+// one.
+struct Matrix {
+    char* data;
+    std::uint8_t code, bits;
+    int ndim;
+    std::int64_t rows, columns, stride;
+
+    // The first byte and the one past the last.
+    const char* begin() const { return data; }
+    const char* end() const {
+        return rows && columns ? data + ((rows - 1) * stride + columns) * (bits / 8) : data;
+    }
+    bool apart_from(const Matrix& other) const {
+        return end() <= other.begin() || other.end() <= begin();
+    }
+};
+
+// Nothing where the object is no tensor of this kind in CPU memory; the slow path says why.
+inline std::optional<Matrix> matrix(const ExchangeApi& api, pybind11::handle object) {
+    Tensor t;
+    if (api.tensor_from_object(object.ptr(), &t)) {
+        PyErr_Clear();
+        return std::nullopt;
+    }
+    if (t.device_type != kCpu || t.lanes != 1 || t.ndim < 1 || t.bits % 8) return std::nullopt;
+    const int last = t.ndim - 1;
+    Matrix m{
+        static_cast<char*>(t.data) + t.byte_offset, t.code, t.bits, t.ndim, 1, t.shape[last], 0};
+    if (t.strides && m.columns > 1 && t.strides[last] != 1) return std::nullopt;
+    m.stride = m.columns;
+    for (int d = last - 1; d >= 0; --d) {
+        if (t.shape[d] == 0) m.rows = 0;
+        if (t.shape[d] <= 1) continue;
+        const std::int64_t stride = t.strides ? t.strides[d] : m.stride * m.rows;
+        if (m.rows == 1) {
+            m.stride = stride;
+        } else if (stride != m.stride * m.rows) {
+            return std::nullopt;
+        }
+        m.rows *= t.shape[d];
+    }
+    if (m.stride < 0 || (!t.data && m.rows && m.columns)) return std::nullopt;
+    return m;
+}
+
+}  // namespace bdc::dlpack
