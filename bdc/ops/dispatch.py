@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from torch import Tensor
 
 from bdc.errors import InputError
-from bdc.ops import extension, matmul
+from bdc.ops import extension, matmul, triton_kernels
 
-_KNOWN = ("cpp", "torch")
+_BACKENDS: dict[str, Any] = {"cpp": extension, "triton": triton_kernels, "torch": matmul}
+_MISSING = {
+    "cpp": "the extension bdc._lora is not built, install bdc again",
+    "triton": "it needs the package triton, the kernels of bdc, and a GPU or TRITON_INTERPRET=1",
+}
 
 
 def backends() -> dict[str, str]:
     """Usable backends, and what each of them runs on.
 
-    The environment variable BDC_OPS_BACKEND names the one to use where it can; without it the faster one is taken.
+    The environment variable BDC_OPS_BACKEND names the one to use where it can. Without it that is cpp for CPU tensors, as long
+    as the CPU has one of its wider instruction sets, and torch for all else.
     """
     found: dict[str, str] = {}
     module = extension.load()
@@ -23,6 +29,9 @@ def backends() -> dict[str, str]:
         threads = module.threads()
         width = f"{threads} threads" if threads > 1 else "1 thread"
         found["cpp"] = f"CPU ({module.isa()}, {width}), float32, bfloat16 and float16; no gradients"
+    if triton_kernels.load() is not None:
+        place = "CPU tensors in Triton's interpreter" if triton_kernels.interpreted() else "CUDA"
+        found["triton"] = f"{place}, float32, bfloat16 and float16; no gradients"
     found["torch"] = "every device and dtype, and gradients"
     return found
 
@@ -33,20 +42,19 @@ def add_product(
     """:func:`bdc.ops.rankwise_lora_` without checks, for arguments that were checked, and without a gradient."""
     if not len(x):
         return y
-    backend = extension if _chosen(y, x) == "cpp" else matmul
-    backend.add(y, x, lora_a, lora_b, g, rows, scaling)
+    _BACKENDS[_chosen(y, x)].add(y, x, lora_a, lora_b, g, rows, scaling)
     return y
 
 
 def _chosen(y: Tensor, x: Tensor) -> str:
     forced = os.environ.get("BDC_OPS_BACKEND")
-    if forced and forced not in _KNOWN:
-        raise InputError(f"BDC_OPS_BACKEND must be one of {', '.join(_KNOWN)}, got {forced}")
-    if forced == "torch" or not extension.supports(y, x):
-        return "torch"
+    if forced:
+        if forced not in _BACKENDS:
+            raise InputError(f"BDC_OPS_BACKEND must be one of {', '.join(_BACKENDS)}, got {forced}")
+        if forced not in backends():
+            raise InputError(f"BDC_OPS_BACKEND={forced} is not usable here: {_MISSING[forced]}")
+        return forced if _BACKENDS[forced].supports(y, x) else "torch"
     module = extension.load()
-    if module is None:
-        if forced:
-            raise InputError("BDC_OPS_BACKEND=cpp needs the extension bdc._lora, which is not built: install bdc again")
-        return "torch"
-    return "cpp" if forced or module.isa() != "portable" else "torch"
+    if module is not None and module.isa() != "portable" and extension.supports(y, x):
+        return "cpp"
+    return "torch"

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def supports(y: Tensor, x: Tensor) -> bool:
+    """Whether :func:`add` takes these: all that passed the checks."""
+    return True
+
+
 def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> None:
     """Add the product to ``y`` [T, d_out] in place; tokens with row -1 are not written."""
     if rows is not None and x.device.type == "cpu":

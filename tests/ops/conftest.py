@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are first imported
 
 from bdc.ops import backends, reference
 
@@ -76,10 +80,16 @@ def problems() -> SimpleNamespace:
     return SimpleNamespace(make=make, truth=truth, assert_within_bounds=assert_within_bounds)
 
 
-@pytest.fixture(params=["torch", "cpp"])
+WITHOUT = {
+    "cpp": "bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package",
+    "triton": "Triton is missing (pip install --no-deps triton), or bdc was installed without its kernels",
+}
+
+
+@pytest.fixture(params=["torch", "cpp", "triton"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every test that asks for it runs once on each backend."""
     if request.param not in backends():
-        pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
+        pytest.skip(WITHOUT[request.param])
     monkeypatch.setenv("BDC_OPS_BACKEND", request.param)
     return str(request.param)
