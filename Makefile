@@ -41,6 +41,7 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 
 $(VENV)/.dev: $(VENV)/.built
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps triton
 	touch $@
 
 clean:
