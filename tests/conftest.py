@@ -1,13 +1,19 @@
-"""Real models for every test that needs one: fetched once into the model cache (BDC_HOME), loaded once per session."""
+"""What all tests share: Triton's interpreter without a GPU, and real models, fetched once into the cache (BDC_HOME)."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bdc.errors import ModelNotFoundError
+
+if not torch.cuda.is_available():
+    # Triton reads it at its first import, which may come from any package a test loads.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def _folder(name: str) -> Path:
