@@ -8,14 +8,15 @@ whole, so that a killed run continues with the same chunks and therefore the sam
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from bdc.boost.settings import AgentSettings, BudgetSettings
 from bdc.errors import LLMError
 from bdc.llm import LLM, Completion, Request
-from bdc.progress import Progress
+from bdc.progress import Progress, Task
 from bdc.runs import Run, digest
 
 
@@ -41,7 +42,9 @@ class Call:
 
 
 class Broker:
-    """Asks agents and remembers the answers in the run store.
+    """Asks agents and remembers the answers in the run store; a context manager that closes the agents.
+
+    Agents keep their models and connections, and the event loop these belong to, from the first question to the end.
 
     Args:
         run: the open run.
@@ -53,6 +56,21 @@ class Broker:
         self.run, self.agents, self.seed, self.progress, self.stage = run, agents, seed, progress, stage
         self.replayed = self.asked = 0
         self._spent = {"calls": 0, "tokens": 0, "seconds": 0.0, "usd": 0.0}
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> Broker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every agent; the broker is not used afterwards."""
+        with self._runner:
+            self._runner.run(self._close_agents())
+
+    async def _close_agents(self) -> None:
+        await asyncio.gather(*(agent.llm.close() for agent in self.agents))
 
     def key(self, call: Call) -> str:
         agent = self.agents[call.agent]
@@ -86,7 +104,7 @@ class Broker:
             if key not in known:
                 missing.setdefault(key, call)
         if missing:
-            known |= asyncio.run(self._ask_missing(missing, label))
+            known |= self._runner.run(self._ask_missing(missing, label))
         answers = [known[key] for key in keys]
         for call, answer in zip(calls, answers, strict=True):
             self._count(call, answer)
@@ -137,11 +155,7 @@ class Broker:
                             chunk = order[start : start + llm.batch_size]
                             await self._one_chunk(index, chunk, calls, answers, task)
 
-            try:
-                await asyncio.gather(*(one_agent(index, calls) for index, calls in by_agent.items()))
-            finally:
-                # asyncio.run closes the loop that a client's connections belong to.
-                await asyncio.gather(*(self.agents[index].llm.close() for index in by_agent))
+            await asyncio.gather(*(one_agent(index, calls) for index, calls in by_agent.items()))
         for index, calls in by_agent.items():
             if all(answers[key].finish_reason == "error" for key in calls):
                 raise LLMError(
@@ -151,7 +165,7 @@ class Broker:
         return answers
 
     async def _one_chunk(
-        self, index: int, chunk: list[str], calls: dict[str, Call], answers: dict[str, Completion], task: object
+        self, index: int, chunk: list[str], calls: dict[str, Call], answers: dict[str, Completion], task: Task
     ) -> None:
         agent = self.agents[index]
         requests = [
@@ -182,7 +196,7 @@ class Broker:
                     "role": calls[key].role,
                     "agent": agent.name,
                     "problem_id": calls[key].problem_id,
-                    "request": _request_json(request),
+                    "request": json.dumps(asdict(request), ensure_ascii=False),
                     "text": completion.text,
                     "finish_reason": completion.finish_reason,
                     "prompt_tokens": completion.prompt_tokens,
@@ -193,11 +207,4 @@ class Broker:
             )
         self.run.insert("calls", rows)
         self.asked += len(rows)
-        task.advance(len(chunk), f"{agent.name}")  # type: ignore[attr-defined]
-
-
-def _request_json(request: Request) -> str:
-    import dataclasses
-    import json
-
-    return json.dumps(dataclasses.asdict(request), ensure_ascii=False)
+        task.advance(len(chunk), agent.name)

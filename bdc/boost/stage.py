@@ -54,10 +54,10 @@ def run(
         )
     if skipped := len(chosen) - len(searchable):
         progress.say(f"boost: {skipped} problems without public or private tests are left out")
-    broker = Broker(run, make_agents(agents), settings.seed, progress)
     verifier = Verifier(run, sandbox, limits, progress)
-    search = Search([problem for problem, _ in searchable], broker, verifier, settings, progress)
-    trees = search.run()
+    with Broker(run, make_agents(agents), settings.seed, progress) as broker:
+        search = Search([problem for problem, _ in searchable], broker, verifier, settings, progress)
+        trees = search.run()
     judged = judge_best(trees, verifier, settings.traces_per_problem)
     names = [agent.name for agent in agents]
     splits = {problem.id: split for problem, split in searchable}

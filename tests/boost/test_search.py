@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -58,10 +58,21 @@ class Scripted:
         return None
 
 
+_opened: list[Broker] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while _opened:
+        _opened.pop().close()
+
+
 def _search(run: Run, sandbox: Sandbox, agents: list[Scripted], **settings: object) -> tuple[Search, Broker, Verifier]:
     chosen = BoostSettings(**({"rollouts": 4, "width": 2, "programs_per_agent": 1} | settings))  # type: ignore[arg-type]
     quiet = Progress("quiet")
     broker = Broker(run, [Agent(a.name, a, AgentSettings(a.name, "scripted")) for a in agents], 0, quiet)
+    _opened.append(broker)
     verifier = Verifier(run, sandbox, Limits(), quiet)
     return Search([PROBLEM], broker, verifier, chosen, quiet), broker, verifier
 
