@@ -20,6 +20,7 @@ from typing import IO, Any
 from bdc.errors import InputError, StaleArtifactError
 
 FORMAT_VERSION = 1
+_KEYS_AT_ONCE = 500  # parameters of one query; SQLite allows 999 or more
 STAGES = ("boost", "disentangle", "customize", "evaluate", "report")
 
 _SCHEMA = """
@@ -51,6 +52,11 @@ def digest(*parts: Any) -> str:
     """SHA-256 (hex) of JSON-able values; equal values give equal digests in every process."""
     payload = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return hashlib.sha256(payload.encode()).hexdigest()
+
+
+def seed_of(*parts: Any) -> int:
+    """A sampling seed in [0, 2^31) that is a function of JSON-able values."""
+    return int(digest(*parts)[:8], 16) & 0x7FFFFFFF
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -246,6 +252,16 @@ class Run:
         cursor = self.db.execute(query, parameters)
         names = [column[0] for column in cursor.description]
         return (dict(zip(names, row, strict=True)) for row in cursor)
+
+    def find(self, table: str, keys: Sequence[str], columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The stored ones of the rows with these primary keys (column ``key``): ``{key: {column: value}}``."""
+        found = {}
+        for start in range(0, len(keys), _KEYS_AT_ONCE):
+            part = keys[start : start + _KEYS_AT_ONCE]
+            query = f"SELECT key, {', '.join(columns)} FROM {table} WHERE key IN ({','.join('?' * len(part))})"
+            for row in self.rows(query, part):
+                found[row.pop("key")] = row
+        return found
 
     def insert(self, table: str, rows: Iterable[dict[str, Any]]) -> None:
         """Insert rows in one transaction; a row whose primary key exists already is left as it was."""

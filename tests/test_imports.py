@@ -18,10 +18,11 @@ ALLOWED = {
     "llm": set(),
     "sandbox": set(),
     "problems": set(),
-    "boost": STAGE | {"search", "llm", "sandbox", "problems"},
+    "verdicts": {"runs", "sandbox", "problems"},
+    "boost": STAGE | {"search", "llm", "sandbox", "problems", "verdicts"},
     "disentangle": STAGE | {"llm", "problems"},
     "customize": STAGE | {"ops", "llm", "disentangle"},
-    "evaluation": STAGE | {"customize", "sandbox", "llm", "problems"},
+    "evaluation": STAGE | {"customize", "sandbox", "llm", "problems", "verdicts"},
     "report": STAGE,
 }
 
@@ -38,10 +39,16 @@ def _imported(path: Path) -> set[str]:
     return names - {"__version__"}
 
 
+def _files(package: str) -> list[Path]:
+    files = [*(PACKAGE / package).rglob("*.py"), *PACKAGE.glob(f"{package}.py")]
+    assert files, package
+    return files
+
+
 def test_every_package_imports_only_what_it_may() -> None:
     wrong = []
     for package, allowed in ALLOWED.items():
-        for path in (PACKAGE / package).rglob("*.py"):
+        for path in _files(package):
             extra = _imported(path) - allowed - BASE - {package}
             wrong += [f"{path.relative_to(PACKAGE)} imports bdc.{name}" for name in sorted(extra)]
     assert wrong == []

@@ -30,6 +30,15 @@ def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
         assert next(run.rows("SELECT count(*) AS n FROM meta WHERE key='a'"))["n"] == 0
 
 
+def test_rows_are_found_by_many_keys(tmp_path: Path) -> None:
+    with Run(tmp_path, create=True) as run:
+        rest = {"problem_id": "p", "program": "", "tests": "public", "level": "L3", "json": "{}"}
+        run.insert("verdicts", [{"key": f"k{i}", "pass_rate": i / 2000, **rest} for i in range(1200)])
+        found = run.find("verdicts", [f"k{i}" for i in range(1100, 2300)], ("pass_rate", "level"))
+        assert found == {f"k{i}": {"pass_rate": i / 2000, "level": "L3"} for i in range(1100, 1200)}
+        assert run.find("verdicts", [], ("level",)) == {}
+
+
 def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
     with Run(tmp_path, create=True), pytest.raises(InputError, match="in use"):
         Run(tmp_path)

@@ -11,13 +11,15 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from bdc.boost.settings import AgentSettings, BudgetSettings
 from bdc.errors import LLMError
 from bdc.llm import LLM, Completion, Request
 from bdc.progress import Progress, Task
-from bdc.runs import Run, digest
+from bdc.runs import Run, digest, seed_of
+
+_COMPLETION = tuple(field.name for field in fields(Completion))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +123,7 @@ class Broker:
         ) / 1e6
 
     def _stored(self, keys: Sequence[str]) -> dict[str, Completion]:
-        known = {}
-        for start in range(0, len(keys), 500):
-            part = keys[start : start + 500]
-            marks = ",".join("?" * len(part))
-            columns = "key, text, prompt_tokens, completion_tokens, finish_reason, seconds"
-            for row in self.run.rows(f"SELECT {columns} FROM calls WHERE key IN ({marks})", part):
-                key = row.pop("key")
-                known[key] = Completion(**row)
-        return known
+        return {key: Completion(**row) for key, row in self.run.find("calls", keys, _COMPLETION).items()}
 
     async def _ask_missing(self, missing: dict[str, Call], label: str) -> dict[str, Completion]:
         by_agent: dict[int, dict[str, Call]] = {}
@@ -174,7 +168,7 @@ class Broker:
                 max_tokens=calls[key].max_tokens,
                 temperature=agent.settings.temperature,
                 top_p=agent.settings.top_p,
-                seed=int(digest(self.seed, key)[:8], 16) & 0x7FFFFFFF,
+                seed=seed_of(self.seed, key),
             )
             for key in chunk
         ]

@@ -12,9 +12,9 @@ from typing import Any
 
 from bdc.boost.settings import BoostSettings
 from bdc.boost.state import Node, Program, Tree
-from bdc.boost.verify import Verifier
 from bdc.llm import prompts
 from bdc.sandbox import Verdict
+from bdc.verdicts import Verifier
 
 TRACE_COLUMNS = ("id", "problem_id", "node", "kind", "statement", "messages", "response", "agent", "value", "split")
 

@@ -13,13 +13,13 @@ import numpy as np
 from bdc.boost.broker import Broker, Call
 from bdc.boost.settings import BoostSettings
 from bdc.boost.state import OPEN, PRUNED, REFINED, ROOT, Node, Program, Tree
-from bdc.boost.verify import Verifier
 from bdc.llm import prompts
 from bdc.llm.parsing import extract_program, parse_proposals, parse_thought
 from bdc.problems import Problem
 from bdc.progress import Progress
 from bdc.sandbox import Verdict
 from bdc.search import PUCB, Forest
+from bdc.verdicts import Verifier
 
 REASON_NOT_BETTER, REASON_NO_PROPOSALS = 1, 2
 

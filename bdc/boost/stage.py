@@ -16,12 +16,12 @@ from bdc.boost.distill import TRACE_COLUMNS, judge_best, preferences, traces, wr
 from bdc.boost.search import Search
 from bdc.boost.settings import AgentSettings, BoostSettings
 from bdc.boost.state import Tree
-from bdc.boost.verify import Verifier
 from bdc.errors import BdcError, InputError
 from bdc.problems import Problem
 from bdc.progress import Progress
 from bdc.runs import Run
 from bdc.sandbox import Limits, Sandbox
+from bdc.verdicts import Verifier
 
 PREFERENCE_COLUMNS = ("problem_id", "statement", "thoughts", "chosen", "rejected", "chosen_value", "rejected_value")
 
@@ -54,7 +54,7 @@ def run(
         )
     if skipped := len(chosen) - len(searchable):
         progress.say(f"boost: {skipped} problems without public or private tests are left out")
-    verifier = Verifier(run, sandbox, limits, progress)
+    verifier = Verifier(run, sandbox, limits)
     with Broker(run, make_agents(agents), settings.seed, progress) as broker:
         search = Search([problem for problem, _ in searchable], broker, verifier, settings, progress)
         trees = search.run()

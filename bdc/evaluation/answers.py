@@ -19,9 +19,10 @@ from bdc.llm.chat import encode_chat
 from bdc.llm.parsing import extract_program, parse_plan
 from bdc.problems import Problem
 from bdc.progress import Task
-from bdc.runs import Run, digest
+from bdc.runs import Run, digest, seed_of
 
 STAGE = "evaluate"
+_ANSWER = ("text", "prompt_tokens", "completion_tokens", "seconds")
 _NOT_SAMPLING = ("systems", "bootstrap")  # settings that change no answer
 
 
@@ -81,27 +82,18 @@ class Respondent:
             digest(STAGE, self.inputs, self.system.name, problem.id, messages, self._sampling, max_tokens)
             for problem, messages in zip(chunk, asked, strict=True)
         ]
-        found = self._stored(keys)
+        found = self.run.find("calls", keys, _ANSWER)
         if len(found) < len(keys):
             self.run.insert("calls", self._generate(chunk, asked, keys, max_tokens))
-            found = self._stored(keys)
+            found = self.run.find("calls", keys, _ANSWER)
         return [found[key] for key in keys]
-
-    def _stored(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-        rows: dict[str, dict[str, Any]] = {}
-        for start in range(0, len(keys), 500):
-            part = keys[start : start + 500]
-            marks = ",".join("?" * len(part))
-            query = f"SELECT key, text, prompt_tokens, completion_tokens, seconds FROM calls WHERE key IN ({marks})"
-            rows |= {row["key"]: row for row in self.run.rows(query, part)}
-        return rows
 
     def _generate(
         self, chunk: Sequence[Problem], asked: Sequence[prompts.Messages], keys: Sequence[str], max_tokens: int
     ) -> list[dict[str, Any]]:
         solver, settings = self.system.solver, self.settings
         # The same seed for every system: differences between systems are then not differences of luck.
-        seeds = [int(digest(settings.seed, problem.id)[:8], 16) & 0x7FFFFFFF for problem in chunk]
+        seeds = [seed_of(settings.seed, problem.id) for problem in chunk]
         started = time.monotonic()
         generations = solver.generate(
             asked,

@@ -12,7 +12,6 @@ from bdc.boost.distill import judge_best, preferences, traces
 from bdc.boost.search import Search
 from bdc.boost.settings import AgentSettings, BoostSettings, BudgetSettings
 from bdc.boost.state import PRUNED, REFINED, Tree
-from bdc.boost.verify import Verifier
 from bdc.errors import LLMError
 from bdc.llm import Completion, Request
 from bdc.problems import Problem
@@ -20,6 +19,7 @@ from bdc.progress import Progress
 from bdc.runs import Run
 from bdc.sandbox import Limits, Sandbox
 from bdc.testcase import CallTest
+from bdc.verdicts import Verifier
 
 RIGHT = "```python\ndef double(x):\n    return 2 * x\n```"
 WRONG = "```python\ndef double(x):\n    return x * x\n```"
@@ -73,7 +73,7 @@ def _search(run: Run, sandbox: Sandbox, agents: list[Scripted], **settings: obje
     quiet = Progress("quiet")
     broker = Broker(run, [Agent(a.name, a, AgentSettings(a.name, "scripted")) for a in agents], 0, quiet)
     _opened.append(broker)
-    verifier = Verifier(run, sandbox, Limits(), quiet)
+    verifier = Verifier(run, sandbox, Limits())
     return Search([PROBLEM], broker, verifier, chosen, quiet), broker, verifier
 
 

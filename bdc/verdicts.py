@@ -1,0 +1,62 @@
+"""Programs judged on the tests of problems: each verdict is stored in the run once and reused by every stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from bdc.problems import Problem
+from bdc.runs import Run, digest
+from bdc.sandbox import Limits, Sandbox, Verdict
+from bdc.testcase import Test, dump_test
+
+_CHUNK = 64  # programs judged between two writes to the store
+
+
+class Verifier:
+    """Judges programs of problems, with the run store as memory.
+
+    Args:
+        run: the open run.
+        sandbox: a started pool.
+        limits: per test.
+    """
+
+    def __init__(self, run: Run, sandbox: Sandbox, limits: Limits) -> None:
+        self.run, self.sandbox, self.limits = run, sandbox, limits
+
+    def judge(self, work: Sequence[tuple[Problem, str]], which: str = "public") -> list[Verdict]:
+        """Verdicts in the order of ``work``; ``which`` is ``public`` or ``private`` tests."""
+        limits = asdict(self.limits)
+        jobs = {}
+        keys = []
+        for problem, program in work:
+            tests = problem.public_tests if which == "public" else problem.private_tests
+            keys.append(digest(program, [dump_test(test) for test in tests], limits))
+            jobs[keys[-1]] = (problem, program, tests)
+        stored = self.run.find("verdicts", list(jobs), ("json",))
+        known = {key: Verdict.from_json(json.loads(row["json"])) for key, row in stored.items()}
+        missing = [key for key in jobs if key not in known]
+        for start in range(0, len(missing), _CHUNK):
+            part = missing[start : start + _CHUNK]
+            known |= self._judge({key: jobs[key] for key in part}, which)
+        return [known[key] for key in keys]
+
+    def _judge(self, jobs: dict[str, tuple[Problem, str, tuple[Test, ...]]], which: str) -> dict[str, Verdict]:
+        verdicts = self.sandbox.judge_many([(program, tests) for _, program, tests in jobs.values()], self.limits)
+        found = dict(zip(jobs, verdicts, strict=True))
+        rows = [
+            {
+                "key": key,
+                "problem_id": problem.id,
+                "program": program,
+                "tests": which,
+                "pass_rate": found[key].pass_rate,
+                "level": found[key].level,
+                "json": json.dumps(found[key].to_json()),
+            }
+            for key, (problem, program, _) in jobs.items()
+        ]
+        self.run.insert("verdicts", rows)
+        return found
