@@ -14,10 +14,9 @@ from bdc.boost.broker import Broker, Call
 from bdc.boost.settings import BoostSettings
 from bdc.boost.state import OPEN, PRUNED, REFINED, ROOT, Node, Program, Tree
 from bdc.llm import prompts
-from bdc.llm.parsing import extract_program, parse_proposals, parse_thought
+from bdc.llm.parsing import extract_program, parse_proposals, parse_thought, same_thought
 from bdc.problems import Problem
 from bdc.progress import Progress
-from bdc.sandbox import Verdict
 from bdc.search import PUCB, Forest
 from bdc.verdicts import Verifier
 
@@ -55,7 +54,6 @@ class Search:
         ]
         for tree in self.trees:
             tree.nodes[tree.root] = Node(tree.root, -1, (), -1, 1.0, state=ROOT)
-        self._verdicts: dict[tuple[int, int], Verdict] = {}  # (tree, node) -> verdict of its best program
 
     def run(self) -> list[Tree]:
         """Search until every tree has stopped; ``Tree.stop`` says why."""
@@ -144,21 +142,16 @@ class Search:
     def _grow(self, leaves: list[tuple[Tree, Node]], found: dict[tuple[int, int], list[tuple[str, float]]]) -> None:
         parents: list[int] = []
         counts: list[int] = []
-        priors: list[float] = []
-        tags: list[int] = []
         children: list[tuple[Tree, Node, int, str, float]] = []
         for tree, node in leaves:
             seen: set[str] = set()
             start = len(children)
             for agent in range(len(self.broker.agents)):
                 for text, share in found.get((node.node, agent), []):
-                    key = " ".join(text.lower().split())
+                    key = same_thought(text)
                     if key not in seen:
                         seen.add(key)
-                        prior = share / len(self.broker.agents)
-                        children.append((tree, node, agent, text, prior))
-                        priors.append(prior)
-                        tags.append(agent)
+                        children.append((tree, node, agent, text, share / len(self.broker.agents)))
             if len(children) == start:
                 self._dead_end(tree, node)
                 continue
@@ -167,7 +160,8 @@ class Search:
             counts.append(len(children) - start)
         if not parents:
             return
-        ids = self.forest.expand(np.array(parents), np.array(counts), np.array(priors), np.array(tags))
+        priors, tags = np.array([child[4] for child in children]), np.array([child[2] for child in children])
+        ids = self.forest.expand(np.array(parents), np.array(counts), priors, tags)
         for child, (tree, node, agent, text, prior) in zip(ids.tolist(), children, strict=True):
             tree.nodes[child] = Node(child, node.node, (*node.thoughts, text), agent, prior)
 
@@ -203,7 +197,7 @@ class Search:
         verdicts = self.verifier.judge([(slots[i][0].problem, sources[i] or "") for i in judged])
         by_slot = dict(zip(judged, verdicts, strict=True))
         per_node = len(self.broker.agents) * self.settings.programs_per_agent
-        for position, (tree, node) in enumerate(nodes):
+        for position, (_, node) in enumerate(nodes):
             own = range(position * per_node, (position + 1) * per_node)
             programs = tuple(
                 Program(slots[i][2], sources[i] or "", by_slot[i].pass_rate, by_slot[i].verified)
@@ -215,15 +209,14 @@ class Search:
             # A reply without code failed every test; a call that never came back counts for nothing.
             node.value = sum(program.pass_rate for program in programs) / len(answered) if answered else None
             if programs:
-                best = max((i for i in own if i in by_slot), key=lambda i: by_slot[i].pass_rate)
-                self._verdicts[tree.index, node.node] = by_slot[best]
+                node.verdict = max((by_slot[i] for i in own if i in by_slot), key=lambda verdict: verdict.pass_rate)
 
     def _reflect(self, nodes: list[tuple[Tree, Node]]) -> list[tuple[Tree, Node]]:
         """Give nodes that are no better than their parent one better last thought; returns the nodes concerned."""
         weak = [(tree, node) for tree, node in nodes if self._is_weak(tree, node)]
         if not self.settings.refine or not weak:
             return weak
-        ready = [(tree, node) for tree, node in weak if (tree.index, node.node) in self._verdicts]
+        ready = [(tree, node, node.verdict) for tree, node in weak if node.verdict is not None]
         calls = [
             Call(
                 node.agent,
@@ -232,29 +225,26 @@ class Search:
                 prompts.reflect(
                     tree.problem.statement,
                     node.thoughts,
-                    self._verdicts[tree.index, node.node].feedback(self.settings.max_failures),
+                    verdict.feedback(self.settings.max_failures),
                 ),
                 self.settings.reflection_tokens,
             )
-            for tree, node in ready
+            for tree, node, verdict in ready
         ]
         answers = self.broker.ask(calls, "boost: reflect") if calls else []
         again: list[tuple[Tree, Node, Node]] = []
-        for (tree, node), answer in zip(ready, answers, strict=True):
+        for (tree, node, _), answer in zip(ready, answers, strict=True):
             thought = parse_thought(answer.text) if answer.finish_reason != "error" else None
             if thought and thought != node.thoughts[-1]:
                 again.append(
                     (tree, node, Node(node.node, node.parent, (*node.thoughts[:-1], thought), node.agent, node.prior))
                 )
-        before = {(tree.index, node.node): self._verdicts[tree.index, node.node] for tree, node, _ in again}
         self._evaluate([(tree, candidate) for tree, _, candidate in again])
-        for tree, node, candidate in again:
+        for _, node, candidate in again:
             if (candidate.value or 0.0) > (node.value or 0.0):
                 node.reason = f"refined from: {node.thoughts[-1]} (value {node.value:.2f})"
-                node.thoughts, node.value, node.programs = candidate.thoughts, candidate.value, candidate.programs
-                node.state = REFINED
-            else:
-                self._verdicts[tree.index, node.node] = before[tree.index, node.node]
+                node.thoughts, node.value, node.state = candidate.thoughts, candidate.value, REFINED
+                node.programs, node.verdict = candidate.programs, candidate.verdict
         return weak
 
     def _is_weak(self, tree: Tree, node: Node) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bdc.problems import Problem
+from bdc.sandbox import Verdict
 
 ROOT, OPEN, PRUNED, REFINED = "root", "open", "pruned", "refined"
 
@@ -21,7 +22,8 @@ class Program:
 
 @dataclass(slots=True)
 class Node:
-    """A problem and an ordered list of thoughts; ``node`` is its id in the forest."""
+    """A problem and an ordered list of thoughts; ``node`` is its id in the forest, ``verdict`` that of its best program
+    on the public tests."""
 
     node: int
     parent: int
@@ -32,6 +34,7 @@ class Node:
     reason: str = ""
     value: float | None = None
     programs: tuple[Program, ...] = ()
+    verdict: Verdict | None = None
     expanded: bool = False
 
     @property

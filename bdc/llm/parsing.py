@@ -36,11 +36,16 @@ def parse_proposals(text: str, limit: int) -> list[Proposal]:
     seen: set[str] = set()
     kept = []
     for proposal in found:
-        key = " ".join(proposal.text.lower().split())
+        key = same_thought(proposal.text)
         if key and key not in seen:
             seen.add(key)
             kept.append(proposal)
     return kept[:limit]
+
+
+def same_thought(text: str) -> str:
+    """A key that is equal for thoughts which differ in letter case and white space only."""
+    return " ".join(text.lower().split())
 
 
 def parse_thought(text: str) -> str | None:
