@@ -9,22 +9,21 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bdc import __version__
 from bdc.errors import BdcError, InputError
-from bdc.runs import STAGES
+from bdc.runs import STAGES, Run, atomic_write
+
+if TYPE_CHECKING:
+    from bdc.config import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     # Active waiting between small parallel regions makes shared cores crawl; it has to be set before OpenMP starts.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    parser = _parser()
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:2] == ["bench", "op"]:
-        return _bench_op(arguments[2:])
-    args = parser.parse_args(arguments)
+    args = _parser().parse_args(argv)
     try:
         return int(args.run(args))
     except InputError as error:
@@ -78,31 +77,31 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--accept-terms", action="store_true", help="accept the terms of a model that has some")
     command = add("bench", _bench, "microbenchmarks: `bdc bench op --help`")
     command.add_argument("what", choices=("op",))
+    command.add_argument("options", nargs=argparse.REMAINDER, help="options of the benchmark")
     return parser
 
 
 def _quickstart(args: argparse.Namespace) -> int:
+    from bdc.config import parse_config
+
     text = (resources.files("bdc") / "presets" / "quickstart.toml").read_text(encoding="utf-8")
-    return _pipeline(Path(args.dir), text, "quickstart.toml", args)
+    return _pipeline(Path(args.dir), parse_config(text, "quickstart.toml"), text, args)
 
 
 def _run(args: argparse.Namespace) -> int:
     from bdc.config import load_config
 
-    _, text = load_config(args.config)
+    config, text = load_config(args.config)
     directory = Path(args.dir) if args.dir else Path("runs") / Path(args.config).stem
-    return _pipeline(directory, text, args.config, args)
+    return _pipeline(directory, config, text, args)
 
 
-def _pipeline(directory: Path, text: str, name: str, args: argparse.Namespace) -> int:
-    from bdc.config import parse_config
-    from bdc.pipeline import Pipeline, start
+def _pipeline(directory: Path, config: Config, text: str, args: argparse.Namespace) -> int:
+    from bdc.pipeline import Pipeline
     from bdc.progress import Progress
-    from bdc.runs import Run
 
-    config = parse_config(text, name)
     with Run(directory, create=True) as run:
-        start(run, text)
+        atomic_write(run.config_path, text)
         Pipeline(run, config, Progress("quiet" if args.quiet else "auto")).all()
         _print_results(run, args)
     return 0
@@ -112,7 +111,6 @@ def _stage(args: argparse.Namespace) -> int:
     from bdc.config import load_config
     from bdc.pipeline import Pipeline
     from bdc.progress import Progress
-    from bdc.runs import Run
 
     with Run(args.directory) as run:
         config, _ = load_config(run.config_path)
@@ -122,7 +120,7 @@ def _stage(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_results(run: Any, args: argparse.Namespace) -> None:
+def _print_results(run: Run, args: argparse.Namespace) -> None:
     evaluation = json.loads(run.evaluation_path.read_text(encoding="utf-8"))
     if args.json:
         print(json.dumps(evaluation))
@@ -158,13 +156,9 @@ def _models(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    return _bench_op([])
-
-
-def _bench_op(arguments: list[str]) -> int:
     from bdc.ops.bench import main as bench
 
-    return int(bench(arguments))
+    return bench(args.options)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from bdc.evaluation.settings import EvaluateSettings
 
 @dataclass(frozen=True, slots=True)
 class ProblemSettings:
-    """Where problems come from (`bdc.problems.load`) and how many go into each split; 0 test problems means all the rest."""
+    """Where problems come from (`bdc.problems.load`) and how many go into each split."""
 
     sources: tuple[str, ...] = ("mini",)
     train: int = 36

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-import sys
 from typing import Any
 
 _EXTRAS = {
@@ -69,7 +68,3 @@ def render(findings: dict[str, Any]) -> str:
         else:
             lines.append(f"{name:16} {value if value is not None else 'none'}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(render(examine()) + "\n")

@@ -10,7 +10,7 @@ from typing import Any
 from bdc.config import Config, SandboxSettings
 from bdc.errors import InputError
 from bdc.progress import Progress
-from bdc.runs import STAGES, Run, atomic_write, digest
+from bdc.runs import STAGES, Run, digest
 from bdc.sandbox import Limits, Sandbox
 
 
@@ -141,11 +141,6 @@ class Pipeline:
         from bdc.report.stage import run as report
 
         return report(self.run, self.progress)
-
-
-def start(run: Run, text: str) -> None:
-    """Keep the configuration's text in the run directory."""
-    atomic_write(run.config_path, text)
 
 
 def _short(summary: dict[str, Any]) -> str:

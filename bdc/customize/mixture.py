@@ -29,12 +29,10 @@ class Mixture:
             raise InputError(
                 f"the base model has no layer {missing[0]}; it is not the model that the experts were trained on"
             )
-        place = {"dtype": model.dtype, "device": model.device}
-        adapters = {m: (stack.lora_a[m].to(**place), stack.lora_b[m].to(**place)) for m in stack.modules}
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.linears: dict[str, Any] = {name: known[name] for name in stack.modules}
-        apply_rankwise_lora(model, adapters, scaling=scaling)
+        apply_rankwise_lora(model, {m: (stack.lora_a[m], stack.lora_b[m]) for m in stack.modules}, scaling=scaling)
         self.model, self.modules = model, stack.modules
 
     def weighted(self, weights: Tensor, token_to_row: Tensor) -> AbstractContextManager[Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bdc.errors import InputError
+from bdc.runs import describe_os_error
 
 _PREFIX = "base_model.model."
 _KEY = re.compile(re.escape(_PREFIX) + r"(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
@@ -154,4 +155,4 @@ def write_adapter(
         save_file({name: tensor.contiguous() for name, tensor in named.items()}, folder / "adapter_model.safetensors")
         config.save_pretrained(str(folder))
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{folder} cannot be written: {describe_os_error(error)}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from bdc.customize.customizer import MAIN, network_scaling
 from bdc.customize.hypernetwork import Hypernetwork, HypernetworkConfig
 from bdc.customize.stacks import Stack
 from bdc.errors import InputError, StaleArtifactError
+from bdc.runs import atomic_folder
 
 FORMAT = 1
 CONFIG = "bdc_config.json"
@@ -45,10 +45,7 @@ class SolverParts:
         from safetensors.numpy import save_file as save_numpy
         from safetensors.torch import save_file
 
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+        with atomic_folder(folder) as temporary:
             save_file(self.stack.tensors(), temporary / EXPERTS)
             for name, network in self.networks.items():
                 save_file(network.state_dict(), temporary / f"{name}.safetensors")
@@ -56,10 +53,6 @@ class SolverParts:
                 save_numpy({"centroids": np.ascontiguousarray(self.centroids)}, temporary / CENTROIDS)
             files = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
             (temporary / CONFIG).write_text(json.dumps(self._config(files), indent=1), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
-        except OSError as error:
-            raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
 
     def _config(self, files: dict[str, str]) -> dict[str, Any]:
         stack, main = self.stack, self.networks.get(MAIN)

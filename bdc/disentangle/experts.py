@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from bdc.disentangle.loss import example_nll
 from bdc.disentangle.settings import DisentangleSettings
 from bdc.disentangle.training import Fit, Trainer
 from bdc.errors import InputError
-from bdc.runs import digest
+from bdc.runs import atomic_folder, digest
 
 _RECORD = "training.json"
 
@@ -134,17 +133,11 @@ def _stored(target: Path, key: str) -> dict[str, Any] | None:
 
 def _store(adapter: Any, target: Path, record: dict[str, Any], base_model: str) -> None:
     """Write the adapter's folder whole or not at all (the record is inside, so its presence proves the rest)."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     adapter.peft_config["default"].base_model_name_or_path = base_model
-    try:
+    with atomic_folder(target) as temporary:
         adapter.save_pretrained(temporary, save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         (temporary / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-    except OSError as error:
-        raise InputError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
 def cluster_jobs(

@@ -103,11 +103,8 @@ def _unzip_folder(wheel_path: Path, target: Path) -> Path:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        for block in _blocks(file.read):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
