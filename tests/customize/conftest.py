@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -21,16 +23,33 @@ from bdc.llm import load_model
 K, RANK, ALPHA = 3, 4, 8.0
 
 
-def _shared() -> object:
-    place = Path(__file__).parents[1] / "disentangle" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("tiny_models", place)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+SORTING = ("sort", "order", "ascending", "descending", "array")
+STRINGS = ("vowels", "letters", "reverse the word", "capital letters", "palindrome")
 
 
-shared = _shared()
+def write_traces(path: Path, problems: int = 12, validation: int = 4) -> Path:
+    """Two families of problems, half each, two traces per problem; the last ``validation`` problems are held out."""
+    rows = []
+    for index in range(problems):
+        family, words = ("sorting", SORTING) if index % 2 else ("strings", STRINGS)
+        statement = f"Write a function that works on {words[index % 5]} and {words[(index // 2) % 5]} number {index}."
+        for kind in ("thoughts", "program"):
+            rows.append(
+                {
+                    "id": f"{family}-{index:02d}#1/{kind}",
+                    "problem_id": f"{family}-{index:02d}",
+                    "node": 1,
+                    "kind": kind,
+                    "statement": statement,
+                    "messages": json.dumps([{"role": "user", "content": f"{kind}: {statement}"}]),
+                    "response": f"def f(x):\n    return {family}(x)" if kind == "program" else f"1. Use {family}.",
+                    "agent": "test",
+                    "value": 1.0,
+                    "split": "validation" if index >= problems - validation else "train",
+                }
+            )
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
 
 
 class WordEncoder:
@@ -44,11 +63,6 @@ class WordEncoder:
 
     def _word(self, word: str) -> np.ndarray:
         return np.random.default_rng(list(word.encode())).standard_normal(self.dim)
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shared.save_tiny_model(tmp_path_factory.mktemp("tiny"))  # type: ignore[attr-defined, no-any-return]
 
 
 @pytest.fixture(scope="session")
@@ -101,4 +115,4 @@ def solver(parts: SolverParts) -> Solver:
 @pytest.fixture(scope="session")
 def helpers() -> SimpleNamespace:
     """The makers above, for tests that need other variants."""
-    return SimpleNamespace(make_parts=make_parts, make_solver=make_solver, write_traces=shared.write_traces)  # type: ignore[attr-defined]
+    return SimpleNamespace(make_parts=make_parts, make_solver=make_solver, write_traces=write_traces)

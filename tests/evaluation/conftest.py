@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,15 +16,6 @@ from bdc.runs import Run
 from bdc.testcase import CallTest
 
 K, RANK, DIM = 2, 2, 16
-
-
-def _shared() -> ModuleType:
-    place = Path(__file__).parents[1] / "disentangle" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("tiny_models", place)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def make_problem(index: int, *, solution: bool = True) -> Problem:
@@ -40,11 +29,6 @@ def make_problem(index: int, *, solution: bool = True) -> Problem:
         private_tests=tuple(CallTest("f", [value], value + index, {}) for value in range(4)),
         solution=f"def f(x):\n    return x + {index}" if solution else None,
     )
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _shared().save_tiny_model(tmp_path_factory.mktemp("tiny"))  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="session")
