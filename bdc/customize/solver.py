@@ -21,6 +21,7 @@ from bdc.disentangle.loss import example_nll
 from bdc.errors import InputError
 from bdc.llm.base import Message
 from bdc.llm.chat import encode_chat
+from bdc.llm.packing import pack
 
 if TYPE_CHECKING:
     from bdc.llm.generate import Generation
@@ -68,6 +69,7 @@ class Solver:
             encoder=encoder,
         )
         self._mixture = Mixture(model, stack, self.customizer.scaling)
+        pack(model)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, dtype: str = "auto", base_model: str | Path | None = None) -> Solver:

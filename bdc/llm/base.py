@@ -32,8 +32,8 @@ class Completion:
     """The answer to one request.
 
     ``finish_reason`` is ``stop`` (end of turn or a stop string), ``length`` (``max_tokens`` reached) or ``error`` (the
-    request itself was refused, for instance a prompt beyond the context; ``text`` is then empty). ``seconds`` is wall
-    time from submission to answer.
+    request itself was refused, for instance a prompt beyond the context; ``text`` is then empty). ``seconds`` is
+    wall time: from submission to answer at a server, the row's share of its batch's time in this process.
     """
 
     text: str

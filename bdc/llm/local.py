@@ -114,7 +114,7 @@ class Local:
             )
         except (RuntimeError, MemoryError) as error:
             raise LLMError(f"The local model {self.source} failed on a batch of {len(chunk)}: {error}") from error
-        seconds = time.perf_counter() - begin
+        seconds = (time.perf_counter() - begin) / len(chunk)
         return [
             Completion(done.text, len(prompts[i]), len(done.tokens), done.finish_reason, seconds)
             for i, done in zip(chunk, generations, strict=True)

@@ -63,11 +63,12 @@ class OpenAICompatible:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._gate = asyncio.Semaphore(self.concurrency)  # one for all calls of `complete` that run together
 
     async def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions in the order of the requests. A request the server refuses (400, 413, 422) is an ``error``."""
         client = self._connected()
-        gate = asyncio.Semaphore(self.concurrency)
+        gate = self._gate
 
         async def one(request: Request) -> Completion:
             async with gate:
@@ -95,7 +96,7 @@ class OpenAICompatible:
         if self._client is None or self._loop is not loop:  # connections belong to the loop that opened them
             limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
             self._client = httpx.AsyncClient(headers=self._headers, timeout=self.timeout, limits=limits)
-            self._loop = loop
+            self._loop, self._gate = loop, asyncio.Semaphore(self.concurrency)
         return self._client
 
     def _body(self, request: Request) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from typing import Any, NamedTuple
 
 MAX_THOUGHT = 400  # characters; what is longer is no single step
@@ -16,7 +17,8 @@ class Proposal(NamedTuple):
     score: float
 
 
-_FENCE = re.compile(r"```[ \t]*([\w+-]*)[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"^(.*?)`{3,}[ \t]*([\w+-]*)[ \t]*$")
+_PYTHON = ("", "python", "py", "python3")
 _MARK = re.compile(r"^\s*(?:(?:step|idea|thought)\s*\d*\s*[:.)-]|\(?\d{1,2}[.):]|[-*•])\s*", re.IGNORECASE)
 _SCORE = re.compile(
     r"[\s\-:,.]*[(\[]?\s*(?:(?:score|reasonableness|rating)\s*(?:of|:|=|is)?\s*)?(\d{1,2}(?:\.\d+)?)\s*(?:/\s*10)?\s*[)\]]\s*\.?\s*$",
@@ -86,8 +88,7 @@ def _json_item(item: Any) -> Proposal | None:
 
 
 def _from_lines(text: str) -> list[Proposal]:
-    prose = _FENCE.sub("\n", text)
-    lines = [line for line in prose.splitlines() if line.strip()]
+    lines = [line for line in _split_fences(text)[0] if line.strip()]
     marked = [line for line in lines if _MARK.match(line)]
     return [proposal for line in (marked or lines) if (proposal := _clean(line))]
 
@@ -113,24 +114,50 @@ def _scaled(score: float) -> float:
     return min(max(score / 10.0 if score > 1.0 else score, 0.0), 1.0)
 
 
-def extract_program(text: str, starter_code: str = "") -> str | None:
-    """The program in a reply: the longest fenced block, else the reply itself if it looks like code.
+def _split_fences(text: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """The lines outside code fences, and each fenced block as (language, body).
 
-    A block that only continues ``starter_code`` (an indented body) is put under it.
+    A fence that names a language opens a block even inside another (models fence twice); the last may stay open.
+    """
+    prose: list[str] = []
+    blocks: list[tuple[str, list[str]]] = []
+    inside = False
+    for line in text.splitlines():
+        found = _FENCE.match(line)
+        target = blocks[-1][1] if inside else prose
+        if found is None:
+            target.append(line)
+            continue
+        before, language = found.groups()
+        if before.strip():
+            target.append(before)
+        inside = not inside or bool(language)
+        if inside:
+            blocks.append((language.lower(), []))
+    return prose, [(language, "\n".join(body)) for language, body in blocks]
+
+
+def extract_program(text: str, starter_code: str = "") -> str | None:
+    """The program in a reply: the longest fenced block of Python, else the reply itself if it looks like code.
+
+    A block that only continues ``starter_code`` (a function's body, indented or not) is put under it.
 
     Returns:
         Source text, or None when the reply holds no code.
     """
-    blocks = [body for language, body in _FENCE.findall(text) if language.lower() in ("", "python", "py", "python3")]
+    blocks = [body for language, body in _split_fences(text)[1] if language in _PYTHON and body.strip()]
     if blocks:
         code = max(blocks, key=len)
     elif re.search(r"^\s*(def |import |from |print\(|return |for |while |class |if )", text, re.MULTILINE):
-        code = text.replace("```python", "").replace("```", "")
+        code = "\n".join(line for line in text.splitlines() if not _FENCE.match(line))
     else:
         return None
     code = code.strip("\n")
     if not code.strip():
         return None
-    if starter_code.strip() and "def " not in code and code[:1] in (" ", "\t"):
-        code = f"{starter_code.rstrip()}\n{code}"
+    if starter_code.strip() and not re.search(r"^\s*(async )?def ", code, re.MULTILINE):
+        if re.search(r"^return\b", code, re.MULTILINE):
+            code = textwrap.indent(code, "    ")
+        if code[:1] in (" ", "\t"):
+            code = f"{starter_code.rstrip()}\n{code}"
     return code + "\n"

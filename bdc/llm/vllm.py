@@ -74,7 +74,7 @@ class VLLM:
                 raise InputError(f"vLLM refuses a request to {self.source}: {error}") from error
             except RuntimeError as error:
                 raise LLMError(f"vLLM failed on {len(requests)} requests to {self.source}: {error}") from error
-            seconds = time.perf_counter() - begin
+            seconds = (time.perf_counter() - begin) / len(requests)
         return [
             Completion(
                 output.outputs[0].text,

@@ -48,6 +48,20 @@ def test_program_from_fence_from_plain_code_and_under_a_signature() -> None:
     assert extract_program("I cannot do that.") is None
 
 
+def test_program_fenced_twice() -> None:
+    expected = "def f(x):\n    return x\n"
+    assert extract_program("```\n\n```python\ndef f(x):\n    return x\n```") == expected
+    assert extract_program("```python\n```python\ndef f(x):\n    return x\n```\n```") == expected
+    assert extract_program("```text\nx = 1\n```\nso\n```py\ndef f(x):\n    return x\n```") == expected
+
+
+def test_bare_body_goes_under_the_signature() -> None:
+    assert extract_program("```python\ny = x + 1\nreturn y\n```", "def f(x):\n") == (
+        "def f(x):\n    y = x + 1\n    return y\n"
+    )
+    assert extract_program("```python\nf = lambda x: x\n```", "def f(x):\n") == "f = lambda x: x\n"
+
+
 def test_unfinished_fence_is_read_to_the_end() -> None:
     assert extract_program("```python\ndef f(x):\n    return x") == "def f(x):\n    return x\n"
 
