@@ -121,13 +121,13 @@ def _stage(args: argparse.Namespace) -> int:
 
 
 def _print_results(run: Run, args: argparse.Namespace) -> None:
+    from bdc.report.terminal import print_results, results_json
+
     evaluation = json.loads(run.evaluation_path.read_text(encoding="utf-8"))
     if args.json:
-        print(json.dumps(evaluation))
+        print(json.dumps(results_json(evaluation) | {"report": str(run.report_path)}))
         return
     from rich.console import Console
-
-    from bdc.report.terminal import print_results
 
     print_results(evaluation, Console())
     print(f"report: {run.report_path}")

@@ -12,7 +12,7 @@ from bdc.boost.settings import AgentSettings, BoostSettings
 from bdc.customize.settings import CustomizeSettings
 from bdc.disentangle.settings import DisentangleSettings
 from bdc.errors import InputError
-from bdc.evaluation.settings import EvaluateSettings
+from bdc.evaluation.settings import SYSTEMS, EvaluateSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,15 @@ class ProblemSettings:
     validation: int = 8
     test: int = 24
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise InputError("problems.sources is empty; name at least one problem set")
+        if self.train < 1 or self.validation < 0 or self.test < 1:
+            raise InputError(
+                f"problems.train, validation and test are {self.train}, {self.validation} and {self.test}; "
+                "train and test must be at least 1, validation 0 or more"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,11 @@ class Config:
     customize: CustomizeSettings = field(default_factory=CustomizeSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        known = (*SYSTEMS, *self.customize.ablations)
+        if unknown := [name for name in self.evaluate.systems if name not in known]:
+            raise InputError(f"evaluate.systems names {unknown[0]!r}; this configuration makes {', '.join(known)}")
 
     def section(self, name: str) -> dict[str, Any]:
         """A section as plain data, for digests."""

@@ -50,9 +50,25 @@ class Pipeline:
         return digests
 
     def all(self) -> None:
-        """Run every stage that has not finished on the present inputs."""
+        """Run every stage that has not finished on the present inputs.
+
+        Raises:
+            ModelNotFoundError: a model that any stage needs is nowhere; found out before the first stage starts.
+        """
+        self._find_models()
         for stage in STAGES:
             self.stage(stage)
+
+    def _find_models(self) -> None:
+        """Every local model in its folder, fetched if need be, unless the last stage to use models is done."""
+        if self.run.finished("evaluate", self._inputs["evaluate"]) is not None:
+            return
+        from bdc.llm import resolve
+
+        experts = self.config.disentangle
+        agents = [agent.model for agent in self.config.agents if agent.backend == "local"]
+        for name in dict.fromkeys((*agents, experts.base_model, experts.encoder)):
+            resolve(name, progress=self.progress.say)
 
     def stage(self, name: str) -> dict[str, Any]:
         """Run one stage; its upstream must have finished on the present settings.

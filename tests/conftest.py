@@ -92,3 +92,22 @@ def save_tiny_model(folder: Path, *, seed: int = 0) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the tiny model."""
     return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def save_tiny_encoder(folder: Path, tokenizer: Path, *, dim: int = 16, seed: int = 0) -> Path:
+    """A one-layer BERT with random weights, reading the tokens of ``tokenizer``."""
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    sizes = {"hidden_size": dim, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": dim}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        BertModel(BertConfig(vocab_size=len(loaded), initializer_range=0.5, **sizes)).save_pretrained(folder)
+    loaded.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny text encoder (16 dimensions)."""
+    return save_tiny_encoder(tmp_path_factory.mktemp("tiny-encoder"), tiny)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bdc.errors import InputError
+
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
@@ -28,6 +30,20 @@ class AgentSettings:
     usd_per_million_prompt_tokens: float = 0.0
     usd_per_million_completion_tokens: float = 0.0
 
+    def __post_init__(self) -> None:
+        where = f"agent {self.name}"
+        if not self.name or not self.model:
+            raise InputError(f"{where}: name and model must not be empty")
+        for name in ("batch_size", "concurrency"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{where}: {name} is {getattr(self, name)}; it must be at least 1")
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
+            raise InputError(
+                f"{where}: temperature {self.temperature} and top_p {self.top_p} must be >= 0 and in (0, 1]"
+            )
+        if not self.timeout > 0:
+            raise InputError(f"{where}: timeout is {self.timeout}; it must be above 0 seconds")
+
 
 @dataclass(frozen=True, slots=True)
 class BudgetSettings:
@@ -41,6 +57,11 @@ class BudgetSettings:
     max_tokens: int = 0
     max_usd: float = 0.0
     max_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_calls", "max_tokens", "max_usd", "max_seconds"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"boost.budget.{name} is {getattr(self, name)}; it must be 0 (no cap) or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +91,24 @@ class BoostSettings:
     pairs: tuple[Literal["thoughts", "program", "direct"], ...] = ("thoughts", "program")
     seed: int = 0
     budget: BudgetSettings = field(default_factory=BudgetSettings)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "rollouts",
+            "width",
+            "programs_per_agent",
+            "max_depth",
+            "max_failures",
+            "proposal_tokens",
+            "program_tokens",
+            "reflection_tokens",
+            "traces_per_problem",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"boost.{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 < self.gamma <= 1:
+            raise InputError(f"boost.gamma is {self.gamma}; it must lie in (0, 1]")
+        if not (self.c_base > 0 and self.c > 0):
+            raise InputError(f"boost.c_base and boost.c are {self.c_base} and {self.c}; they must be above 0")
+        if not self.pairs or len(set(self.pairs)) < len(self.pairs):
+            raise InputError(f"boost.pairs is {list(self.pairs)}; name at least one kind of pair, and each once")

@@ -9,6 +9,9 @@ from bdc.errors import InputError
 
 Protocol = Literal["direct", "thoughts"]
 
+SYSTEMS = ("zero-shot", "single-lora", "nearest", "uniform", "bdc", "ties", "dare")
+"""Systems that every run can open; ablations that were trained come on top."""
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluateSettings:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bdc.customize.customizer import MAIN, Weights
 from bdc.errors import InputError
+from bdc.evaluation.settings import SYSTEMS
 from bdc.runs import Run
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Systems:
 
     def check(self, names: tuple[str, ...]) -> None:
         """Raise InputError for a name that this run cannot open."""
-        known = [*_WEIGHTS, *_MERGES, *(n for n in self.solver.customizer.networks if n != MAIN)]
+        known = [*SYSTEMS, *(n for n in self.solver.customizer.networks if n != MAIN)]
         if unknown := [name for name in names if name not in known]:
             raise InputError(f"evaluate.systems names {unknown[0]!r}; this run has {', '.join(known)}")
 

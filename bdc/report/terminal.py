@@ -30,9 +30,9 @@ def print_results(evaluation: dict[str, Any], console: Console) -> None:
     table = Table(
         title=f"{problems} problems held out, 95 % bootstrap intervals", title_justify="left", box=box.SIMPLE_HEAD
     )
-    table.add_column("system", overflow="fold")
+    table.add_column("system", overflow="fold", min_width=14)
     for metric in METRICS:
-        table.add_column(Text(f"{metric.label}\n{metric.better} is better"), justify="right", no_wrap=True)
+        table.add_column(Text(f"{metric.label}\n{metric.better} wins"), justify="right", no_wrap=True)
     table.add_column("tokens", justify="right", no_wrap=True)
     table.add_column("seconds", justify="right", no_wrap=True)
     leaders = {metric.key: [system["name"] for system in best(evaluation["systems"], metric)] for metric in METRICS}

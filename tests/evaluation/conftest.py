@@ -32,10 +32,9 @@ def make_problem(index: int, *, solution: bool = True) -> Problem:
 
 
 @pytest.fixture(scope="session")
-def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tiny: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with ``solver/`` and ``experts/single/``."""
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoTokenizer, BertConfig, BertModel
 
     from bdc.customize.hypernetwork import Hypernetwork, HypernetworkConfig
     from bdc.customize.stacks import stack_adapters
@@ -43,12 +42,6 @@ def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bdc.llm import load_model
 
     folder = tmp_path_factory.mktemp("made")
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
-    sizes = {"hidden_size": DIM, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.5, **sizes)).save_pretrained(folder / "enc")
-    tokenizer.save_pretrained(folder / "enc")
     for index, name in enumerate([*map(str, range(K)), "single"]):
         model, _ = load_model(tiny, "float32")
         config = LoraConfig(r=RANK, lora_alpha=4.0, target_modules="all-linear", task_type="CAUSAL_LM")  # type: ignore[arg-type]
@@ -65,7 +58,7 @@ def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         network.weight_out.normal_(std=2.0, generator=torch.Generator().manual_seed(9))
     centroids = np.random.default_rng(0).standard_normal((K, DIM)).astype(np.float32)
     centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
-    SolverParts(str(tiny), stack, str(folder / "enc"), {"hypernetwork": network}, centroids).save(folder / "solver")
+    SolverParts(str(tiny), stack, str(tiny_encoder), {"hypernetwork": network}, centroids).save(folder / "solver")
     return folder
 
 

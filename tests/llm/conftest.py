@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from bdc.llm import Local
-
-sys.path.insert(0, str(Path(__file__).parent))  # server.py: tests are not a package
 
 
 @pytest.fixture(scope="session")

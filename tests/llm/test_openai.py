@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from server import ChatServer
+from chat_server import ChatServer
 
 from bdc.errors import InputError, LLMError
 from bdc.llm import Completion, Local, OpenAICompatible, Request
