@@ -28,7 +28,11 @@ def print_results(evaluation: dict[str, Any], console: Console) -> None:
 
     problems = len(evaluation.get("problems") or ())
     table = Table(
-        title=f"{problems} problems held out, 95 % bootstrap intervals", title_justify="left", box=box.SIMPLE_HEAD
+        title=f"{problems} problems held out, 95 % bootstrap intervals",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
     table.add_column("system", overflow="fold", min_width=14)
     for metric in METRICS:

@@ -46,6 +46,7 @@ def test_table_holds_every_figure(evaluation: dict[str, Any], width: int) -> Non
     assert max(map(len, text.splitlines())) <= width
     flat = " ".join(text.split())
     assert "BDC" in flat and "50.0 %" in flat and "[45.0, 55.0]" in flat and "0.800" in flat and "1,502" in flat
+    assert flat.count("61.5") == len(evaluation["systems"]) and " seconds" in flat
     for metric in METRICS:
         assert f"{metric.label}:" in flat
 
