@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import threading
@@ -22,6 +23,8 @@ from bdc.testcase import AssertTest, CallTest, StdinTest, Test
 
 # What asks one test of an open session; None with a result where the session could not be opened.
 _Opened = tuple[Callable[[int], Answer] | None, TestResult | None]
+
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class Judge:
@@ -117,11 +120,8 @@ class Judge:
     def _ask_whole_program(self, index: int) -> Answer:
         test = self._tests[index]
         assert isinstance(test, StdinTest)
-        stdin = os.memfd_create("stdin", os.MFD_CLOEXEC)
+        stdin = _sealed(test.stdin.encode("utf-8", "surrogateescape"))
         try:
-            with os.fdopen(os.dup(stdin), "wb") as file:
-                file.write(test.stdin.encode("utf-8", "surrogateescape"))
-            os.lseek(stdin, 0, os.SEEK_SET)
             room = 2 * len(test.expected.encode("utf-8", "replace"))
             with Session(self._server, "guest", self._limits, 1, stdin=stdin, output_bytes=room) as session:
                 reply = self._reply(session, {"mode": "stdin", "nonce": session.nonce, "program": self._program})
@@ -205,3 +205,13 @@ class Judge:
         test = self._tests[index]
         assert isinstance(test, AssertTest)
         return {"code": test.code, "entry": test.entry_point}
+
+
+def _sealed(data: bytes) -> int:
+    """Return a descriptor of a file in memory that holds ``data`` and that nobody can write to or make longer."""
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(data)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

@@ -48,7 +48,7 @@ def main(fd: int, config: dict[str, Any]) -> None:
         host.send(json.dumps({"refused": str(error)}).encode())
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    guest.standard_streams()
+    guest.like_plain_python()
     os.environ.clear()
     sys.argv[:] = [""]
     gc.collect()
@@ -87,6 +87,7 @@ class _Server:
         self._children: set[int] = set()
 
     def serve(self) -> None:
+        os.dup2(self._null, 2)  # what programs write to stderr goes nowhere; until now it was the server's own
         while True:
             try:
                 data, ancillary, _, _ = self._host.recvmsg(4096, _ROOM, socket.MSG_CMSG_CLOEXEC)
