@@ -38,6 +38,7 @@ class Judge:
         self._plans: dict[int, tuple[Step, ...]] = {}
         self._found: dict[int, TestResult] = {}
         self.by_wall: set[int] = set()
+        self._load_by_wall = False
 
     def results(self) -> list[TestResult]:
         """Run every test."""
@@ -67,7 +68,7 @@ class Judge:
                 while waiting and end is None:
                     if ask is None:
                         assert failed is not None
-                        self._found |= dict.fromkeys(waiting, failed)
+                        self._share(waiting, failed, self._load_by_wall)
                         return
                     index = waiting.pop(0)
                     self._found[index], end = ask(index)
@@ -76,9 +77,16 @@ class Judge:
             if restarts == 0 and waiting:
                 last = self._found[index]
                 text = f"not run after {self._limits.restarts + 1} tests like it: {last.message}"
-                self._found |= dict.fromkeys(waiting, TestResult(last.status, text, verified=last.verified))
+                shared = TestResult(last.status, text, verified=last.verified)
+                self._share(waiting, shared, index in self.by_wall)
                 return
             restarts -= 1
+
+    def _share(self, indices: Sequence[int], result: TestResult, by_wall: bool) -> None:
+        """Give one result to tests that did not run."""
+        self._found |= dict.fromkeys(indices, result)
+        if by_wall:
+            self.by_wall.update(indices)
 
     def _reply(self, session: Session, message: Any, watched: Sequence[Session] = ()) -> Any:
         """Send a message and wait for the answer, or for an `End`."""
@@ -93,6 +101,7 @@ class Judge:
         with Session(self._server, "guest", self._limits, tests, calls=calls) as session:
             reply = self._reply(session, {"mode": mode, "nonce": session.nonce, "program": self._program})
             if isinstance(reply, End):
+                self._load_by_wall = reply.by_wall
                 result, _ = ended(reply, session)
                 yield session, replace(result, message=f"while loading: {reply.message}")
             elif status_of(reply) != "loaded":
