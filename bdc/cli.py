@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bdc import __version__
+from bdc import __version__, judging
 from bdc.errors import BdcError, InputError
 from bdc.runs import STAGES, Run, atomic_write
 
@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(stage=stage)
         add_output(command)
     command = add("doctor", _doctor, "what this machine has, and what to install for the rest")
+    command.add_argument("--json", action="store_true")
+    command = add("judge", judging.run, "judge programs from files on the tests of problems")
+    judging.add_options(command)
+    add_output(command)
+    command = add("sandbox", _sandbox, "`check`: the isolation level on offer, and a few escapes tried live")
+    command.add_argument("action", choices=("check",))
+    command.add_argument("--level", default="auto", help="L3, L2 or L1; default: the strongest on offer")
     command.add_argument("--json", action="store_true")
     command = add("models", _models, "list known models, or fetch one into the cache")
     command.add_argument("action", choices=("list", "fetch"))
@@ -139,6 +146,14 @@ def _doctor(args: argparse.Namespace) -> int:
     findings = examine()
     print(json.dumps(findings) if args.json else render(findings))
     return 0
+
+
+def _sandbox(args: argparse.Namespace) -> int:
+    from bdc.sandbox.check import self_check
+
+    report = self_check(args.level)
+    print(json.dumps(report.to_json()) if args.json else report)
+    return 0 if report.held else 1
 
 
 def _models(args: argparse.Namespace) -> int:

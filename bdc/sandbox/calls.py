@@ -44,9 +44,12 @@ def ask_plan(session: Session, reply_to: Reply, entry_point: str, steps: tuple[S
     """Run the assertions of a planned `AssertTest` until one fails; all of them share the limits of one test."""
     session.begin()
     for step in steps:
-        reply = reply_to(session, {"entry": entry_point, "args": step.args, "kwargs": step.kwargs})
+        by_truth = step.relation in ("true", "false")
+        reply = reply_to(session, {"entry": entry_point, "args": step.args, "kwargs": step.kwargs, "truth": by_truth})
         if status_of(reply) == "not_plain":
-            return TestResult(BESIDE), None
+            if not (by_truth and isinstance(reply.get("truth"), bool)):
+                return TestResult(BESIDE), None
+            reply = {"status": "returned", "value": reply["truth"]}
         shown: dict[str, Any] = {"expected": clean(short(step.expected), SHOWN)} if step.relation == "==" else {}
         actual, answer = _value(session, reply, clean(step.call, SHOWN), shown)
         if answer:

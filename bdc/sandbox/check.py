@@ -6,8 +6,9 @@ import os
 import secrets
 import socket
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from bdc.sandbox.level import LevelReport, detect_level
 from bdc.sandbox.limits import Limits
@@ -53,6 +54,11 @@ class CheckReport:
         """Whether every escape was held."""
         return all(attempt.held for attempt in self.attempts)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        attempts = [asdict(attempt) for attempt in self.attempts]
+        return {"level": self.level.level, "missing": self.level.missing, "held": self.held, "attempts": attempts}
+
     def __str__(self) -> str:
         """Lines for a terminal."""
         tried = (f"  {'held' if a.held else 'ESCAPED':8}{a.name} ({a.detail})" for a in self.attempts)
@@ -60,7 +66,7 @@ class CheckReport:
 
 
 def self_check(level: str = "auto") -> CheckReport:
-    """Run each escape as a program under ``level``; an escape that returns a value was not held.
+    """Run each escape as a program under ``level``; an escape that returns a value or passes was not held.
 
     Raises:
         LevelRefusedError: the machine does not offer ``level``.
@@ -75,8 +81,8 @@ def self_check(level: str = "auto") -> CheckReport:
         attempts = []
         for name, program in _ATTEMPTS.items():
             (result,) = run(program, [CallTest("f", (prize,), None)], _LIMITS, level=report.level).results
-            held = result.status != "wrong_answer" and not written.exists()
+            held = result.status not in ("passed", "wrong_answer") and not written.exists()
             written.unlink(missing_ok=True)
-            detail = result.message.rpartition("},): ")[2] if held else f"got {result.actual[:60]}"
+            detail = result.message.rpartition("}): ")[2] if held else f"got {result.actual[:60]}"
             attempts.append(Attempt(name, held, detail[-90:]))
     return CheckReport(report, tuple(attempts))

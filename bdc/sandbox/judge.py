@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import threading
@@ -23,6 +24,8 @@ from bdc.testcase import AssertTest, CallTest, StdinTest, Test
 # What asks one test of an open session; None with a result where the session could not be opened.
 _Opened = tuple[Callable[[int], Answer] | None, TestResult | None]
 
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
 
 class Judge:
     """The tests of one program: `results` in their order, `by_wall` the ones that the wall clock decided."""
@@ -35,6 +38,7 @@ class Judge:
         self._plans: dict[int, tuple[Step, ...]] = {}
         self._found: dict[int, TestResult] = {}
         self.by_wall: set[int] = set()
+        self._load_by_wall = False
 
     def results(self) -> list[TestResult]:
         """Run every test."""
@@ -64,7 +68,7 @@ class Judge:
                 while waiting and end is None:
                     if ask is None:
                         assert failed is not None
-                        self._found |= dict.fromkeys(waiting, failed)
+                        self._share(waiting, failed, self._load_by_wall)
                         return
                     index = waiting.pop(0)
                     self._found[index], end = ask(index)
@@ -73,9 +77,16 @@ class Judge:
             if restarts == 0 and waiting:
                 last = self._found[index]
                 text = f"not run after {self._limits.restarts + 1} tests like it: {last.message}"
-                self._found |= dict.fromkeys(waiting, TestResult(last.status, text, verified=last.verified))
+                shared = TestResult(last.status, text, verified=last.verified)
+                self._share(waiting, shared, index in self.by_wall)
                 return
             restarts -= 1
+
+    def _share(self, indices: Sequence[int], result: TestResult, by_wall: bool) -> None:
+        """Give one result to tests that did not run."""
+        self._found |= dict.fromkeys(indices, result)
+        if by_wall:
+            self.by_wall.update(indices)
 
     def _reply(self, session: Session, message: Any, watched: Sequence[Session] = ()) -> Any:
         """Send a message and wait for the answer, or for an `End`."""
@@ -90,6 +101,7 @@ class Judge:
         with Session(self._server, "guest", self._limits, tests, calls=calls) as session:
             reply = self._reply(session, {"mode": mode, "nonce": session.nonce, "program": self._program})
             if isinstance(reply, End):
+                self._load_by_wall = reply.by_wall
                 result, _ = ended(reply, session)
                 yield session, replace(result, message=f"while loading: {reply.message}")
             elif status_of(reply) != "loaded":
@@ -117,11 +129,8 @@ class Judge:
     def _ask_whole_program(self, index: int) -> Answer:
         test = self._tests[index]
         assert isinstance(test, StdinTest)
-        stdin = os.memfd_create("stdin", os.MFD_CLOEXEC)
+        stdin = _sealed(test.stdin.encode("utf-8", "surrogateescape"))
         try:
-            with os.fdopen(os.dup(stdin), "wb") as file:
-                file.write(test.stdin.encode("utf-8", "surrogateescape"))
-            os.lseek(stdin, 0, os.SEEK_SET)
             room = 2 * len(test.expected.encode("utf-8", "replace"))
             with Session(self._server, "guest", self._limits, 1, stdin=stdin, output_bytes=room) as session:
                 reply = self._reply(session, {"mode": "stdin", "nonce": session.nonce, "program": self._program})
@@ -205,3 +214,13 @@ class Judge:
         test = self._tests[index]
         assert isinstance(test, AssertTest)
         return {"code": test.code, "entry": test.entry_point}
+
+
+def _sealed(data: bytes) -> int:
+    """Return a descriptor of a file in memory that holds ``data`` and that nobody can write to or make longer."""
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(data)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

@@ -9,8 +9,10 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from weakref import WeakKeyDictionary
 
 from bdc.errors import InputError
 from bdc.sandbox.judge import Judge
@@ -21,6 +23,7 @@ from bdc.sandbox.verdict import TestResult, Verdict
 from bdc.testcase import AssertTest, CallTest, StdinTest, Test
 
 _RECYCLE = 2000
+_AHEAD = 16  # programs accepted per worker: enough to keep all busy while the slowest runs, few enough to hold
 _ATTEMPTS = 3
 
 
@@ -55,6 +58,7 @@ class Sandbox:
             self._idle.put(None)
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox")
         self._alone = _Alone()
+        self._rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         self._closed = False
 
     def __enter__(self) -> Sandbox:
@@ -64,13 +68,22 @@ class Sandbox:
         self.close()
 
     async def judge(self, program: str, tests: Sequence[Test], limits: Limits = Limits()) -> Verdict:  # noqa: B008
-        """Judge one program; when the awaiting task is cancelled the program is ended."""
+        """Judge one program; when the awaiting task is cancelled the program is ended.
+
+        Any number of tasks may ask at once: at most `_AHEAD` programs per worker are accepted, the others wait.
+        """
         stop = threading.Event()
-        try:
-            return await asyncio.wrap_future(self._submit(program, tests, limits, stop))
-        except asyncio.CancelledError:
-            stop.set()
-            raise
+        async with self._room():
+            try:
+                return await asyncio.wrap_future(self._submit(program, tests, limits, stop))
+            except asyncio.CancelledError:
+                stop.set()
+                raise
+
+    def _room(self) -> asyncio.Semaphore:
+        """Return the event loop's own bound on accepted programs."""
+        loop = asyncio.get_running_loop()
+        return self._rooms.setdefault(loop, asyncio.Semaphore(_AHEAD * self.workers))
 
     def judge_many(
         self,
@@ -78,15 +91,30 @@ class Sandbox:
         limits: Limits = Limits(),  # noqa: B008
     ) -> list[Verdict]:
         """Judge ``(program, tests)`` pairs on all workers; the verdicts are in their order."""
+        return list(self.judge_iter(jobs, limits))
+
+    def judge_iter(
+        self,
+        jobs: Iterable[tuple[str, Sequence[Test]]],
+        limits: Limits = Limits(),  # noqa: B008
+    ) -> Iterator[Verdict]:
+        """Yield the verdicts of ``jobs`` in their order; jobs are taken as they can be judged, few ahead.
+
+        A consumer that stops early, or an exception, ends the programs that are running.
+        """
         stop = threading.Event()
-        futures = [self._submit(program, tests, limits, stop) for program, tests in jobs]
+        futures: deque[Future[Verdict]] = deque()
         try:
-            return [future.result() for future in futures]
-        except BaseException:
+            for program, tests in jobs:
+                futures.append(self._submit(program, tests, limits, stop))
+                if len(futures) >= _AHEAD * self.workers:
+                    yield futures.popleft().result()
+            while futures:
+                yield futures.popleft().result()
+        finally:
             stop.set()
             for future in futures:
                 future.cancel()
-            raise
 
     def close(self) -> None:
         """Wait for running judgements and end every process of the pool."""
@@ -108,7 +136,7 @@ class Sandbox:
         started = time.monotonic()
         with self._alone.shared():
             results, by_wall = self._attempt(program, tests, limits, stop)
-        if by_wall and self.workers > 1:
+        if by_wall:
             chosen = sorted(by_wall)
             with self._alone.exclusive():
                 again, _ = self._attempt(program, tuple(tests[i] for i in chosen), limits, stop)

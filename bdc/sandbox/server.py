@@ -36,6 +36,10 @@ class LevelRefusedError(SandboxError):
     """The machine does not offer the level of isolation that was asked for."""
 
 
+class ModuleRefusedError(LevelRefusedError, InputError):
+    """An extra module cannot be imported by the sandbox's interpreter."""
+
+
 @dataclass(frozen=True, slots=True)
 class Child:
     """A child's process id in the server's pid namespace and in ours; both stay valid until it is reaped."""
@@ -49,7 +53,7 @@ class ForkServer:
 
     Raises:
         LevelRefusedError: the kernel or its policy forbids ``level``.
-        InputError: ``python`` cannot be run.
+        InputError: ``python`` cannot be run, or cannot import one of ``modules``.
     """
 
     def __init__(self, level: str, python: str | None = None, modules: tuple[str, ...] = ()) -> None:
@@ -87,6 +91,10 @@ class ForkServer:
             answer = {"refused": self._last_words() or "the server died at its start"}
         if "ready" not in answer:
             self.close()
+            if answer.get("module"):
+                raise ModuleRefusedError(
+                    f"the sandbox's interpreter cannot import an allowed module: {answer['refused']}"
+                )
             raise LevelRefusedError(f"isolation level {self.level} is not available here: {answer.get('refused')}")
         if self._process.stderr:
             self._process.stderr.close()

@@ -265,3 +265,13 @@ def test_bad_input_is_named(isolated: Sandbox, program: str, tests: list[Test]) 
 def test_limits_that_make_no_sense_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(InputError):
         Limits(**values)  # type: ignore[arg-type]
+
+
+def test_the_truth_of_an_object_needs_no_object_to_travel(isolated: Sandbox, quick: Limits) -> None:
+    program = "import re\ndef f(text): return re.match('a', text)\ndef g(kind): return isinstance(1, kind)"
+    tests: list[Test] = [
+        AssertTest(code, "f") for code in ("assert f('ab')", "assert not f('ab')", "assert not f('b')")
+    ]
+    verdict = judge(isolated, program, [*tests, AssertTest("assert g(int)\nassert not g(str)", "g")], quick)
+    assert statuses(verdict) == ["passed", "wrong_answer", "passed", "passed"]
+    assert [r.verified for r in verdict.results] == [True, True, True, True]

@@ -82,6 +82,6 @@ def test_both_ways_give_the_same_verdicts(isolated: Sandbox, monkeypatch: pytest
     monkeypatch.setattr(judge, "plan", nothing)
     executed = isolated.judge_many(jobs, limits)
     for (program, _), first, second in zip(jobs, read, executed, strict=True):
-        assert [(r.status, r.verified) for r in first.results] == [(r.status, r.verified) for r in second.results], (
-            program
-        )
+        assert [r.status for r in first.results] == [r.status for r in second.results], program
+        # Whether an object is true needs no object to travel, so reading verifies more than execution.
+        assert all(a.verified >= b.verified for a, b in zip(first.results, second.results, strict=True)), program

@@ -35,7 +35,7 @@ def main(fd: int, config: dict[str, Any]) -> None:
     """Serve the host on the sequenced-packet socket ``fd`` until it hangs up.
 
     ``config``: level ("L3".."L0"), modules (extra modules to import and keep readable with their site folders).
-    The first message is ``{"ready": level}`` or ``{"refused": reason}``. Then each message of the host is an `ORDER`
+    The first message is ``{"ready": level}`` or ``{"refused": reason, "module": whether an import failed}``. Then each message of the host is an `ORDER`
     for a child (or none, role 0) with its descriptors, and the `PID` of each child to end before; the answer is the
     new child's `PID` (or 0) and an `EXIT` for each that ended. A child is reaped on order only, so that its process id
     is the host's to use until then.
@@ -45,10 +45,10 @@ def main(fd: int, config: dict[str, Any]) -> None:
         extra = _warm(config["modules"])
         confinement = Confinement(config["level"], extra)
     except (OSError, ImportError) as error:
-        host.send(json.dumps({"refused": str(error)}).encode())
+        host.send(json.dumps({"refused": str(error), "module": isinstance(error, ImportError)}).encode())
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    guest.standard_streams()
+    guest.like_plain_python()
     os.environ.clear()
     sys.argv[:] = [""]
     gc.collect()
@@ -87,6 +87,7 @@ class _Server:
         self._children: set[int] = set()
 
     def serve(self) -> None:
+        os.dup2(self._null, 2)  # what programs write to stderr goes nowhere; until now it was the server's own
         while True:
             try:
                 data, ancillary, _, _ = self._host.recvmsg(4096, _ROOM, socket.MSG_CMSG_CLOEXEC)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import _sitebuiltins
 import atexit
+import builtins
+import contextlib
+import gc
 import io
 import sys
 import threading
@@ -37,7 +41,8 @@ def main(control: int, calls: int) -> None:
         while True:
             message = channel.receive()
             reply = answer(space, message)
-            sys.stdout.flush()
+            with contextlib.suppress(BaseException):
+                flush()
             _send(channel, reply)
     except EOFError:
         return
@@ -50,16 +55,33 @@ def _send(channel: Blocking, reply: dict[str, Any]) -> None:
         channel.send({"status": "output_limit", "message": "the returned value is too large"})
 
 
-def standard_streams() -> None:
-    """Make `sys.stdin`, `sys.stdout` and `sys.stderr` of descriptors 0 to 2, whatever these will be in a child."""
-    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
-    sys.stdout = io.TextIOWrapper(_writer(1), "utf-8", "surrogateescape")
-    sys.stderr = io.TextIOWrapper(_writer(2), "utf-8", "backslashreplace", write_through=True)
+def like_plain_python() -> None:
+    """Give programs what an interpreter started the usual way has: streams on descriptors 0 to 2, `exit` and the like.
+
+    The descriptors are those that a child will have, whatever they are now.
+    """
+    sys.stdin = _stream(io.BufferedReader(_raw(0, "r", "<stdin>")), "r", "surrogateescape")
+    sys.stdout = _stream(io.BufferedWriter(_raw(1, "w", "<stdout>")), "w", "surrogateescape")
+    sys.stderr = _stream(io.BufferedWriter(_raw(2, "w", "<stderr>")), "w", "backslashreplace", write_through=True)
     vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
+    for name in ("exit", "quit"):
+        setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D (i.e. EOF)"))
+    vars(builtins)["help"] = _sitebuiltins._Helper()
+    for name in ("copyright", "credits", "license"):
+        setattr(builtins, name, _sitebuiltins._Printer(name, f"see sys.copyright for {name}"))
 
 
-def _writer(fd: int) -> io.BufferedWriter:
-    return io.BufferedWriter(io.FileIO(fd, "w", closefd=False))
+def _raw(fd: int, mode: str, name: str) -> io.FileIO:
+    raw = io.FileIO(fd, mode, closefd=False)
+    vars(raw)["name"] = name
+    return raw
+
+
+def _stream(buffer: Any, mode: str, errors: str, write_through: bool = False) -> io.TextIOWrapper:
+    """Return a text stream with the attribute `mode`, which programs that wrap a stream read."""
+    stream = io.TextIOWrapper(buffer, "utf-8", errors, "\n", write_through=write_through)
+    vars(stream)["mode"] = mode
+    return stream
 
 
 def describe(error: BaseException, file: str = PROGRAM_FILE) -> dict[str, Any]:
@@ -81,7 +103,7 @@ def describe(error: BaseException, file: str = PROGRAM_FILE) -> dict[str, Any]:
 def _load(source: str, name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Execute a program as module ``name``; return its namespace and a failure frame, if any."""
     module = types.ModuleType(name)
-    module.__dict__["__builtins__"] = __builtins__
+    module.__dict__.update(__builtins__=__builtins__, __file__=PROGRAM_FILE)
     sys.modules[name] = module
     try:
         code = compile(source, PROGRAM_FILE, "exec", dont_inherit=True)
@@ -99,17 +121,27 @@ def _load(source: str, name: str) -> tuple[dict[str, Any], dict[str, Any] | None
 
 
 def _run_main(source: str) -> dict[str, Any]:
-    """Run a whole program as Python does: its non-daemon threads and exit handlers belong to it."""
-    _, failure = _load(source, "__main__")
+    """Run a whole program as Python does: its threads, exit handlers and last words of its objects belong to it."""
+    failure = _load(source, "__main__")[1]
+    if failure and failure["message"] in _CLEAN_EXITS:
+        failure = None
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-        sys.stdout.flush()
+        flush()
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        del sys.modules["__main__"]
+        gc.collect()  # a writer that nobody closed writes out its buffer when it goes
+        flush()
     except BaseException as error:
         return failure or describe(error)
-    if failure and failure["message"] in _CLEAN_EXITS:
-        failure = None
     return failure or {"status": "done"}
+
+
+def flush() -> None:
+    """Write out what was printed, unless the program closed or dropped `sys.stdout`."""
+    if sys.stdout is not None and not getattr(sys.stdout, "closed", False):
+        sys.stdout.flush()
 
 
 _CLEAN_EXITS = {f"SystemExit: the program ended itself with {code}" for code in ("None", "0", "False")}
@@ -142,12 +174,23 @@ def _call(space: dict[str, Any], message: dict[str, Any]) -> dict[str, Any]:
         if changed != message["args"]:
             reply["args"] = changed
     except values.NotPlainError as error:
-        return {"status": "not_plain", "message": str(error), "repr": assertions.short(result), "id": message.get("id")}
+        reply |= {"status": "not_plain", "message": str(error), "repr": assertions.short(result)}
+        if message.get("truth"):
+            reply["truth"] = _truth(result)
+        return reply
     except MemoryError as error:
         return describe(error)
     except BaseException as error:
         return describe(error) | {"type": type(error).__name__, "id": message.get("id")}
     return reply
+
+
+def _truth(value: Any) -> bool | None:
+    """Return what `if value` would take it for, None where that raises."""
+    try:
+        return bool(value)
+    except BaseException:
+        return None
 
 
 def _beside(space: dict[str, Any], message: dict[str, Any]) -> dict[str, Any]:

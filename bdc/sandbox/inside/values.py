@@ -1,7 +1,7 @@
 """Plain Python values as JSON with types: what may travel between a program and its judge.
 
 Only data crosses: None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range,
-deque, Decimal, Fraction. A value of a subclass travels as its built-in base (a Counter as a dict, a namedtuple as a
+deque, Decimal, Fraction, and these types by name. A value of a subclass travels as its built-in base (a Counter as a dict, a namedtuple as a
 tuple), so no method that a program wrote ever runs on the judge's side.
 """
 
@@ -17,6 +17,8 @@ from typing import Any
 
 MAX_DEPTH = 200
 _SMALL = 1 << 62
+_TYPES: tuple[type, ...] = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)
+_NAMED = {kind.__name__: kind for kind in _TYPES}
 _MANY = 1000  # from this size on, elements of sets and dicts are checked for colliding hashes
 
 
@@ -46,6 +48,8 @@ def pack(value: Any, depth: int = 0) -> Any:
     for base, packer in _PACKERS:
         if kind is base or isinstance(value, base):
             return packer(value, depth + 1)
+    if isinstance(value, type) and _NAMED.get(value.__name__) is value:
+        return {"n": value.__name__}
     if kind.__module__ == "numpy" and getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
         return pack(value.item(), depth + 1)
     raise NotPlainError(f"a value of type {kind.__name__!r}")
@@ -135,6 +139,7 @@ _UNPACKERS: dict[str, Callable[[Any, int], Any]] = {
     "d": _unpack_dict,
     "s": lambda b, d: set(_hashed(_items(b, d))),
     "z": lambda b, d: frozenset(_hashed(_items(b, d))),
+    "n": lambda b, d: _NAMED[b],
     "c": lambda b, d: complex(float(b[0]), float(b[1])),
     "b": lambda b, d: bytes.fromhex(b),
     "u": lambda b, d: bytes.fromhex(b).decode("utf-8", "surrogatepass"),
