@@ -11,7 +11,7 @@ from draws import Stream, mix
 from bdc.search import PUCB, PUCT, UCT, GumbelRoot, Rule, Thompson, Widening
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The forest must raise ForestError too, and stay as it is."""
 
 
@@ -93,21 +93,21 @@ class Model:
     def scores(self, node: Node, tree: int) -> dict[Node, float]:
         rule, total = self.rule, node.total()
         if isinstance(rule, UCT):
-            log = math.log(total)
+            width = rule.c * math.sqrt(math.log(total))
             return {
-                e: self.q(e) + rule.c * math.sqrt(log / e.count()) if e.count() else math.inf for e in node.children
+                e: self.q(e) + width * (1 / math.sqrt(e.count())) if e.count() else math.inf for e in node.children
             }
         if isinstance(rule, PUCT):
             fpu = rule.fpu
             if rule.fpu_reduction is not None:
                 mass = added(child.prior for child in node.children if child.returns)
                 fpu = self.value(node) - rule.fpu_reduction * math.sqrt(mass)
-            factor = math.log((total + rule.c_base + 1) / rule.c_base) + rule.c_init
-            return {e: self.q(e, fpu) + factor * e.prior * math.sqrt(total) / (1 + e.count()) for e in node.children}
+            factor = (math.log((total + rule.c_base + 1) / rule.c_base) + rule.c_init) * math.sqrt(total)
+            return {e: self.q(e, fpu) + factor * e.prior / (1 + e.count()) for e in node.children}
         if isinstance(rule, PUCB):
             beta = math.log((total + rule.c_base + 1) / rule.c_base) + rule.c
-            width = math.sqrt(math.log(1 + total))
-            return {e: self.q(e) + beta * e.prior * width / (1 + e.count()) for e in node.children}
+            factor = beta * math.sqrt(math.log(1 + total))
+            return {e: self.q(e) + factor * e.prior / (1 + e.count()) for e in node.children}
         if isinstance(rule, GumbelRoot):
             return self.gumbel_scores(node, tree)
         return {
@@ -244,21 +244,21 @@ class Model:
                 at = self.tickets.get(tickets[i])
                 fits = at is node or (backup and at is not None and at is node.parent)
                 if not fits or tickets[i] in taken:
-                    raise Refused
+                    raise RefusedError
                 taken.append(tickets[i])
                 continue
             own = [ticket for ticket in self.tickets_at(node) if ticket not in taken]
             if own:
                 taken.append(own[0])
             elif not backup:
-                raise Refused
+                raise RefusedError
             elif node.parent is not None:
                 taken += [ticket for ticket in self.tickets_at(node.parent) if ticket not in taken]
         return taken
 
     def backup(self, nodes: list[Node], returns: list[float], tickets: list[int] | None = None) -> None:
         if any(node.reason for node in nodes):
-            raise Refused
+            raise RefusedError
         for ticket in self.resolved(nodes, tickets, backup=True):
             self.land(ticket)
         for node, value in zip(nodes, returns, strict=True):
@@ -276,7 +276,7 @@ class Model:
 
     def prune(self, nodes: list[Node], reason: int) -> list[int]:
         if any(node.parent is None for node in nodes):
-            raise Refused
+            raise RefusedError
         for node in nodes:
             node.reason = reason
         reopened = []
@@ -294,7 +294,7 @@ class Model:
 
     def refine(self, nodes: list[Node]) -> None:
         if any(node.children for node in nodes):
-            raise Refused
+            raise RefusedError
         for node in nodes:
             node.returns.clear()
             node.refined = min(255, node.refined + 1)
@@ -309,7 +309,7 @@ class Model:
     def compact(self, drop_pruned: bool) -> list[int]:
         if drop_pruned:
             if any(node.reason for leaf in self.tickets.values() for node in leaf.path()):
-                raise Refused
+                raise RefusedError
             for node in list(self.nodes.values()):
                 node.children = node.open()
         kept = sorted(node.id for root in self.roots if root is not None for node in root.subtree())

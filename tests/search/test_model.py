@@ -21,11 +21,27 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from model import Model, Node, Refused
+from model import Model, Node, RefusedError
 
 from bdc.search import PUCB, PUCT, UCT, Forest, ForestError, GumbelRoot, Thompson, Widening
 
-FIELDS = "id parent tree depth tag children n visits pending reason refined prior value max mean".split()
+FIELDS = [
+    "id",
+    "parent",
+    "tree",
+    "depth",
+    "tag",
+    "children",
+    "n",
+    "visits",
+    "pending",
+    "reason",
+    "refined",
+    "prior",
+    "value",
+    "max",
+    "mean",
+]
 SETTINGS: dict[str, dict[str, Any]] = {
     "pucb-max": {"rule": PUCB()},
     "pucb-mean-loss": {"rule": PUCB(3.0, 1.0), "backup": "mean", "gamma": 1.0, "virtual_loss": 0.7},
@@ -100,7 +116,7 @@ class Duet:
         """Both calls do it, or both refuse, the forest with nothing changed. `theirs` must check before it acts."""
         try:
             theirs()
-        except Refused:
+        except RefusedError:
             self.refused(ours)
             return False
         ours()
