@@ -85,43 +85,106 @@ BDC_AVX512 __m512d eight(const Family& family, std::uint32_t at, __mmask8 lanes,
     return _mm512_mask_mov_pd(_mm512_set1_pd(-kInfinity), lanes, score);
 }
 
-// The first of the lanes at `at` whose bit is set, or of these and `best`, that wins all ties.
-std::uint32_t settle(const Family& family, std::uint32_t at, unsigned tied, std::uint32_t best) {
-    for (; tied != 0; tied &= tied - 1) {
-        const std::uint32_t lane = at + std::uint32_t(__builtin_ctz(tied));
-        if (best == kNone || wins_tie(family, lane, best, true)) best = lane;
+// The same for at most four lanes, in half the width: a shorter way through the pipeline.
+template <Bonus kBonus, bool kMean>
+BDC_AVX512 __m256d four(const Family& family, __mmask8 lanes, double factor, double unvisited) {
+    const __m128i n = _mm_maskz_loadu_epi32(lanes, family.n());
+    const __m128i pending = _mm_maskz_loadu_epi32(lanes, family.pending());
+    const __m256d count = _mm256_cvtepu32_pd(_mm_add_epi32(n, pending));
+    const __mmask8 visited = _mm_test_epi32_mask(n, n);
+    __m256d q;
+    if constexpr (kMean) {
+        const __m256d sum = _mm256_maskz_loadu_pd(lanes, family.sum());
+        q = _mm256_mask_div_pd(_mm256_set1_pd(unvisited), visited, sum, _mm256_cvtepu32_pd(n));
+    } else {
+        q = _mm256_mask_loadu_pd(_mm256_set1_pd(unvisited), visited, family.best());
+    }
+    const __m256d one = _mm256_set1_pd(1.0);
+    __m256d score;
+    if constexpr (kBonus == Bonus::kInverseRoot) {
+        const __mmask8 counted = _mm256_cmp_pd_mask(count, _mm256_setzero_pd(), _CMP_GT_OQ);
+        const __m256d bonus =
+            _mm256_maskz_div_pd(counted, one, _mm256_maskz_sqrt_pd(counted, count));
+        score = _mm256_mask_add_pd(_mm256_set1_pd(kInfinity), counted, q,
+                                   _mm256_mul_pd(_mm256_set1_pd(factor), bonus));
+    } else {
+        const __m256d prior = _mm256_maskz_loadu_pd(lanes, family.prior());
+        score = _mm256_add_pd(q, _mm256_div_pd(_mm256_mul_pd(_mm256_set1_pd(factor), prior),
+                                               _mm256_add_pd(one, count)));
+    }
+    return _mm256_mask_mov_pd(_mm256_set1_pd(-kInfinity), lanes, score);
+}
+
+BDC_AVX512 __mmask8 open_lanes(const Family& family, std::uint32_t at) {
+    const std::uint32_t left = family.head().count - at;
+    const __mmask8 lanes = left >= 8 ? 0xFF : __mmask8((1u << left) - 1);
+    if (family.head().open == family.head().count) return lanes;
+    const __m128i reason = _mm_maskz_loadu_epi8(lanes, family.reason() + at);
+    return lanes & __mmask8(~_mm_test_epi8_mask(reason, reason));
+}
+
+// Of lanes with equal scores (a bit each) the one that wins the tie.
+BDC_AVX512 std::uint32_t settle(const Family& family, std::uint64_t tied) {
+    const auto first = std::uint32_t(__builtin_ctzll(tied));
+    if ((tied & (tied - 1)) == 0) return first;
+    // Mostly all are alike, and the first wins.
+    const __m512d prior = _mm512_set1_pd(family.prior()[first]);
+    const __m256i count = _mm256_set1_epi32(int(family.n()[first] + family.pending()[first]));
+    const __m128i tag = _mm_set1_epi16(short(family.tag()[first]));
+    bool alike = true;
+    for (std::uint32_t at = first / 8 * 8; at < 64 && tied >> at != 0; at += 8) {
+        const auto lanes = __mmask8(tied >> at);
+        const __m256i counts =
+            _mm256_add_epi32(_mm256_maskz_loadu_epi32(lanes, family.n() + at),
+                             _mm256_maskz_loadu_epi32(lanes, family.pending() + at));
+        const __m512d priors = _mm512_maskz_loadu_pd(lanes, family.prior() + at);
+        const __m128i tags = _mm_maskz_loadu_epi16(lanes, family.tag() + at);
+        alike &= (_mm512_mask_cmp_pd_mask(lanes, priors, prior, _CMP_EQ_OQ) &
+                  _mm256_mask_cmpeq_epi32_mask(lanes, counts, count) &
+                  _mm_mask_cmpeq_epi16_mask(lanes, tags, tag)) == lanes;
+    }
+    if (alike) return first;
+    std::uint32_t best = first;
+    for (tied &= tied - 1; tied != 0; tied &= tied - 1) {
+        const auto lane = std::uint32_t(__builtin_ctzll(tied));
+        if (wins_tie(family, lane, best, true)) best = lane;
     }
     return best;
 }
 
 template <Bonus kBonus, bool kMean>
 BDC_AVX512 std::uint32_t avx512(const Family& family, double factor, double unvisited) {
-    const Header& head = family.head();
-    if (head.count <= 4) return portable<kBonus, kMean>(family, factor, unvisited);
-    double top = -kInfinity;
-    std::uint32_t best = kNone;
-    for (std::uint32_t at = 0; at < head.count; at += 8) {
-        const std::uint32_t left = head.count - at;
-        __mmask8 lanes = left >= 8 ? 0xFF : __mmask8((1u << left) - 1);
-        if (head.open != head.count) {
-            const __m128i reason = _mm_maskz_loadu_epi8(lanes, family.reason() + at);
-            lanes &= __mmask8(~_mm_test_epi8_mask(reason, reason));
-            if (lanes == 0) continue;
-        }
-        const __m512d score = eight<kBonus, kMean>(family, at, lanes, factor, unvisited);
-        const double here = _mm512_reduce_max_pd(score);
-        if (here < top) continue;
-        const unsigned tied =
-            lanes & unsigned(_mm512_cmp_pd_mask(score, _mm512_set1_pd(here), _CMP_EQ_OQ));
-        if (here > top) best = kNone;
-        top = here;
-        if (best == kNone && (tied & (tied - 1)) == 0) {
-            best = at + std::uint32_t(__builtin_ctz(tied));
-        } else {
-            best = settle(family, at, tied, best);
-        }
+    const std::uint32_t count = family.head().count;
+    if (count <= 4) {
+        const __mmask8 lanes = open_lanes(family, 0);
+        const __m256d score = four<kBonus, kMean>(family, lanes, factor, unvisited);
+        const __m256d pairs = _mm256_max_pd(score, _mm256_permute4x64_pd(score, 0x4E));
+        const __m256d top = _mm256_max_pd(pairs, _mm256_permute_pd(pairs, 0x5));
+        return settle(family, _mm256_mask_cmp_pd_mask(lanes, score, top, _CMP_EQ_OQ));
     }
-    return best;
+    if (count <= 8) {
+        const __mmask8 lanes = open_lanes(family, 0);
+        const __m512d score = eight<kBonus, kMean>(family, 0, lanes, factor, unvisited);
+        const __m512d top = _mm512_set1_pd(_mm512_reduce_max_pd(score));
+        return settle(family, _mm512_mask_cmp_pd_mask(lanes, score, top, _CMP_EQ_OQ));
+    }
+    if (count > 64) return portable<kBonus, kMean>(family, factor, unvisited);
+    __m512d scores[8];
+    __mmask8 open[8];
+    __m512d largest = _mm512_set1_pd(-kInfinity);
+    const std::uint32_t blocks = (count + 7) / 8;
+    for (std::uint32_t i = 0; i < blocks; ++i) {
+        open[i] = open_lanes(family, 8 * i);
+        scores[i] = eight<kBonus, kMean>(family, 8 * i, open[i], factor, unvisited);
+        largest = _mm512_max_pd(largest, scores[i]);
+    }
+    const __m512d top = _mm512_set1_pd(_mm512_reduce_max_pd(largest));
+    std::uint64_t tied = 0;
+    for (std::uint32_t i = 0; i < blocks; ++i) {
+        const auto here = _mm512_mask_cmp_pd_mask(open[i], scores[i], top, _CMP_EQ_OQ);
+        tied |= std::uint64_t(here) << (8 * i);
+    }
+    return settle(family, tied);
 }
 
 bool has_avx512() {

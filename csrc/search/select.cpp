@@ -40,9 +40,19 @@ std::uint32_t arg_max(const Family& family, const double* score) {
     return best;
 }
 
-void prefetch(const std::byte* block, std::size_t likely_lanes) {
-    const std::size_t bytes = std::min<std::size_t>(sizeof(Header) + kLaneBytes * likely_lanes, 512);
-    for (std::size_t at = 0; at < bytes + kGrain; at += 64) __builtin_prefetch(block + at);
+// What scoring reads of a block with about so many lanes: all of a small one, else the header, the
+// values and the counts.
+void prefetch(const std::byte* block, std::size_t lanes) {
+    const auto fetch = [&](std::size_t from, std::size_t to) {
+        for (std::size_t at = from; at < to + kGrain; at += 64) __builtin_prefetch(block + at);
+    };
+    if (lanes <= 8) {
+        fetch(0, sizeof(Header) + kLaneBytes * lanes);
+    } else {
+        lanes = std::min<std::size_t>(lanes, 64);
+        fetch(0, sizeof(Header) + 16 * lanes);
+        fetch(sizeof(Header) + 24 * lanes, sizeof(Header) + 32 * lanes);
+    }
 }
 
 // The descent of one rule. All state that outlives a step lies in the walker and in its tree.
