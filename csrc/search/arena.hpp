@@ -18,9 +18,9 @@ inline constexpr std::size_t kLaneBytes = 44;
 
 struct Header {
     std::uint32_t parent_block;  // kNone above a root; in a free block the next free one
-    std::uint32_t visits;   // N of the node whose children these are: 1 + returns through them
-    std::uint32_t pending;  // selections in flight that went through these children
-    std::uint32_t depth;    // of these children; a root has 0
+    std::uint32_t visits;        // N of the node whose children these are: 1 + returns through them
+    std::uint32_t pending;       // selections in flight that went through these children
+    std::uint32_t depth;         // of these children; a root has 0
     std::uint16_t parent_lane;
     std::uint16_t count;     // lanes in use; 0 in a free block
     std::uint16_t capacity;  // lanes

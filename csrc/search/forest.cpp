@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <optional>
 #include <unordered_map>
 
 namespace bdc::search {
@@ -81,29 +82,31 @@ Forest::Forest(const Config& config, unsigned threads)
 Forest::~Forest() = default;
 
 void Forest::share(std::span<const std::uint32_t> tree_of, std::size_t weight) {
-    constexpr std::size_t kChunk = 32;      // pieces of work that are worth handing over,
-    constexpr std::size_t kWorthIt = 3;     // and how many such chunks are worth a wake-up
-    constexpr std::size_t kPerThread = 8;   // so that nobody waits long for the last one
+    constexpr std::size_t kChunk = 32;     // pieces of work that are worth handing over,
+    constexpr std::size_t kWorthIt = 3;    // and how many such chunks are worth a wake-up
+    constexpr std::size_t kPerThread = 8;  // so that nobody waits long for the last one
     const std::size_t items = tree_of.size();
     shares_.order.clear();
-    shares_.starts.assign({0});
-    std::size_t chunks = std::min({items * weight / kChunk, items, pool_.threads() * kPerThread});
-    if (pool_.threads() == 1 || chunks < kWorthIt) chunks = 1;
+    shares_.starts.resize(1);
+    const std::size_t chunks =
+        std::min({items * weight / kChunk, items, pool_.threads() * kPerThread});
+    if (pool_.threads() == 1 || chunks < kWorthIt) {
+        shares_.starts.push_back(std::uint32_t(items));
+        return;
+    }
     ++call_;
     bool scattered = false;
-    if (chunks > 1) {
-        std::uint32_t chunk = 0;
-        for (std::size_t i = 0; i < items; ++i) {
-            const bool next_tree = i > 0 && tree_of[i] != tree_of[i - 1];
-            if (next_tree && i * chunks / items > chunk) {
-                ++chunk;
-                shares_.starts.push_back(std::uint32_t(i));
-            }
-            Tree& tree = trees_[tree_of[i]];
-            if (tree.call == call_ && tree.chunk != chunk) scattered = true;
-            tree.call = call_;
-            tree.chunk = chunk;
+    std::uint32_t chunk = 0;
+    for (std::size_t i = 0; i < items; ++i) {
+        const bool next_tree = i > 0 && tree_of[i] != tree_of[i - 1];
+        if (next_tree && i * chunks / items > chunk) {
+            ++chunk;
+            shares_.starts.push_back(std::uint32_t(i));
         }
+        Tree& tree = trees_[tree_of[i]];
+        if (tree.call == call_ && tree.chunk != chunk) scattered = true;
+        tree.call = call_;
+        tree.chunk = chunk;
     }
     if (scattered) {  // a tree comes up again later: trees are dealt out instead
         std::vector<std::uint32_t> next(chunks + 1, 0);
@@ -174,8 +177,8 @@ std::uint32_t Forest::widen(std::uint32_t tree_index, std::uint32_t block, std::
     Arena& arena = trees_[tree_index].arena;
     const Header old_head = arena.at(block).head();
     if (needed <= old_head.capacity) return block;
-    const std::uint32_t capacity = std::min(
-        kMaxChildren, std::max<std::uint32_t>({needed, old_head.capacity * 2u, 4u}));
+    const std::uint32_t capacity =
+        std::min(kMaxChildren, std::max<std::uint32_t>({needed, old_head.capacity * 2u, 4u}));
     const std::uint32_t moved = arena.allocate(capacity, agents_, old_head.parent_block,
                                                old_head.parent_lane, old_head.depth, recycler_);
     const Family from = arena.at(block);
@@ -253,7 +256,7 @@ Range Forest::expand(Ids nodes, Ids counts, std::span<const double> priors, Ids 
         total += std::size_t(count);
         if (total > kMaxNodes) throw InputFault("expand would exceed 2^30 nodes");
     }
-    std::unordered_map<std::int64_t, std::uint64_t> crowded;  // only nodes near the limit
+    std::optional<std::unordered_map<std::int64_t, std::uint64_t>> crowded;  // near the limit
     for (std::size_t i = 0; i < nodes.size(); ++i) {
         const Location where = Location::unpack(locations_[std::size_t(nodes[i])]);
         const Tree& tree = trees_[where.tree];
@@ -261,7 +264,8 @@ Range Forest::expand(Ids nodes, Ids counts, std::span<const double> priors, Ids 
         const std::uint64_t had = block == kNone ? 0 : tree.arena.at(block).head().count;
         if (had + tree.coming <= kMaxChildren) continue;
         const auto count = std::uint64_t(counts[i * stride]);
-        const auto& sum = crowded.try_emplace(nodes[i], had).first->second += count;
+        if (!crowded) crowded.emplace();
+        const auto& sum = crowded->try_emplace(nodes[i], had).first->second += count;
         if (sum > kMaxChildren) {
             throw InputFault(at("nodes", std::int64_t(i)) + " would get " + std::to_string(sum) +
                                  " children; a node has at most " + std::to_string(kMaxChildren),

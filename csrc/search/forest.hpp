@@ -4,6 +4,7 @@
 // turns.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -162,16 +163,17 @@ class Forest {
     };
     // `tree_of[i]` is the tree of item i, which stands for `weight` pieces of work.
     void share(std::span<const std::uint32_t> tree_of, std::size_t weight);
-    void tabulate(std::size_t rows);
+    void tabulate();
     // Calls work(item) for all items.
     template <class Work>
     void spread(std::span<const std::uint32_t> tree_of, const Work& work);
 
     Config config_;
     AnyRule rule_;
-    std::uint32_t agents_;  // generate arms per node, 0 for most rules
-    Pick pick_ = nullptr;   // for factored rules without virtual loss
-    std::vector<double> factors_;  // of a factored rule, by N(s)
+    std::uint32_t agents_;              // generate arms per node, 0 for most rules
+    Pick pick_ = nullptr;               // for factored rules without virtual loss
+    std::vector<double> factors_;       // of a factored rule, by N(s)
+    std::atomic<bool> outgrown_{true};  // is there an N(s) beyond the table?
     mutable Pool pool_;
     mutable std::mutex mutex_;
     Recycler recycler_;
@@ -186,7 +188,7 @@ class Forest {
     std::vector<Location> item_leaf_;
     std::vector<Job> jobs_;
     std::vector<std::pair<Flight*, Location>> claimed_;
-    std::vector<std::vector<std::int32_t>> paths_;                 // by chunk
+    std::vector<std::vector<std::int32_t>> paths_;                // by chunk
     std::vector<std::pair<std::uint32_t, std::size_t>> path_at_;  // by row: chunk, place in it
 };
 

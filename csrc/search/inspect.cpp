@@ -8,7 +8,8 @@ namespace bdc::search {
 
 std::size_t Forest::bytes() const {
     const std::lock_guard lock(mutex_);
-    std::size_t total = locations_.bytes() + recycler_.bytes() + factors_.capacity() * sizeof(double);
+    std::size_t total =
+        locations_.bytes() + recycler_.bytes() + factors_.capacity() * sizeof(double);
     for (const Tree& tree : trees_) {
         total += sizeof(Tree) + tree.arena.bytes() + tree.flights.capacity() * sizeof(Flight);
     }

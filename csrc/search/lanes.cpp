@@ -39,7 +39,8 @@ std::uint32_t portable(const Family& family, double factor, double unvisited) {
         double score = unvisited;
         if (n > 0) score = kMean ? value[i] / double(n) : value[i];
         if constexpr (kBonus == Bonus::kInverseRoot) {
-            score = count > 0 ? score + factor * bonus_root(double(count), count, table) : kInfinity;
+            score =
+                count > 0 ? score + factor * bonus_root(double(count), count, table) : kInfinity;
         } else {
             score += factor * prior[i] / (1.0 + double(count));
         }
@@ -124,32 +125,42 @@ BDC_AVX512 __mmask8 open_lanes(const Family& family, std::uint32_t at) {
 }
 
 // Of lanes with equal scores (a bit each) the one that wins the tie.
-BDC_AVX512 std::uint32_t settle(const Family& family, std::uint64_t tied) {
-    const auto first = std::uint32_t(__builtin_ctzll(tied));
-    if ((tied & (tied - 1)) == 0) return first;
-    // Mostly all are alike, and the first wins.
-    const __m512d prior = _mm512_set1_pd(family.prior()[first]);
-    const __m256i count = _mm256_set1_epi32(int(family.n()[first] + family.pending()[first]));
-    const __m128i tag = _mm_set1_epi16(short(family.tag()[first]));
-    bool alike = true;
-    for (std::uint32_t at = first / 8 * 8; at < 64 && tied >> at != 0; at += 8) {
-        const auto lanes = __mmask8(tied >> at);
-        const __m256i counts =
-            _mm256_add_epi32(_mm256_maskz_loadu_epi32(lanes, family.n() + at),
-                             _mm256_maskz_loadu_epi32(lanes, family.pending() + at));
-        const __m512d priors = _mm512_maskz_loadu_pd(lanes, family.prior() + at);
-        const __m128i tags = _mm_maskz_loadu_epi16(lanes, family.tag() + at);
-        alike &= (_mm512_mask_cmp_pd_mask(lanes, priors, prior, _CMP_EQ_OQ) &
-                  _mm256_mask_cmpeq_epi32_mask(lanes, counts, count) &
-                  _mm_mask_cmpeq_epi16_mask(lanes, tags, tag)) == lanes;
-    }
-    if (alike) return first;
-    std::uint32_t best = first;
+std::uint32_t settle(const Family& family, std::uint64_t tied) {
+    auto best = std::uint32_t(__builtin_ctzll(tied));
     for (tied &= tied - 1; tied != 0; tied &= tied - 1) {
         const auto lane = std::uint32_t(__builtin_ctzll(tied));
         if (wins_tie(family, lane, best, true)) best = lane;
     }
     return best;
+}
+
+// Are the lanes `at` + `tied` like lane `first` in all that decides ties? They mostly are, and then
+// the first of them wins: a branch that is foreseen, unlike whether there is a tie at all.
+BDC_AVX512 bool alike(const Family& family, std::uint32_t at, __mmask8 tied, std::uint32_t first) {
+    const __m512d priors = _mm512_maskz_loadu_pd(tied, family.prior() + at);
+    const __m256i counts = _mm256_add_epi32(_mm256_maskz_loadu_epi32(tied, family.n() + at),
+                                            _mm256_maskz_loadu_epi32(tied, family.pending() + at));
+    const __m128i tags = _mm_maskz_loadu_epi16(tied, family.tag() + at);
+    const auto count = int(family.n()[first] + family.pending()[first]);
+    return (_mm512_mask_cmp_pd_mask(tied, priors, _mm512_set1_pd(family.prior()[first]),
+                                    _CMP_EQ_OQ) &
+            _mm256_mask_cmpeq_epi32_mask(tied, counts, _mm256_set1_epi32(count)) &
+            _mm_mask_cmpeq_epi16_mask(tied, tags, _mm_set1_epi16(short(family.tag()[first])))) ==
+           tied;
+}
+
+// The same for at most four lanes.
+BDC_AVX512 bool alike_four(const Family& family, __mmask8 tied, std::uint32_t first) {
+    const __m256d priors = _mm256_maskz_loadu_pd(tied, family.prior());
+    const __m128i counts = _mm_add_epi32(_mm_maskz_loadu_epi32(tied, family.n()),
+                                         _mm_maskz_loadu_epi32(tied, family.pending()));
+    const __m128i tags = _mm_maskz_loadu_epi16(tied, family.tag());
+    const auto count = int(family.n()[first] + family.pending()[first]);
+    return (_mm256_mask_cmp_pd_mask(tied, priors, _mm256_set1_pd(family.prior()[first]),
+                                    _CMP_EQ_OQ) &
+            _mm_mask_cmpeq_epi32_mask(tied, counts, _mm_set1_epi32(count)) &
+            _mm_mask_cmpeq_epi16_mask(tied, tags, _mm_set1_epi16(short(family.tag()[first])))) ==
+           tied;
 }
 
 template <Bonus kBonus, bool kMean>
@@ -160,13 +171,17 @@ BDC_AVX512 std::uint32_t avx512(const Family& family, double factor, double unvi
         const __m256d score = four<kBonus, kMean>(family, lanes, factor, unvisited);
         const __m256d pairs = _mm256_max_pd(score, _mm256_permute4x64_pd(score, 0x4E));
         const __m256d top = _mm256_max_pd(pairs, _mm256_permute_pd(pairs, 0x5));
-        return settle(family, _mm256_mask_cmp_pd_mask(lanes, score, top, _CMP_EQ_OQ));
+        const __mmask8 tied = _mm256_mask_cmp_pd_mask(lanes, score, top, _CMP_EQ_OQ);
+        const auto first = std::uint32_t(__builtin_ctz(tied));
+        return alike_four(family, tied, first) ? first : settle(family, tied);
     }
     if (count <= 8) {
         const __mmask8 lanes = open_lanes(family, 0);
         const __m512d score = eight<kBonus, kMean>(family, 0, lanes, factor, unvisited);
         const __m512d top = _mm512_set1_pd(_mm512_reduce_max_pd(score));
-        return settle(family, _mm512_mask_cmp_pd_mask(lanes, score, top, _CMP_EQ_OQ));
+        const __mmask8 tied = _mm512_mask_cmp_pd_mask(lanes, score, top, _CMP_EQ_OQ);
+        const auto first = std::uint32_t(__builtin_ctz(tied));
+        return alike(family, 0, tied, first) ? first : settle(family, tied);
     }
     if (count > 64) return portable<kBonus, kMean>(family, factor, unvisited);
     __m512d scores[8];
@@ -184,12 +199,19 @@ BDC_AVX512 std::uint32_t avx512(const Family& family, double factor, double unvi
         const auto here = _mm512_mask_cmp_pd_mask(open[i], scores[i], top, _CMP_EQ_OQ);
         tied |= std::uint64_t(here) << (8 * i);
     }
-    return settle(family, tied);
+    const auto first = std::uint32_t(__builtin_ctzll(tied));
+    if ((tied & (tied - 1)) == 0) return first;
+    bool same = true;
+    for (std::uint32_t at = first / 8 * 8; at < count; at += 8) {
+        same &= alike(family, at, __mmask8(tied >> at), first);
+    }
+    return same ? first : settle(family, tied);
 }
 
 bool has_avx512() {
-    static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+    static const bool has =
+        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
     return has;
 }
 
@@ -198,7 +220,8 @@ bool has_avx512() {
 template <template <Bonus, bool> class Form>
 Pick choose(Bonus bonus, bool mean) {
     if (bonus == Bonus::kInverseRoot) {
-        return mean ? Form<Bonus::kInverseRoot, true>::pick : Form<Bonus::kInverseRoot, false>::pick;
+        return mean ? Form<Bonus::kInverseRoot, true>::pick
+                    : Form<Bonus::kInverseRoot, false>::pick;
     }
     return mean ? Form<Bonus::kPrior, true>::pick : Form<Bonus::kPrior, false>::pick;
 }
@@ -234,7 +257,8 @@ bool wins_tie(const Family& family, std::uint32_t a, std::uint32_t b, bool turns
     if (n_a != n_b) return n_a < n_b;
     if (turns && family.tag()[a] != family.tag()[b]) {
         const Header& head = family.head();
-        const std::uint32_t agents = 1u + *std::max_element(family.tag(), family.tag() + head.count);
+        const std::uint32_t agents =
+            1u + *std::max_element(family.tag(), family.tag() + head.count);
         const std::uint32_t turn = (head.visits + head.pending - 1) % agents;
         const std::uint32_t after_a = (family.tag()[a] + agents - turn) % agents;
         const std::uint32_t after_b = (family.tag()[b] + agents - turn) % agents;

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <utility>
@@ -26,37 +25,50 @@ std::size_t rounded(std::size_t bytes, std::size_t to) { return (bytes + to - 1)
 }  // namespace
 
 Recycler::~Recycler() {
-    for (const auto& buffers : free_) {
-        for (std::byte* buffer : buffers) std::free(buffer);
+    for (const auto& [slab, bytes] : slabs_) munmap(slab, bytes);
+}
+
+void Recycler::cut_slab(std::size_t bytes) {
+    // What is left of the last slab goes to the lists, largest pieces first.
+    while (left_ > 0) {  // less than `bytes`
+        const std::size_t piece = std::bit_floor(left_);
+        free_[std::min<std::size_t>(std::countr_zero(piece), kClasses - 1)].push_back(next_);
+        next_ += piece;
+        left_ -= piece;
     }
+    const std::size_t grown = slabs_.empty() ? 0 : 2 * slabs_.back().second;
+    const std::size_t slab = std::clamp(std::bit_ceil(grown), 8 * bytes, 2 * kHugePage);
+    next_ = mapped(mmap(nullptr, slab, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    left_ = slab;
+    slabs_.emplace_back(next_, slab);
+    madvise(next_, slab, MADV_HUGEPAGE);
 }
 
 std::byte* Recycler::take(std::size_t bytes) {
-    {
-        const std::lock_guard lock(mutex_);
-        auto& buffers = free_[std::countr_zero(bytes)];
-        if (!buffers.empty()) {
-            std::byte* buffer = buffers.back();
-            buffers.pop_back();
-            kept_ -= bytes;
-            return buffer;
-        }
+    const std::lock_guard lock(mutex_);
+    auto& buffers = free_[std::countr_zero(bytes)];
+    if (!buffers.empty()) {
+        std::byte* buffer = buffers.back();
+        buffers.pop_back();
+        return buffer;
     }
-    void* fresh = std::aligned_alloc(Memory::kAlignment, bytes);
-    if (fresh == nullptr) throw std::bad_alloc();
-    return static_cast<std::byte*>(fresh);
+    if (left_ < bytes) cut_slab(bytes);
+    std::byte* buffer = next_;
+    next_ += bytes;
+    left_ -= bytes;
+    return buffer;
 }
 
 void Recycler::give(std::byte* data, std::size_t bytes) {
     const std::lock_guard lock(mutex_);
-    if (kept_ + bytes > kKept) return std::free(data);
     free_[std::countr_zero(bytes)].push_back(data);
-    kept_ += bytes;
 }
 
 std::size_t Recycler::bytes() const {
     const std::lock_guard lock(mutex_);
-    return kept_;
+    std::size_t total = 0;
+    for (const auto& [slab, bytes] : slabs_) total += bytes;
+    return total;
 }
 
 Memory::Memory(Memory&& other) noexcept { swap(other); }
@@ -95,6 +107,7 @@ void Memory::adopt(std::byte* data, std::size_t bytes, std::shared_ptr<void> own
 }
 
 std::size_t Memory::held(std::size_t used) const {
+    if (kind_ == Kind::kSmall) return 0;  // counted by the recycler
     return kind_ == Kind::kMapped ? std::min(capacity_, rounded(used, kHugePage)) : capacity_;
 }
 

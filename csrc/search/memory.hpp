@@ -5,35 +5,37 @@
 #include <cstddef>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 namespace bdc::search {
 
-// Small buffers of dropped or outgrown trees, kept for the next ones: fresh pages cost more than
-// the work of a small search.
+// Buffers for small trees, cut from slabs of large pages; those of dropped or outgrown trees are
+// kept for the next ones. Page by page from the system they would cost more than the search itself.
 class Recycler {
   public:
     Recycler() = default;
     Recycler(const Recycler&) = delete;
     ~Recycler();
 
-    std::byte* take(std::size_t bytes);  // a power of two
+    std::byte* take(std::size_t bytes);  // a power of two, from 1 KiB to 512 KiB
     void give(std::byte* data, std::size_t bytes);
-    std::size_t bytes() const;
+    std::size_t bytes() const;  // of the slabs
 
   private:
-    static constexpr std::size_t kKept = std::size_t(32) << 20;
-    static constexpr std::size_t kClasses = 20;  // up to 2^19 bytes
+    static constexpr std::size_t kClasses = 20;
+
+    void cut_slab(std::size_t bytes);
 
     mutable std::mutex mutex_;
     std::vector<std::byte*> free_[kClasses];
-    std::size_t kept_ = 0;
+    std::vector<std::pair<std::byte*, std::size_t>> slabs_;
+    std::byte* next_ = nullptr;  // the uncut part of the last slab
+    std::size_t left_ = 0;
 };
 
 class Memory {
   public:
-    static constexpr std::size_t kAlignment = 64;
-
     Memory() = default;
     Memory(Memory&& other) noexcept;
     Memory& operator=(Memory&& other) noexcept;
@@ -50,7 +52,7 @@ class Memory {
     // Part of a private file mapping that `owner` keeps alive.
     void adopt(std::byte* data, std::size_t bytes, std::shared_ptr<void> owner);
 
-    // Held in memory when `used` bytes have been written.
+    // Held beside the recycler when `used` bytes have been written.
     std::size_t held(std::size_t used) const;
 
   private:

@@ -86,8 +86,7 @@ struct PUCB {
     explicit PUCB(const double* p) : c_base(p[0]), c(p[1]) {}
 
     double factor(double visits) const {
-        return (std::log((visits + c_base + 1.0) / c_base) + c) *
-               std::sqrt(std::log(1.0 + visits));
+        return (std::log((visits + c_base + 1.0) / c_base) + c) * std::sqrt(std::log(1.0 + visits));
     }
     double unvisited(const Site&) const { return 0.0; }
 };

@@ -60,8 +60,13 @@ template <class Rule>
 class Descent {
   public:
     Descent(const Rule& rule, const Config& config, Pick pick, const std::vector<double>& factors,
-            std::vector<Tree>& trees)
-        : rule_(rule), config_(config), pick_(pick), factors_(factors), trees_(trees) {}
+            std::atomic<bool>& outgrown, std::vector<Tree>& trees)
+        : rule_(rule),
+          config_(config),
+          pick_(pick),
+          factors_(factors),
+          outgrown_(outgrown),
+          trees_(trees) {}
 
     void start(Walker& walker) const {
         const Family family = trees_[walker.tree].arena.at(0);
@@ -113,8 +118,7 @@ class Descent {
     std::uint32_t choose(Walker& walker, const Family& above, const Family& family) const {
         if constexpr (Factored<Rule>) {
             const std::uint32_t visits = family.head().visits + family.head().pending;
-            const double factor =
-                visits < factors_.size() ? factors_[visits] : rule_.factor(double(visits));
+            const double factor = factor_of(visits);
             if (pick_ != nullptr) {
                 return pick_(family, factor, rule_.unvisited(site(walker, above, family)));
             }
@@ -129,6 +133,12 @@ class Descent {
             generate(walker, &here, scores[lane]);
             return lane;
         }
+    }
+
+    double factor_of(std::uint32_t visits) const {
+        if (visits < factors_.size()) return factors_[visits];
+        if (visits < kTabulated) outgrown_.store(true, std::memory_order_relaxed);
+        return rule_.factor(double(visits));
     }
 
     // Progressive widening: fewer open children than c * N^alpha; a selection in flight that
@@ -164,28 +174,21 @@ class Descent {
     const Config& config_;
     const Pick pick_;
     const std::vector<double>& factors_;
+    std::atomic<bool>& outgrown_;
     std::vector<Tree>& trees_;
 };
 
 }  // namespace
 
-// Tabulates a factored rule up to the visits that the roots of `item_tree_` can reach in this call.
-void Forest::tabulate(std::size_t rows) {
+// Makes the table of a factored rule twice as long.
+void Forest::tabulate() {
+    outgrown_.store(false, std::memory_order_relaxed);
     std::visit(
         [&]<class Rule>(const Rule& rule) {
             if constexpr (Factored<Rule>) {
-                std::uint32_t most = 0;
-                for (const std::uint32_t tree : item_tree_) {
-                    const Arena& arena = trees_[tree].arena;
-                    const std::uint32_t below = arena.at(0).child()[0];
-                    if (below == kNone) continue;
-                    const Header& head = arena.at(below).head();
-                    most = std::max(most, head.visits + head.pending);
-                }
-                const std::size_t wanted = std::min<std::size_t>(kTabulated, most + rows + 1);
-                if (wanted <= factors_.size()) return;
                 std::size_t visits = factors_.size();
-                factors_.resize(std::bit_ceil(wanted));
+                factors_.resize(
+                    std::min<std::size_t>(kTabulated, std::max<std::size_t>(256, 2 * visits)));
                 for (; visits < factors_.size(); ++visits) {
                     factors_[visits] = visits == 0 ? 0.0 : rule.factor(double(visits));
                 }
@@ -215,7 +218,7 @@ void Forest::select(Ids trees, std::int64_t leaves, Selection& into) {
     into.offsets[0] = 0;
     into.path.clear();
     if (rows == 0) return;
-    tabulate(rows);
+    if (outgrown_.load(std::memory_order_relaxed)) tabulate();
     share(item_tree_, std::size_t(leaves));
     const std::uint64_t first_ticket = next_ticket_;
     next_ticket_ += rows;
@@ -230,7 +233,7 @@ void Forest::select(Ids trees, std::int64_t leaves, Selection& into) {
     }
 
     const auto work = [&](const auto& rule, unsigned chunk) {
-        const Descent descent(rule, config_, pick_, factors_, trees_);
+        const Descent descent(rule, config_, pick_, factors_, outgrown_, trees_);
         thread_local std::vector<Walker> walkers(kInStep);  // with the memory of their paths
         std::vector<std::int32_t>& ids = in_order ? into.path : paths_[chunk];
         ids.clear();

@@ -204,7 +204,9 @@ bool finite(double x) { return (std::bit_cast<std::uint64_t>(x) >> 52 & 0x7FF) !
 class Snapshot {
   public:
     static void read(const Source& source, Forest& forest) {
-        for (const auto kind : {kTreeTable, kFlights, kLocations, kGrains}) source.verify(kind);
+        for (const auto kind : {kTreeTable, kFlights, kFree, kLocations, kGrains}) {
+            source.verify(kind);
+        }
         const auto locations = source.section<std::uint64_t>(kLocations);
         source.insist(locations.size() <= kMaxNodes, "too many nodes");
         forest.locations_.extend(locations.size(), forest.recycler_);

@@ -18,17 +18,45 @@ def mix(a: int, b: int) -> int:
     return finalise(finalise(a) ^ b)
 
 
+# The ziggurat of Marsaglia and Tsang (2000), 256 layers.
+TAIL, AREA = 3.6541528853610088, 4.92867323399e-3
+HEIGHT = [0.0, math.exp(-0.5 * TAIL * TAIL)]
+EDGE = [AREA / HEIGHT[1], TAIL]
+for _ in range(254):
+    HEIGHT.append(HEIGHT[-1] + AREA / EDGE[-1])
+    EDGE.append(math.sqrt(-2.0 * math.log(HEIGHT[-1])))
+EDGE.append(0.0)
+HEIGHT.append(1.0)
+
+
 class Stream:
     def __init__(self, key: int) -> None:
         self.state = key
 
-    def uniform(self) -> float:
+    def next(self) -> int:
         self.state = (self.state + 0x9E3779B97F4A7C15) & MASK
-        return ((finalise(self.state) >> 11) + 0.5) * 2.0**-53
+        return finalise(self.state)
+
+    def uniform(self) -> float:
+        return ((self.next() >> 11) + 0.5) * 2.0**-53
 
     def normal(self) -> float:
-        radius = math.sqrt(-2.0 * math.log(self.uniform()))
-        return radius * math.cos(6.283185307179586 * self.uniform())
+        while True:
+            bits = self.next()
+            layer = bits & 0xFF
+            x = ((bits >> 11) * 2.0**-52 - 1.0) * EDGE[layer]
+            if abs(x) < EDGE[layer + 1]:
+                return x
+            if layer == 0:
+                while True:
+                    far = -math.log(self.uniform()) / TAIL
+                    height = -math.log(self.uniform())
+                    if 2.0 * height >= far * far:
+                        break
+                return -(TAIL + far) if x < 0.0 else TAIL + far
+            low, high = HEIGHT[layer], HEIGHT[layer + 1]
+            if low + self.uniform() * (high - low) < math.exp(-0.5 * x * x):
+                return x
 
     def gumbel(self) -> float:
         return -math.log(-math.log(self.uniform()))
@@ -45,7 +73,10 @@ class Stream:
             if t <= 0.0:
                 continue
             v = t * t * t
-            if math.log(self.uniform()) < 0.5 * x * x + d - d * v + d * math.log(v):
+            u = self.uniform()
+            if u < 1.0 - 0.0331 * (x * x) * (x * x):
+                return d * v
+            if math.log(u) < 0.5 * x * x + d - d * v + d * math.log(v):
                 return d * v
 
     def beta(self, a: float, b: float) -> float:
