@@ -120,7 +120,7 @@ class Forest:
     def select(self, trees: ArrayLike, leaves: int = 1) -> Selection:
         """Descends `leaves` times in each tree (root ids), counting the visits already in flight; stops at a node
         without children, or at one that widening or a generate arm picks."""
-        return Selection(*self._core.select(trees, leaves))
+        return Selection(self._core.select(trees, leaves))
 
     def expand(
         self,
@@ -144,16 +144,16 @@ class Forest:
         select leaves, expand them, and back up at the new children. Nodes without tickets take returns just the same.
         """
         if isinstance(leaves_or_selection, Selection):
-            tickets = leaves_or_selection.ticket
-            leaves_or_selection = leaves_or_selection.leaf
-        self._core.backup(leaves_or_selection, returns, tickets)
+            self._core.backup(leaves_or_selection._core, returns)
+        else:
+            self._core.backup(leaves_or_selection, returns, tickets)
 
     def abandon(self, leaves_or_selection: ArrayLike | Selection, *, tickets: ArrayLike | None = None) -> None:
         """Takes selections back without a trace in the statistics; by node id, the oldest one of each entry."""
         if isinstance(leaves_or_selection, Selection):
-            tickets = leaves_or_selection.ticket
-            leaves_or_selection = leaves_or_selection.leaf
-        self._core.abandon(leaves_or_selection, tickets)
+            self._core.abandon(leaves_or_selection._core)
+        else:
+            self._core.abandon(leaves_or_selection, tickets)
 
     def prune(self, nodes: ArrayLike, reasons: ArrayLike = 1) -> Ids:
         """Excludes nodes from selection and keeps their records, with a reason in 1..255. Where no sibling is left
@@ -223,10 +223,14 @@ class Forest:
         self._core.save(str(Path(path)))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, threads: int | None = None) -> Forest:
-        """Opens a snapshot; a truncated, damaged, foreign or newer file raises `ForestError`."""
+    def load(cls, path: str | os.PathLike[str], *, threads: int | None = None, verify: bool = True) -> Forest:
+        """Opens a snapshot; a truncated, damaged, foreign or newer file raises `ForestError`.
+
+        With `verify=False` the file is mapped and read as the search touches it, so that opening takes no time whatever
+        its size. Statistics and references are then taken as they are: only for files whose author you trust.
+        """
         forest = cls.__new__(cls)
-        forest._core = _search.Forest.load(str(Path(path)), _threads(threads))
+        forest._core = _search.Forest.load(str(Path(path)), _threads(threads), verify)
         return forest
 
 

@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
 class Selection:
     """Selected leaves, one row each (k rows, `trees` major, `leaves` minor). Pass it, or some of its rows
-    (`selection[mask]`), to `Forest.backup` or `Forest.abandon`."""
+    (`selection[mask]`), to `Forest.backup` or `Forest.abandon`. Its arrays are views, made when asked for."""
 
-    tree: NDArray[np.int32]  # [k] root id of the leaf's tree
-    leaf: NDArray[np.int32]  # [k] node id: without children, or to be given more
-    depth: NDArray[np.int32]  # [k] edges from the root
-    ticket: NDArray[np.int64]  # [k] resolved exactly once, by backup or abandon
-    path_offsets: NDArray[np.int64]  # [k + 1] row i's path is path[path_offsets[i] : path_offsets[i + 1]]
-    path: NDArray[np.int32]  # node ids from root to leaf, all rows end to end
-    agent: NDArray[np.int32]  # [k] who shall add a child (Thompson), else -1
+    __slots__ = ("_core",)
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+
+    @property
+    def tree(self) -> NDArray[np.int32]:
+        """[k] root id of the leaf's tree."""
+        return self._core.tree
+
+    @property
+    def leaf(self) -> NDArray[np.int32]:
+        """[k] node id: without children, or to be given more."""
+        return self._core.leaf
+
+    @property
+    def depth(self) -> NDArray[np.int32]:
+        """[k] edges from the root."""
+        return self._core.depth
+
+    @property
+    def ticket(self) -> NDArray[np.int64]:
+        """[k] resolved exactly once, by backup or abandon."""
+        return self._core.ticket
+
+    @property
+    def path_offsets(self) -> NDArray[np.int64]:
+        """[k + 1] row i's path is `path[path_offsets[i] : path_offsets[i + 1]]`."""
+        return self._core.path_offsets
+
+    @property
+    def path(self) -> NDArray[np.int32]:
+        """Node ids from root to leaf, all rows end to end."""
+        return self._core.path
+
+    @property
+    def agent(self) -> NDArray[np.int32]:
+        """[k] who shall add a child (Thompson), else -1."""
+        return self._core.agent
 
     def __len__(self) -> int:
-        return len(self.leaf)
+        return len(self._core)
 
     def path_of(self, row: int) -> NDArray[np.int32]:
         """Node ids from the root to leaf `row`."""
-        return self.path[self.path_offsets[row] : self.path_offsets[row + 1]]
+        offsets = self.path_offsets
+        return self.path[offsets[row] : offsets[row + 1]]
 
     def __getitem__(self, rows: Any) -> Selection:
         """The rows that an index, slice, index array or mask picks."""
-        picked = np.atleast_1d(np.arange(len(self))[rows])
-        paths = [self.path_of(int(row)) for row in picked]
-        offsets = np.zeros(len(picked) + 1, np.int64)
-        np.cumsum([len(path) for path in paths], out=offsets[1:])
-        return Selection(
-            tree=self.tree[picked],
-            leaf=self.leaf[picked],
-            depth=self.depth[picked],
-            ticket=self.ticket[picked],
-            path_offsets=offsets,
-            path=np.concatenate(paths) if paths else self.path[:0],
-            agent=self.agent[picked],
-        )
+        return Selection(self._core.take(np.atleast_1d(np.arange(len(self))[rows])))

@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <memory>
+#include <numeric>
 
 #include "forest.hpp"
 
@@ -81,6 +82,35 @@ py::array_t<T> to_numpy(std::vector<T>&& values) {
     return py::array_t<T>(py::ssize_t(kept->size()), kept->data(), owner);
 }
 
+py::array_t<std::int32_t> to_numpy(const Range& range) {
+    py::array_t<std::int32_t> ids(range.count);
+    std::iota(ids.mutable_data(), ids.mutable_data() + range.count, range.first);
+    return ids;
+}
+
+// A column of a result that lives as long as the array.
+template <class T>
+py::array_t<T> view(const std::vector<T>& column, const py::object& owner) {
+    return py::array_t<T>(py::ssize_t(column.size()), column.data(), owner);
+}
+
+Selection take(const Selection& from, Ids rows) {
+    Selection taken;
+    taken.offsets.push_back(0);
+    for (const std::int64_t index : rows) {
+        const auto row = std::size_t(index);
+        taken.tree.push_back(from.tree[row]);
+        taken.leaf.push_back(from.leaf[row]);
+        taken.depth.push_back(from.depth[row]);
+        taken.ticket.push_back(from.ticket[row]);
+        taken.agent.push_back(from.agent[row]);
+        taken.path.insert(taken.path.end(), from.path.begin() + from.offsets[row],
+                          from.path.begin() + from.offsets[row + 1]);
+        taken.offsets.push_back(std::int64_t(taken.path.size()));
+    }
+    return taken;
+}
+
 template <class Call>
 auto released(Call call) {
     const py::gil_scoped_release release;
@@ -127,6 +157,24 @@ PYBIND11_MODULE(_search, m) {
     PYBIND11_NUMPY_DTYPE(Row, id, parent, tree, depth, tag, children, n, visits, pending, reason,
                          refined, reserved, prior, value, max, mean);
 
+    const auto column = [](auto member) {
+        return [member](const py::object& self) {
+            return view(self.cast<const Selection&>().*member, self);
+        };
+    };
+    py::class_<Selection>(m, "Selection")
+        .def_property_readonly("tree", column(&Selection::tree))
+        .def_property_readonly("leaf", column(&Selection::leaf))
+        .def_property_readonly("depth", column(&Selection::depth))
+        .def_property_readonly("ticket", column(&Selection::ticket))
+        .def_property_readonly("path_offsets", column(&Selection::offsets))
+        .def_property_readonly("path", column(&Selection::path))
+        .def_property_readonly("agent", column(&Selection::agent))
+        .def("__len__", [](const Selection& self) { return self.leaf.size(); })
+        .def("take", [](const Selection& self, const py::array_t<std::int64_t>& rows) {
+            return take(self, {rows.data(), std::size_t(rows.size())});
+        });
+
     using Self = Forest&;
     py::class_<Forest>(m, "Forest")
         .def(py::init([](std::uint32_t kind, const std::vector<double>& parameters, bool mean,
@@ -137,10 +185,10 @@ PYBIND11_MODULE(_search, m) {
                                             threads);
         }))
         .def_static("load",
-                    [](const std::string& path, unsigned threads) {
+                    [](const std::string& path, unsigned threads, bool verify) {
                         return released([&] {
                             auto forest = std::make_unique<Forest>(Forest::peek(path), threads);
-                            Forest::load(path, *forest);
+                            Forest::load(path, verify, *forest);
                             return forest;
                         });
                     })
@@ -166,11 +214,9 @@ PYBIND11_MODULE(_search, m) {
         .def("select",
              [](Self self, const py::object& trees, std::int64_t leaves) {
                  const IdArgument ids(trees, "trees");
-                 Selection s = released([&] { return self.select(ids, leaves); });
-                 return py::make_tuple(to_numpy(std::move(s.tree)), to_numpy(std::move(s.leaf)),
-                                       to_numpy(std::move(s.depth)), to_numpy(std::move(s.ticket)),
-                                       to_numpy(std::move(s.offsets)), to_numpy(std::move(s.path)),
-                                       to_numpy(std::move(s.agent)));
+                 auto selection = std::make_unique<Selection>();
+                 released([&] { self.select(ids, leaves, *selection); });
+                 return selection;
              })
         .def("expand",
              [](Self self, const py::object& nodes, const py::object& counts,
@@ -178,6 +224,19 @@ PYBIND11_MODULE(_search, m) {
                  const IdArgument ids(nodes, "nodes"), many(counts, "counts"), marks(tags, "tags");
                  const RealArgument p(priors, "priors");
                  return to_numpy(released([&] { return self.expand(ids, many, p, marks); }));
+             })
+        .def("backup",
+             [](Self self, const Selection& selection, const py::object& returns) {
+                 const RealArgument values(returns, "returns");
+                 const std::vector<std::int64_t> leaves(selection.leaf.begin(),
+                                                        selection.leaf.end());
+                 released([&] { self.backup(leaves, values, selection.ticket, true); });
+             })
+        .def("abandon",
+             [](Self self, const Selection& selection) {
+                 const std::vector<std::int64_t> leaves(selection.leaf.begin(),
+                                                        selection.leaf.end());
+                 released([&] { self.abandon(leaves, selection.ticket, true); });
              })
         .def("backup",
              [](Self self, const py::object& leaves, const py::object& returns,

@@ -1,39 +1,47 @@
-// One tree's memory. The unit is a *family*: all children of a node in one 64-byte-aligned block,
-// a header line followed by one array per field. A node is a lane of its parent's family and also
-// holds the statistics of the edge into it.
+// One tree's memory. The unit is a *family*: all children of a node in one block, a header followed
+// by one array per field. A node is a lane of its parent's family and also holds the statistics of
+// the edge into it. Blocks are named by their place, counted in grains of 32 bytes.
 #pragma once
 
 #include <cstddef>
-#include <cstring>
+#include <cstdint>
+#include <utility>
 #include <vector>
 
+#include "memory.hpp"
 #include "types.hpp"
 
 namespace bdc::search {
 
-inline constexpr std::size_t kLineBytes = 64;
+inline constexpr std::size_t kGrain = 32;
 inline constexpr std::size_t kLaneBytes = 44;
 
 struct Header {
-    std::uint32_t parent_block;  // kNone above a root
-    std::uint32_t parent_lane;
-    std::uint32_t count;     // lanes in use; 0 in a free block
-    std::uint32_t capacity;  // lanes, a multiple of 4
-    std::uint32_t visits;    // N of the node whose children these are: 1 + returns through them
-    std::uint32_t pending;   // selections in flight that went through these children
-    std::uint32_t open;      // lanes that are not pruned
-    std::uint32_t depth;     // of these children; a root has 0
-    std::uint32_t arms;      // first generate arm in the tree's list, kNone without
-    std::uint32_t cached;    // visits + pending for which the two factors below hold
-    double factor[2];        // the rule's terms that depend on visits + pending only
-    std::uint64_t unused;
+    std::uint32_t parent_block;  // kNone above a root; in a free block the next free one
+    std::uint32_t visits;        // N of the node whose children these are: 1 + returns through them
+    std::uint32_t pending;       // selections in flight that went through these children
+    std::uint32_t depth;         // of these children; a root has 0
+    std::uint16_t parent_lane;
+    std::uint16_t count;     // lanes in use; 0 in a free block
+    std::uint16_t capacity;  // lanes
+    std::uint16_t open;      // lanes that are not pruned
 };
-static_assert(sizeof(Header) == kLineBytes);
+static_assert(sizeof(Header) == 24);
 
-inline std::uint32_t lanes_for(std::uint32_t count) { return (count + 3) / 4 * 4; }
+// Returns of the children one agent has generated at a node, by their first evaluation.
+struct Arm {
+    double sum;
+    std::uint64_t n;
+};
 
-inline std::uint32_t lines_for(std::uint32_t capacity) {
-    return std::uint32_t((kLineBytes + kLaneBytes * capacity + kLineBytes - 1) / kLineBytes);
+// Bytes from the block's start to its generate arms, which follow the lanes.
+inline std::size_t arms_offset(std::size_t capacity) {
+    return sizeof(Header) + (kLaneBytes * capacity + 7) / 8 * 8;
+}
+
+inline std::uint32_t grains_for(std::uint32_t capacity, std::uint32_t arms) {
+    const std::size_t bytes = arms_offset(capacity) + sizeof(Arm) * arms;
+    return std::uint32_t((bytes + kGrain - 1) / kGrain);
 }
 
 // Typed view of a block; valid until the arena grows.
@@ -42,6 +50,7 @@ class Family {
     explicit Family(std::byte* base) : base_(base), capacity_(head().capacity) {}
 
     Header& head() const { return *reinterpret_cast<Header*>(base_); }
+    std::size_t capacity() const { return capacity_; }
     double* best() const { return field<double>(0); }  // largest return, 0 without returns
     double* sum() const { return field<double>(8); }   // of the returns
     double* prior() const { return field<double>(16); }
@@ -52,6 +61,7 @@ class Family {
     std::uint16_t* tag() const { return field<std::uint16_t>(40); }
     std::uint8_t* reason() const { return field<std::uint8_t>(42); }   // 0: open, else why pruned
     std::uint8_t* refined() const { return field<std::uint8_t>(43); }  // times, at most 255
+    Arm* arms() const { return reinterpret_cast<Arm*>(base_ + arms_offset(capacity_)); }
 
     double value(std::uint32_t lane, Backup backup) const {
         if (backup == Backup::kMax) return best()[lane];
@@ -74,56 +84,43 @@ class Family {
   private:
     template <class T>
     T* field(std::size_t bytes_before) const {
-        return reinterpret_cast<T*>(base_ + kLineBytes + bytes_before * capacity_);
+        return reinterpret_cast<T*>(base_ + sizeof(Header) + bytes_before * capacity_);
     }
     std::byte* base_;
     std::size_t capacity_;
 };
 
-// Cache lines that grow without bound; large ones grow by remapping, not by copying.
-class Lines {
-  public:
-    Lines() = default;
-    Lines(Lines&& other) noexcept;
-    Lines& operator=(Lines&& other) noexcept;
-    ~Lines();
-
-    std::byte* data() const { return data_; }
-    void reserve(std::size_t lines);
-    std::size_t capacity() const { return capacity_; }
-
-  private:
-    std::byte* data_ = nullptr;
-    std::size_t capacity_ = 0;
-};
-
 class Arena {
   public:
-    Family at(std::uint32_t block) const { return Family(lines_.data() + block * kLineBytes); }
-    std::uint32_t used() const { return used_; }
-    const std::byte* data() const { return lines_.data(); }
-    std::size_t bytes() const { return lines_.capacity() * kLineBytes; }
-
-    void prefetch(std::uint32_t block) const {
-        const std::byte* base = lines_.data() + block * kLineBytes;
-        for (int line = 0; line < 4; ++line) __builtin_prefetch(base + line * kLineBytes);
+    Family at(std::uint32_t block) const { return Family(base(block)); }
+    std::byte* base(std::uint32_t block) const {
+        return memory_.data() + std::size_t(block) * kGrain;
     }
+    std::uint32_t used() const { return used_; }  // grains
+    const std::byte* data() const { return memory_.data(); }
+    std::size_t bytes() const { return memory_.held(used_ * kGrain); }
 
-    // A family with room for `capacity` lanes, all zero, header set for no children.
-    std::uint32_t allocate(std::uint32_t capacity, std::uint32_t parent_block,
-                           std::uint32_t parent_lane, std::uint32_t depth);
+    // A family with room for `capacity` lanes and `arms` generate arms, all zero but for the header
+    // (no children yet) and `child` (none).
+    std::uint32_t allocate(std::uint32_t capacity, std::uint32_t arms, std::uint32_t parent_block,
+                           std::uint32_t parent_lane, std::uint32_t depth, Recycler& recycler);
     void release(std::uint32_t block);
 
-    // For the loader: `lines` raw lines to be filled in, then `adopt_free` per free block.
-    std::byte* adopt(std::uint32_t lines);
-    void adopt_free(std::uint32_t block) { free_list(at(block).head().capacity).push_back(block); }
+    // For the loader: raw grains to be filled in, or lying in a mapped file.
+    std::byte* make(std::uint32_t grains, Recycler& recycler);
+    void adopt(std::byte* data, std::uint32_t grains, std::shared_ptr<void> owner);
+
+    void adopt_free(std::uint32_t capacity, std::uint32_t block) {
+        free_.emplace_back(capacity, block);
+    }
+    const std::vector<std::pair<std::uint32_t, std::uint32_t>>& free() const { return free_; }
 
   private:
-    std::vector<std::uint32_t>& free_list(std::uint32_t capacity);
+    std::uint32_t* first_free(std::uint32_t capacity);
 
-    Lines lines_;
+    Memory memory_;
     std::uint32_t used_ = 0;
-    std::vector<std::vector<std::uint32_t>> free_;  // by capacity / 4
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> free_;  // first free block by capacity
 };
 
 }  // namespace bdc::search

@@ -14,12 +14,12 @@ std::string item(const char* what, std::size_t index) {
 
 }  // namespace
 
-// The selections that a call is about to resolve. Until `keep`, they are put back on destruction,
-// so that a refused call leaves no trace.
+// The selections that a call is about to resolve. Until `resolve`, they are put back on
+// destruction, so that a refused call leaves no trace.
 struct Forest::Claims {
-    explicit Claims(Forest& of) : forest(of) {}
+    explicit Claims(Forest& of) : forest(of) { forest.claimed_.clear(); }
     ~Claims() {
-        for (Flight* flight : flights) flight->state = Flight::kLive;
+        for (const auto& [flight, at] : forest.claimed_) flight->state = Flight::kLive;
     }
 
     bool take_ticket(const Location& leaf, std::uint32_t node, std::uint64_t ticket) {
@@ -35,16 +35,15 @@ struct Forest::Claims {
         return true;
     }
 
-    // The oldest live flight at the node, or every one.
-    bool take_at(const Location& at, std::uint32_t node, bool every) {
-        std::uint32_t left = forest.flights_at(at);
-        if (left == 0) return false;
-        bool taken = false;
+    // The oldest live flight at the node, or every one; how many.
+    std::uint32_t take_at(const Location& at, std::uint32_t node, bool every) {
+        std::uint32_t left = forest.flights_at(at), taken = 0;
+        if (left == 0) return 0;
         for (Flight& flight : forest.trees_[at.tree].flights) {
             if (flight.node != node || flight.state == Flight::kDone) continue;
             if (flight.state == Flight::kLive) {
                 take(flight, at);
-                taken = true;
+                ++taken;
                 if (!every) break;
             }
             if (--left == 0) break;
@@ -57,28 +56,26 @@ struct Forest::Claims {
         return above.block != kNone && take_ticket(above, forest.id_at(above), ticket);
     }
 
-    void take_above(const Location& leaf) {
+    std::uint32_t take_above(const Location& leaf) {
         const Location above = forest.parent(leaf);
-        if (above.block != kNone) take_at(above, forest.id_at(above), true);
+        return above.block == kNone ? 0 : take_at(above, forest.id_at(above), true);
     }
 
     void take(Flight& flight, const Location& at) {
         flight.state = Flight::kClaimed;
-        flights.push_back(&flight);
-        leaves.push_back(at);
+        forest.claimed_.emplace_back(&flight, at);
     }
 
     void resolve() {
-        for (std::size_t i = 0; i < flights.size(); ++i) {
-            flights[i]->state = Flight::kDone;
-            ++forest.trees_[leaves[i].tree].done;
+        for (const auto& [flight, at] : forest.claimed_) {
+            flight->state = Flight::kDone;
+            ++forest.trees_[at.tree].done;
         }
-        flights.clear();
+        for (const auto& [flight, at] : forest.claimed_) forest.sweep(forest.trees_[at.tree]);
+        forest.claimed_.clear();
     }
 
     Forest& forest;
-    std::vector<Flight*> flights;
-    std::vector<Location> leaves;
 };
 
 std::uint32_t Forest::flights_at(const Location& at) const {
@@ -100,26 +97,32 @@ void Forest::land(const Location& leaf) {
     }
 }
 
-void Forest::add_return(const Location& leaf, double value) {
-    Tree& tree = trees_[leaf.tree];
-    {
-        const Family family = tree.arena.at(leaf.block);
-        if (family.head().arms != kNone && family.n()[leaf.lane] == 0) {
-            Arm& arm = tree.arms[family.head().arms + family.tag()[leaf.lane]];
+void Forest::add_return(const Job& job, double value) {
+    const Arena& arena = trees_[job.leaf.tree].arena;
+    std::uint32_t block = job.leaf.block, lane = job.leaf.lane;
+    if (agents_ > 0) {
+        const Family family = arena.at(block);
+        if (family.n()[lane] == 0) {
+            Arm& arm = family.arms()[family.tag()[lane]];
             arm.sum += value;
             ++arm.n;
         }
     }
-    for (std::uint32_t block = leaf.block, lane = leaf.lane; block != kNone;) {
-        const Family family = tree.arena.at(block);
+    std::uint32_t landing = job.own;
+    for (std::uint32_t above = job.above; block != kNone; above = 0) {
+        const Family family = arena.at(block);
+        Header& head = family.head();
         double& best = family.best()[lane];
         best = family.n()[lane] == 0 ? value : std::max(best, value);
         family.sum()[lane] += value;
         ++family.n()[lane];
-        ++family.head().visits;
+        family.pending()[lane] -= landing;
+        ++head.visits;
+        head.pending -= landing;
+        landing += above;
         value *= config_.gamma;
-        block = family.head().parent_block;
-        lane = family.head().parent_lane;
+        block = head.parent_block;
+        lane = head.parent_lane;
     }
 }
 
@@ -145,8 +148,15 @@ void Forest::backup(Ids nodes, std::span<const double> returns, Ids tickets, boo
     }
     const auto* thompson = std::get_if<Thompson>(&rule_);
     const bool unit = thompson != nullptr && !thompson->normal;
+    item_leaf_.resize(nodes.size());
+    item_tree_.resize(nodes.size());
+    for (std::size_t i = 0; i < nodes.size(); ++i) {
+        const Location leaf = item_leaf_[i] = locate(nodes[i], std::int64_t(i), "leaves");
+        item_tree_[i] = leaf.tree;
+        __builtin_prefetch(trees_[leaf.tree].arena.base(leaf.block));
+    }
     Claims claims(*this);
-    std::vector<Location> leaves(nodes.size());
+    jobs_.resize(nodes.size());
     for (std::size_t i = 0; i < nodes.size(); ++i) {
         const double value = returns[i];
         if ((std::bit_cast<std::uint64_t>(value) >> 52 & 0x7FF) == 0x7FF) {
@@ -159,7 +169,7 @@ void Forest::backup(Ids nodes, std::span<const double> returns, Ids tickets, boo
                                  "; Thompson with a beta posterior needs returns in [0, 1]",
                              std::int64_t(i));
         }
-        const Location leaf = leaves[i] = locate(nodes[i], std::int64_t(i), "leaves");
+        const Location& leaf = item_leaf_[i];
         const Family family = trees_[leaf.tree].arena.at(leaf.block);
         if (family.reason()[leaf.lane] != 0) {
             throw InputFault(item("leaves", i) + " is " + std::to_string(nodes[i]) +
@@ -167,27 +177,25 @@ void Forest::backup(Ids nodes, std::span<const double> returns, Ids tickets, boo
                              std::int64_t(i));
         }
         const auto node = std::uint32_t(nodes[i]);
+        Job& job = jobs_[i] = {leaf, 0, 0};
         if (by_ticket) {
             const auto ticket = std::uint64_t(tickets[i]);
-            if (!claims.take_ticket(leaf, node, ticket) &&
-                !claims.take_ticket_above(leaf, ticket)) {
+            job.own = claims.take_ticket(leaf, node, ticket);
+            job.above = job.own == 0 && claims.take_ticket_above(leaf, ticket);
+            if (job.own + job.above == 0) {
                 throw InputFault(item("tickets", i) + " is " + std::to_string(tickets[i]) +
                                      ", which was resolved already or is not this leaf's; a ticket "
                                      "is backed up or abandoned exactly once",
                                  std::int64_t(i));
             }
-        } else if (!claims.take_at(leaf, node, false)) {
-            claims.take_above(leaf);
+        } else {
+            job.own = claims.take_at(leaf, node, false);
+            if (job.own == 0) job.above = claims.take_above(leaf);
         }
     }
     claims.resolve();
-    split(
-        claims.leaves.size(), [&](std::size_t i) { return claims.leaves[i].tree; },
-        [&](std::size_t i) { land(claims.leaves[i]); });
-    split(
-        nodes.size(), [&](std::size_t i) { return leaves[i].tree; },
-        [&](std::size_t i) { add_return(leaves[i], returns[i]); });
-    for (const Location& leaf : claims.leaves) sweep(trees_[leaf.tree]);
+    spread({item_tree_.data(), nodes.size()},
+           [&](std::size_t i) { add_return(jobs_[i], returns[i]); });
 }
 
 void Forest::abandon(Ids nodes, Ids tickets, bool by_ticket) {
@@ -201,7 +209,7 @@ void Forest::abandon(Ids nodes, Ids tickets, bool by_ticket) {
         const Location leaf = locate(nodes[i], std::int64_t(i), "leaves");
         const auto node = std::uint32_t(nodes[i]);
         const bool taken = by_ticket ? claims.take_ticket(leaf, node, std::uint64_t(tickets[i]))
-                                     : claims.take_at(leaf, node, false);
+                                     : claims.take_at(leaf, node, false) > 0;
         if (!taken) {
             throw InputFault(item(by_ticket ? "tickets" : "leaves", i) + " is " +
                                  std::to_string(by_ticket ? tickets[i] : nodes[i]) +
@@ -210,9 +218,8 @@ void Forest::abandon(Ids nodes, Ids tickets, bool by_ticket) {
                              std::int64_t(i));
         }
     }
+    for (const auto& [flight, leaf] : claimed_) land(leaf);
     claims.resolve();
-    for (const Location& leaf : claims.leaves) land(leaf);
-    for (const Location& leaf : claims.leaves) sweep(trees_[leaf.tree]);
 }
 
 }  // namespace bdc::search

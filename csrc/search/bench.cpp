@@ -42,13 +42,15 @@ int main(int argc, char** argv) {
     std::int64_t depth = 0;
     std::size_t bytes = 0;  // after the first search
     std::vector<std::int64_t> roots, leaves;
+    Selection selection;
     for (std::int64_t wave = 0; wave < waves * repeats; ++wave) {
         if (wave % waves == 0) {
             if (wave > 0) forest.drop(roots);
             roots.clear();
-            for (const auto root : forest.plant(trees)) roots.push_back(root);
+            const Range planted = forest.plant(trees);
+            for (std::int32_t i = 0; i < planted.count; ++i) roots.push_back(planted.first + i);
         }
-        const Selection selection = forest.select(roots, 1);
+        forest.select(roots, 1, selection);
         leaves.assign(selection.leaf.begin(), selection.leaf.end());
         forest.expand(leaves, Ids(&branching, 1), {}, {});
         forest.backup(leaves, value, selection.ticket, true);

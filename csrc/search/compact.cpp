@@ -1,5 +1,6 @@
 // Compaction: trees are written anew, breadth first and without slack; ids are renumbered in their
 // old order, so that ties keep falling the same way.
+#include <algorithm>
 #include <array>
 
 #include "forest.hpp"
@@ -17,8 +18,8 @@ struct Copied {
 // below are appended to `open`.
 void copy_family(const Arena& from, std::uint32_t block, Copied& into, std::uint32_t parent_block,
                  std::uint32_t parent_lane, std::uint32_t index, bool drop_pruned,
-                 std::vector<std::array<std::uint32_t, 3>>& open, std::vector<Arm> const& arms,
-                 std::uint32_t agents) {
+                 std::vector<std::array<std::uint32_t, 3>>& open, std::uint32_t agents,
+                 Recycler& recycler) {
     const Header head = from.at(block).head();
     const Family old = from.at(block);
     std::vector<std::uint32_t> lanes;
@@ -28,19 +29,15 @@ void copy_family(const Arena& from, std::uint32_t block, Copied& into, std::uint
     const auto count = std::uint32_t(lanes.size());
     Arena& arena = into.tree.arena;
     const std::uint32_t made =
-        arena.allocate(lanes_for(count), parent_block, parent_lane, head.depth);
+        arena.allocate(count, agents, parent_block, parent_lane, head.depth, recycler);
     if (parent_block != kNone) arena.at(parent_block).child()[parent_lane] = made;
     const Family fresh = arena.at(made);
     Header& now = fresh.head();
-    now.count = count;
+    now.count = std::uint16_t(count);
     now.visits = head.visits;
     now.pending = head.pending;
     now.open = head.open;
-    if (head.arms != kNone) {
-        now.arms = std::uint32_t(into.tree.arms.size());
-        into.tree.arms.insert(into.tree.arms.end(), arms.begin() + head.arms,
-                              arms.begin() + head.arms + agents);
-    }
+    std::copy_n(old.arms(), agents, fresh.arms());
     for (std::uint32_t lane = 0; lane < count; ++lane) {
         fresh.copy_lane(lane, old, lanes[lane]);
         into.nodes.emplace_back(old.id()[lanes[lane]], Location{index, made, lane});
@@ -79,8 +76,8 @@ std::vector<std::int32_t> Forest::compact(bool drop_pruned) {
         std::vector<std::array<std::uint32_t, 3>> open{{0, kNone, 0}};
         for (std::size_t next = 0; next < open.size(); ++next) {
             const auto [block, above, lane] = open[next];
-            copy_family(tree.arena, block, copy, above, lane, index, drop_pruned, open, tree.arms,
-                        agents_);
+            copy_family(tree.arena, block, copy, above, lane, index, drop_pruned, open, agents_,
+                        recycler_);
         }
         for (const auto& [id, place] : copy.nodes) renamed[id] = 0;
     }
@@ -88,7 +85,8 @@ std::vector<std::int32_t> Forest::compact(bool drop_pruned) {
     for (auto& name : renamed) {
         if (name == 0) name = fresh++;
     }
-    std::vector<std::uint64_t> locations(std::size_t(fresh), kNowhere);
+    Locations locations;
+    locations.extend(std::size_t(fresh), recycler_);
     for (std::uint32_t index = 0; index < trees_.size(); ++index) {
         Copied& copy = copies[index];
         if (!copy.tree.alive) continue;

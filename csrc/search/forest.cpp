@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <optional>
 #include <unordered_map>
 
 namespace bdc::search {
@@ -54,18 +55,6 @@ AnyRule make_rule(const RuleSpec& spec) {
     }
 }
 
-bool wins_tie(const Family& family, std::uint32_t a, std::uint32_t b, std::uint32_t turn,
-              std::uint32_t agents) {
-    if (family.prior()[a] != family.prior()[b]) return family.prior()[a] > family.prior()[b];
-    const std::uint32_t n_a = family.n()[a] + family.pending()[a];
-    const std::uint32_t n_b = family.n()[b] + family.pending()[b];
-    if (n_a != n_b) return n_a < n_b;
-    const std::uint32_t after_a = (family.tag()[a] + agents - turn % agents) % agents;
-    const std::uint32_t after_b = (family.tag()[b] + agents - turn % agents) % agents;
-    if (after_a != after_b) return after_a < after_b;
-    return family.id()[a] < family.id()[b];
-}
-
 Forest::Forest(const Config& config, unsigned threads)
     : config_(config), rule_(make_rule(config.rule)), agents_(0), pool_(threads) {
     require(config.backup == Backup::kMax || config.backup == Backup::kMean,
@@ -79,6 +68,58 @@ Forest::Forest(const Config& config, unsigned threads)
                 config.widening_alpha <= 1.0,
             "widening needs c >= 0 and alpha in 0..1");
     if (const auto* thompson = std::get_if<Thompson>(&rule_)) agents_ = thompson->agents;
+    std::visit(
+        [this]<class Rule>(const Rule&) {
+            if constexpr (Factored<Rule>) {
+                if (config_.virtual_loss == 0.0) {
+                    pick_ = fastest_pick(Rule::kBonus, config_.backup == Backup::kMean);
+                }
+            }
+        },
+        rule_);
+}
+
+Forest::~Forest() = default;
+
+void Forest::share(std::span<const std::uint32_t> tree_of, std::size_t weight) {
+    constexpr std::size_t kChunk = 32;     // pieces of work that are worth handing over,
+    constexpr std::size_t kWorthIt = 3;    // and how many such chunks are worth a wake-up
+    constexpr std::size_t kPerThread = 8;  // so that nobody waits long for the last one
+    const std::size_t items = tree_of.size();
+    shares_.order.clear();
+    shares_.starts.resize(1);
+    const std::size_t chunks =
+        std::min({items * weight / kChunk, items, pool_.threads() * kPerThread});
+    if (pool_.threads() == 1 || chunks < kWorthIt) {
+        shares_.starts.push_back(std::uint32_t(items));
+        return;
+    }
+    ++call_;
+    bool scattered = false;
+    std::uint32_t chunk = 0;
+    for (std::size_t i = 0; i < items; ++i) {
+        const bool next_tree = i > 0 && tree_of[i] != tree_of[i - 1];
+        if (next_tree && i * chunks / items > chunk) {
+            ++chunk;
+            shares_.starts.push_back(std::uint32_t(i));
+        }
+        Tree& tree = trees_[tree_of[i]];
+        if (tree.call == call_ && tree.chunk != chunk) scattered = true;
+        tree.call = call_;
+        tree.chunk = chunk;
+    }
+    if (scattered) {  // a tree comes up again later: trees are dealt out instead
+        std::vector<std::uint32_t> next(chunks + 1, 0);
+        for (const std::uint32_t tree : tree_of) ++next[tree % chunks + 1];
+        for (std::size_t c = 1; c <= chunks; ++c) next[c] += next[c - 1];
+        shares_.starts = next;
+        shares_.order.resize(items);
+        for (std::size_t i = 0; i < items; ++i) {
+            shares_.order[next[tree_of[i] % chunks]++] = std::uint32_t(i);
+        }
+    } else {
+        shares_.starts.push_back(std::uint32_t(items));
+    }
 }
 
 Location Forest::locate(std::int64_t node, std::int64_t index, const char* what) const {
@@ -106,7 +147,7 @@ Location Forest::parent(const Location& of) const {
     return {of.tree, head.parent_block, head.parent_lane};
 }
 
-std::vector<std::int32_t> Forest::plant(std::int64_t count) {
+Range Forest::plant(std::int64_t count) {
     const std::lock_guard lock(mutex_);
     require(count >= 0, "plant got " + std::to_string(count) +
                             " trees; the number must not be "
@@ -114,45 +155,44 @@ std::vector<std::int32_t> Forest::plant(std::int64_t count) {
     require(std::size_t(count) + trees_.size() < kMaxTrees &&
                 std::size_t(count) + locations_.size() <= kMaxNodes,
             "plant would exceed 2^22 trees or 2^30 nodes; use another forest");
-    std::vector<std::int32_t> roots;
+    const auto first = std::uint32_t(locations_.size());
     trees_.reserve(trees_.size() + std::size_t(count));
-    for (std::int64_t i = 0; i < count; ++i) {
+    locations_.extend(std::size_t(count), recycler_);
+    for (std::uint32_t id = first; id < locations_.size(); ++id) {
         Tree tree;
-        const std::uint32_t block = tree.arena.allocate(4, kNone, 0, 0);
+        const std::uint32_t block = tree.arena.allocate(1, agents_, kNone, 0, 0, recycler_);
         const Family family = tree.arena.at(block);
         family.head().count = family.head().open = 1;
         family.prior()[0] = 1.0;
-        tree.root = family.id()[0] = std::uint32_t(locations_.size());
-        family.child()[0] = kNone;
+        tree.root = family.id()[0] = id;
         tree.nodes = 1;
-        locations_.push_back(Location{std::uint32_t(trees_.size()), block, 0}.pack());
-        roots.push_back(std::int32_t(tree.root));
+        locations_[id] = Location{std::uint32_t(trees_.size()), block, 0}.pack();
         trees_.push_back(std::move(tree));
     }
-    return roots;
+    return {std::int32_t(first), std::int32_t(count)};
 }
 
 // Makes room for `needed` lanes; a family that outgrows its block moves to a larger one.
-std::uint32_t Forest::widen(Tree& tree, std::uint32_t tree_index, std::uint32_t block,
-                            std::uint32_t needed) {
-    const Header old_head = tree.arena.at(block).head();
+std::uint32_t Forest::widen(std::uint32_t tree_index, std::uint32_t block, std::uint32_t needed) {
+    Arena& arena = trees_[tree_index].arena;
+    const Header old_head = arena.at(block).head();
     if (needed <= old_head.capacity) return block;
     const std::uint32_t capacity =
-        std::min(kMaxChildren, lanes_for(std::max(needed, old_head.capacity * 2)));
-    const std::uint32_t moved =
-        tree.arena.allocate(capacity, old_head.parent_block, old_head.parent_lane, old_head.depth);
-    const Family from = tree.arena.at(block), to = tree.arena.at(moved);
+        std::min(kMaxChildren, std::max<std::uint32_t>({needed, old_head.capacity * 2u, 4u}));
+    const std::uint32_t moved = arena.allocate(capacity, agents_, old_head.parent_block,
+                                               old_head.parent_lane, old_head.depth, recycler_);
+    const Family from = arena.at(block);
+    const Family to = arena.at(moved);
     to.head() = old_head;
-    to.head().capacity = capacity;
+    to.head().capacity = std::uint16_t(capacity);
+    std::copy_n(from.arms(), agents_, to.arms());
     for (std::uint32_t lane = 0; lane < old_head.count; ++lane) {
         to.copy_lane(lane, from, lane);
         locations_[to.id()[lane]] = Location{tree_index, moved, lane}.pack();
-        if (to.child()[lane] != kNone) {
-            tree.arena.at(to.child()[lane]).head().parent_block = moved;
-        }
+        if (to.child()[lane] != kNone) arena.at(to.child()[lane]).head().parent_block = moved;
     }
-    tree.arena.at(old_head.parent_block).child()[old_head.parent_lane] = moved;
-    tree.arena.release(block);
+    arena.at(old_head.parent_block).child()[old_head.parent_lane] = moved;
+    arena.release(block);
     return moved;
 }
 
@@ -163,69 +203,85 @@ void Forest::grow(const Location& where, std::uint32_t count, std::uint32_t firs
     std::uint32_t block = above.child()[where.lane];
     if (block == kNone) {
         const std::uint32_t depth = above.head().depth + 1;
-        block = tree.arena.allocate(lanes_for(count), where.block, where.lane, depth);
+        block = tree.arena.allocate(count, agents_, where.block, where.lane, depth, recycler_);
         tree.arena.at(where.block).child()[where.lane] = block;
-        if (agents_ > 0) {
-            tree.arena.at(block).head().arms = std::uint32_t(tree.arms.size());
-            tree.arms.resize(tree.arms.size() + agents_, Arm{0.0, 0});
-        }
     } else {
-        block = widen(tree, where.tree, block, tree.arena.at(block).head().count + count);
+        block = widen(where.tree, block, tree.arena.at(block).head().count + count);
     }
     const Family family = tree.arena.at(block);
-    for (std::uint32_t i = 0; i < count; ++i) {
-        const std::uint32_t lane = family.head().count++;
-        family.prior()[lane] = priors ? priors[i] : 1.0 / double(count);
-        family.id()[lane] = first_id + i;
-        family.child()[lane] = kNone;
-        family.tag()[lane] = tags ? std::uint16_t(tags[i]) : 0;
-        locations_[first_id + i] = Location{where.tree, block, lane}.pack();
+    const std::uint32_t lane = family.head().count;
+    if (priors != nullptr) {
+        std::copy_n(priors, count, family.prior() + lane);
+    } else {
+        std::fill_n(family.prior() + lane, count, 1.0 / double(count));
     }
-    family.head().open += count;
+    std::uint32_t* id = family.id() + lane;
+    std::uint64_t* location = &locations_[first_id];
+    const std::uint64_t place = Location{where.tree, block, lane}.pack();
+    for (std::uint32_t i = 0; i < count; ++i) id[i] = first_id + i;
+    for (std::uint32_t i = 0; i < count; ++i) location[i] = place + i;
+    if (tags != nullptr) {
+        for (std::uint32_t i = 0; i < count; ++i) family.tag()[lane + i] = std::uint16_t(tags[i]);
+    }
+    family.head().count = std::uint16_t(lane + count);
+    family.head().open = std::uint16_t(family.head().open + count);
     tree.nodes += count;
 }
 
-std::vector<std::int32_t> Forest::expand(Ids nodes, Ids counts, std::span<const double> priors,
-                                         Ids tags) {
+Range Forest::expand(Ids nodes, Ids counts, std::span<const double> priors, Ids tags) {
     const std::lock_guard lock(mutex_);
-    require(counts.size() == nodes.size() || counts.size() == 1,
-            "expand got " + std::to_string(counts.size()) + " counts for " +
-                std::to_string(nodes.size()) + " nodes; give one each, or one for all");
-    const auto count_of = [&](std::size_t i) { return counts[counts.size() == 1 ? 0 : i]; };
-    std::vector<std::size_t> first(nodes.size() + 1, 0);
-    std::vector<std::uint32_t> tree(nodes.size());
-    std::unordered_map<std::int64_t, std::uint64_t> crowded;  // only nodes near the limit
+    if (counts.size() != nodes.size() && counts.size() != 1) {
+        throw InputFault("expand got " + std::to_string(counts.size()) + " counts for " +
+                         std::to_string(nodes.size()) + " nodes; give one each, or one for all");
+    }
+    const std::size_t stride = counts.size() == 1 ? 0 : 1;
+    item_tree_.resize(nodes.size());
+    item_first_.resize(nodes.size() + 1);
+    std::size_t total = 0;
+    ++call_;
     for (std::size_t i = 0; i < nodes.size(); ++i) {
         const Location where = locate(nodes[i], std::int64_t(i), "nodes");
-        const std::int64_t count = count_of(i);
+        const std::int64_t count = counts[i * stride];
         if (count < 0 || count > kMaxChildren) {
             throw InputFault(at("counts", std::int64_t(i)) + " is " + std::to_string(count) +
                                  "; a count lies in 0.." + std::to_string(kMaxChildren),
                              std::int64_t(i));
         }
-        tree[i] = where.tree;
-        first[i + 1] = first[i] + std::size_t(count);
+        Tree& tree = trees_[where.tree];
+        __builtin_prefetch(tree.arena.base(where.block));
+        tree.coming = std::uint32_t(count) + (tree.call == call_ ? tree.coming : 0);
+        tree.call = call_;
+        item_tree_[i] = where.tree;
+        item_first_[i] = std::uint32_t(total);
+        total += std::size_t(count);
+        if (total > kMaxNodes) throw InputFault("expand would exceed 2^30 nodes");
     }
-    const std::size_t total = first.back();
+    std::optional<std::unordered_map<std::int64_t, std::uint64_t>> crowded;  // near the limit
     for (std::size_t i = 0; i < nodes.size(); ++i) {
-        const Location where = locate(nodes[i], std::int64_t(i), "nodes");
-        const std::uint32_t block = trees_[where.tree].arena.at(where.block).child()[where.lane];
-        const std::uint64_t had =
-            block == kNone ? 0 : trees_[where.tree].arena.at(block).head().count;
-        if (had + total <= kMaxChildren) continue;
-        const auto& sum = crowded.try_emplace(nodes[i], had).first->second += count_of(i);
+        const Location where = Location::unpack(locations_[std::size_t(nodes[i])]);
+        const Tree& tree = trees_[where.tree];
+        const std::uint32_t block = tree.arena.at(where.block).child()[where.lane];
+        const std::uint64_t had = block == kNone ? 0 : tree.arena.at(block).head().count;
+        if (had + tree.coming <= kMaxChildren) continue;
+        const auto count = std::uint64_t(counts[i * stride]);
+        if (!crowded) crowded.emplace();
+        const auto& sum = crowded->try_emplace(nodes[i], had).first->second += count;
         if (sum > kMaxChildren) {
             throw InputFault(at("nodes", std::int64_t(i)) + " would get " + std::to_string(sum) +
                                  " children; a node has at most " + std::to_string(kMaxChildren),
                              std::int64_t(i));
         }
     }
-    require(priors.data() == nullptr || priors.size() == total,
-            "expand got " + std::to_string(priors.size()) + " priors for " + std::to_string(total) +
-                " children; give one per child, in the order of the nodes");
-    require(tags.data() == nullptr || tags.size() == total,
-            "expand got " + std::to_string(tags.size()) + " tags for " + std::to_string(total) +
-                " children; give one per child, in the order of the nodes");
+    if (priors.data() != nullptr && priors.size() != total) {
+        throw InputFault("expand got " + std::to_string(priors.size()) + " priors for " +
+                         std::to_string(total) +
+                         " children; give one per child, in the order of the nodes");
+    }
+    if (tags.data() != nullptr && tags.size() != total) {
+        throw InputFault("expand got " + std::to_string(tags.size()) + " tags for " +
+                         std::to_string(total) +
+                         " children; give one per child, in the order of the nodes");
+    }
     for (std::size_t i = 0; i < priors.size(); ++i) {
         if (!finite(priors[i]) || priors[i] < 0.0) {
             throw InputFault(at("priors", std::int64_t(i)) + " is " + std::to_string(priors[i]) +
@@ -241,23 +297,21 @@ std::vector<std::int32_t> Forest::expand(Ids nodes, Ids counts, std::span<const 
                              std::int64_t(i));
         }
     }
-    require(locations_.size() + total <= kMaxNodes, "expand would exceed 2^30 nodes");
+    if (locations_.size() + total > kMaxNodes) {
+        throw InputFault("expand would exceed 2^30 nodes");
+    }
 
     const auto base = std::uint32_t(locations_.size());
-    locations_.resize(locations_.size() + total, kNowhere);
-    split(
-        nodes.size(), [&](std::size_t i) { return tree[i]; },
-        [&](std::size_t i) {
-            const auto count = std::uint32_t(count_of(i));
-            if (count == 0) return;
-            // Located anew: an earlier item of this call may have moved the family.
-            grow(Location::unpack(locations_[nodes[i]]), count, base + std::uint32_t(first[i]),
-                 priors.data() ? priors.data() + first[i] : nullptr,
-                 tags.data() ? tags.data() + first[i] : nullptr);
-        });
-    std::vector<std::int32_t> ids(total);
-    for (std::size_t i = 0; i < total; ++i) ids[i] = std::int32_t(base + i);
-    return ids;
+    locations_.extend(total, recycler_);
+    spread({item_tree_.data(), nodes.size()}, [&](std::size_t i) {
+        const auto count = std::uint32_t(counts[i * stride]);
+        if (count == 0) return;
+        // Located anew: an earlier item of this call may have moved the family.
+        grow(Location::unpack(locations_[std::size_t(nodes[i])]), count, base + item_first_[i],
+             priors.data() ? priors.data() + item_first_[i] : nullptr,
+             tags.data() ? tags.data() + item_first_[i] : nullptr);
+    });
+    return {std::int32_t(base), std::int32_t(total)};
 }
 
 void Forest::reopen_best(const Family& family, std::vector<std::int32_t>& reopened) {
@@ -265,7 +319,7 @@ void Forest::reopen_best(const Family& family, std::vector<std::int32_t>& reopen
     for (std::uint32_t lane = 1; lane < family.head().count; ++lane) {
         const double value = family.value(lane, config_.backup);
         const double top = family.value(best, config_.backup);
-        if (value > top || (value == top && wins_tie(family, lane, best, 0, 1))) best = lane;
+        if (value > top || (value == top && wins_tie(family, lane, best, false))) best = lane;
     }
     family.reason()[best] = 0;
     family.head().open = 1;
@@ -350,7 +404,7 @@ void Forest::drop(Ids trees) {
             for (std::uint32_t lane = 0; lane < family.head().count; ++lane) {
                 locations_[family.id()[lane]] = kNowhere;
             }
-            block += lines_for(family.head().capacity);
+            block += grains_for(family.head().capacity, agents_);
         }
         trees_[index] = Tree{};
         trees_[index].alive = false;

@@ -4,6 +4,8 @@
 // turns.
 #pragma once
 
+#include <atomic>
+#include <memory>
 #include <mutex>
 #include <span>
 #include <string>
@@ -18,12 +20,6 @@ namespace bdc::search {
 
 using Ids = std::span<const std::int64_t>;
 
-// Returns of the children one agent has generated at a node, by their first evaluation.
-struct Arm {
-    double sum;
-    std::uint64_t n;
-};
-
 // A selection in flight.
 struct Flight {
     std::uint64_t ticket;
@@ -36,8 +32,10 @@ struct Tree {
     std::uint32_t root = kNone;  // node id, and the tree's name in every call
     std::uint32_t nodes = 0;
     bool alive = true;
-    bool busy = false;  // a walker is on it (within one select)
-    std::vector<Arm> arms;
+    bool busy = false;            // a walker is on it (within one select)
+    std::uint64_t call = 0;       // the last call that met it,
+    std::uint32_t chunk = 0;      // the chunk of work that it gave the tree to,
+    std::uint32_t coming = 0;     // and the children that it adds
     std::vector<Flight> flights;  // by ticket, the done ones are swept from time to time
     std::size_t done = 0;
 };
@@ -47,6 +45,35 @@ struct Selection {
     std::vector<std::int32_t> tree, leaf, depth, agent;
     std::vector<std::int64_t> ticket, offsets;
     std::vector<std::int32_t> path;
+};
+
+// Consecutive node ids.
+struct Range {
+    std::int32_t first, count;
+};
+
+// Where every node lies, by id.
+class Locations {
+  public:
+    std::uint64_t* data() const { return reinterpret_cast<std::uint64_t*>(memory_.data()); }
+    std::size_t size() const { return size_; }
+    std::uint64_t& operator[](std::size_t id) const { return data()[id]; }
+    std::size_t bytes() const { return memory_.held(size_ * sizeof(std::uint64_t)); }
+
+    // Room for `count` more, to be filled in.
+    void extend(std::size_t count, Recycler& recycler) {
+        memory_.reserve((size_ + count) * sizeof(std::uint64_t), size_ * sizeof(std::uint64_t),
+                        recycler);
+        size_ += count;
+    }
+    void adopt(std::byte* data, std::size_t count, std::shared_ptr<void> owner) {
+        memory_.adopt(data, count * sizeof(std::uint64_t), std::move(owner));
+        size_ = count;
+    }
+
+  private:
+    Memory memory_;
+    std::size_t size_ = 0;
 };
 
 // One node with the statistics of the edge into it, as users see it.
@@ -66,6 +93,7 @@ struct Row {
 class Forest {
   public:
     Forest(const Config& config, unsigned threads);
+    ~Forest();
 
     const Config& config() const { return config_; }
     unsigned threads() const { return pool_.threads(); }
@@ -74,12 +102,11 @@ class Forest {
     std::vector<std::int32_t> trees() const;
     std::uint64_t in_flight() const;
 
-    std::vector<std::int32_t> plant(std::int64_t count);
-    Selection select(Ids trees, std::int64_t leaves);
+    Range plant(std::int64_t count);
+    void select(Ids trees, std::int64_t leaves, Selection& into);
 
     // counts.size() is nodes.size() or 1; priors empty: uniform; tags empty: 0.
-    std::vector<std::int32_t> expand(Ids nodes, Ids counts, std::span<const double> priors,
-                                     Ids tags);
+    Range expand(Ids nodes, Ids counts, std::span<const double> priors, Ids tags);
 
     // With tickets (of the node, or of its parent): exactly those are resolved. Without: a node
     // resolves its own oldest ticket, or, if it has none, all of its parent's (a wave evaluates the
@@ -102,7 +129,9 @@ class Forest {
 
     void save(const std::string& path) const;
     static Config peek(const std::string& path);
-    static void load(const std::string& path, Forest& into);  // `into` freshly made from peek()
+    // `into` is freshly made from peek(). Without `verify` the file is mapped, and only its small
+    // sections are checked: its author is trusted.
+    static void load(const std::string& path, bool verify, Forest& into);
 
   private:
     friend class Snapshot;
@@ -115,48 +144,69 @@ class Forest {
     }
     Row row(const Location& at) const;
     void check_tree(const Tree& tree, std::uint32_t index) const;
-    std::uint32_t widen(Tree& tree, std::uint32_t tree_index, std::uint32_t block,
-                        std::uint32_t needed);
+    std::uint32_t widen(std::uint32_t tree, std::uint32_t block, std::uint32_t needed);
     void grow(const Location& at, std::uint32_t count, std::uint32_t first_id, const double* priors,
               const std::int64_t* tags);
     void reopen_best(const Family& family, std::vector<std::int32_t>& reopened);
 
     struct Claims;
+    struct Job;
     void land(const Location& leaf);
-    void add_return(const Location& leaf, double value);
+    void add_return(const Job& job, double value);
     void sweep(Tree& tree);
     std::uint32_t flights_at(const Location& at) const;
 
-    // Calls work(tree filter) so that item i belongs to exactly one call, in order of i per tree.
-    template <class TreeOf, class Work>
-    void split(std::size_t items, TreeOf tree_of, Work work);
+    // A call's items in chunks of work, every tree's in one chunk and in their order.
+    struct Shares {
+        std::vector<std::uint32_t> order;   // items, chunk after chunk; empty: as they are
+        std::vector<std::uint32_t> starts;  // of the chunks, and the end
+    };
+    // `tree_of[i]` is the tree of item i, which stands for `weight` pieces of work.
+    void share(std::span<const std::uint32_t> tree_of, std::size_t weight);
+    void tabulate();
+    // Calls work(item) for all items.
+    template <class Work>
+    void spread(std::span<const std::uint32_t> tree_of, const Work& work);
 
     Config config_;
     AnyRule rule_;
-    std::uint32_t agents_;  // generate arms per node, 0 for most rules
+    std::uint32_t agents_;              // generate arms per node, 0 for most rules
+    Pick pick_ = nullptr;               // for factored rules without virtual loss
+    std::vector<double> factors_;       // of a factored rule, by N(s)
+    std::atomic<bool> outgrown_{true};  // is there an N(s) beyond the table?
     mutable Pool pool_;
     mutable std::mutex mutex_;
+    Recycler recycler_;
     std::vector<Tree> trees_;
-    std::vector<std::uint64_t> locations_;  // by node id, packed
+    Locations locations_;  // packed
     std::uint64_t next_ticket_ = 0;
+
+    // Room that calls use again and again.
+    std::uint64_t call_ = 0;
+    Shares shares_;
+    std::vector<std::uint32_t> item_tree_, item_first_;
+    std::vector<Location> item_leaf_;
+    std::vector<Job> jobs_;
+    std::vector<std::pair<Flight*, Location>> claimed_;
+    std::vector<std::vector<std::int32_t>> paths_;                // by chunk
+    std::vector<std::pair<std::uint32_t, std::size_t>> path_at_;  // by row: chunk, place in it
 };
 
-// Shared by selection and best-path: of two lanes with equal scores, is `a` to be taken?
-// Larger prior, then fewer returns, then the agent whose turn it is, then the lower id.
-bool wins_tie(const Family& family, std::uint32_t a, std::uint32_t b, std::uint32_t turn,
-              std::uint32_t agents);
+// A return on its way up, with the selections in flight that land under way.
+struct Forest::Job {
+    Location leaf;
+    std::uint32_t own;    // that were at the leaf,
+    std::uint32_t above;  // and at its parent
+};
 
-template <class TreeOf, class Work>
-void Forest::split(std::size_t items, TreeOf tree_of, Work work) {
-    constexpr std::size_t kWorthAThread = 96;  // fewer items than this cost less than a wake-up
-    const auto parts = unsigned(std::min<std::size_t>(pool_.threads(), items / kWorthAThread));
-    const auto part = [&](unsigned which, unsigned of) {
-        for (std::size_t i = 0; i < items; ++i) {
-            if (of == 1 || tree_of(i) % of == which) work(i);
+template <class Work>
+void Forest::spread(std::span<const std::uint32_t> tree_of, const Work& work) {
+    share(tree_of, 1);
+    pool_.run(unsigned(shares_.starts.size() - 1), [&](unsigned chunk) {
+        for (std::uint32_t k = shares_.starts[chunk]; k < shares_.starts[chunk + 1]; ++k) {
+            work(shares_.order.empty() ? k : shares_.order[k]);
         }
-    };
-    if (parts <= 1) return part(0, 1);
-    pool_.run(parts, [&](unsigned which) { part(which, parts); });
+    });
 }
 
 }  // namespace bdc::search

@@ -8,10 +8,10 @@ namespace bdc::search {
 
 std::size_t Forest::bytes() const {
     const std::lock_guard lock(mutex_);
-    std::size_t total = locations_.capacity() * sizeof(std::uint64_t);
+    std::size_t total =
+        locations_.bytes() + recycler_.bytes() + factors_.capacity() * sizeof(double);
     for (const Tree& tree : trees_) {
-        total += sizeof(Tree) + tree.arena.bytes() + tree.arms.capacity() * sizeof(Arm) +
-                 tree.flights.capacity() * sizeof(Flight);
+        total += sizeof(Tree) + tree.arena.bytes() + tree.flights.capacity() * sizeof(Flight);
     }
     return total;
 }
@@ -121,7 +121,7 @@ std::vector<std::int32_t> Forest::best_path(std::int64_t tree, By by) const {
         for (std::uint32_t lane = 0; lane < family.head().count; ++lane) {
             if (family.reason()[lane] != 0 || family.n()[lane] == 0) continue;
             if (best == kNone || key(family, lane) > key(family, best) ||
-                (key(family, lane) == key(family, best) && wins_tie(family, lane, best, 0, 1))) {
+                (key(family, lane) == key(family, best) && wins_tie(family, lane, best, false))) {
                 best = lane;
             }
         }
@@ -184,7 +184,7 @@ void Forest::check() const {
         check_tree(trees_[index], index);
         nodes += trees_[index].nodes;
     }
-    for (const std::uint64_t location : locations_) located += location != kNowhere;
+    for (std::size_t id = 0; id < locations_.size(); ++id) located += locations_[id] != kNowhere;
     hold(nodes == located, "every id belongs to a tree");
 }
 

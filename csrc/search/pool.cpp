@@ -2,24 +2,30 @@
 
 #include <unistd.h>
 
+#include <atomic>
+#include <condition_variable>
 #include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
 
 namespace bdc::search {
 
 struct Pool::Crew {
     std::mutex mutex;
     std::condition_variable wake, done;
-    const std::function<void(unsigned)>* work = nullptr;
+    Task task{};
+    unsigned chunks = 0;
+    std::atomic<unsigned> next{0};
     unsigned long round = 0;
-    unsigned parts = 0, running = 0;
+    unsigned busy = 0;  // helpers at work
+    bool open = false;  // may helpers still join this round?
     bool stop = false;
     std::exception_ptr error;
     std::vector<std::thread> threads;
 
     explicit Crew(unsigned helpers) {
-        for (unsigned part = 1; part <= helpers; ++part) {
-            threads.emplace_back([this, part] { serve(part); });
-        }
+        for (unsigned i = 0; i < helpers; ++i) threads.emplace_back([this] { serve(); });
     }
 
     ~Crew() {
@@ -31,25 +37,30 @@ struct Pool::Crew {
         for (auto& thread : threads) thread.join();
     }
 
-    void serve(unsigned part) {
+    std::exception_ptr take_chunks() {
+        try {
+            for (unsigned i; (i = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
+                task.call(task.of, i);
+            }
+        } catch (...) {
+            return std::current_exception();
+        }
+        return nullptr;
+    }
+
+    void serve() {
         unsigned long seen = 0;
         std::unique_lock lock(mutex);
         for (;;) {
-            wake.wait(lock, [&] { return stop || round != seen; });
+            wake.wait(lock, [&] { return stop || (open && round != seen); });
             if (stop) return;
             seen = round;
-            if (part >= parts) continue;
-            const auto* task = work;
+            ++busy;
             lock.unlock();
-            std::exception_ptr failed;
-            try {
-                (*task)(part);
-            } catch (...) {
-                failed = std::current_exception();
-            }
+            const std::exception_ptr failed = take_chunks();
             lock.lock();
             if (failed && !error) error = failed;
-            if (--running == 0) done.notify_one();
+            if (--busy == 0) done.notify_one();
         }
     }
 };
@@ -58,11 +69,7 @@ Pool::~Pool() {
     if (crew_ != nullptr && owner_ == getpid()) delete crew_;
 }
 
-void Pool::run(unsigned parts, const std::function<void(unsigned)>& work) {
-    if (parts <= 1) {
-        work(0);
-        return;
-    }
+void Pool::share(unsigned chunks, Task task) {
     // Threads do not survive a fork: the child starts a crew of its own and leaves the old one be.
     if (crew_ == nullptr || owner_ != getpid()) {
         crew_ = new Crew(threads_ - 1);
@@ -70,21 +77,18 @@ void Pool::run(unsigned parts, const std::function<void(unsigned)>& work) {
     }
     {
         const std::lock_guard lock(crew_->mutex);
-        crew_->work = &work;
-        crew_->parts = parts;
-        crew_->running = parts - 1;
+        crew_->task = task;
+        crew_->chunks = chunks;
+        crew_->next.store(0, std::memory_order_relaxed);
         crew_->error = nullptr;
+        crew_->open = true;
         ++crew_->round;
     }
     crew_->wake.notify_all();
-    std::exception_ptr failed;
-    try {
-        work(0);
-    } catch (...) {
-        failed = std::current_exception();
-    }
+    const std::exception_ptr failed = crew_->take_chunks();
     std::unique_lock lock(crew_->mutex);
-    crew_->done.wait(lock, [&] { return crew_->running == 0; });
+    crew_->open = false;
+    crew_->done.wait(lock, [&] { return crew_->busy == 0; });
     if (failed) std::rethrow_exception(failed);
     if (crew_->error) std::rethrow_exception(crew_->error);
 }

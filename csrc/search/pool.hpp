@@ -1,30 +1,40 @@
-// A few sleeping threads; one call at a time hands each of them a part.
+// A few sleeping threads that help the caller. Work comes in chunks; who is awake takes the next
+// one, and a helper that wakes too late finds nothing to do and delays nobody.
 #pragma once
 
 #include <sys/types.h>
-
-#include <condition_variable>
-#include <functional>
-#include <memory>
-#include <mutex>
-#include <thread>
-#include <vector>
 
 namespace bdc::search {
 
 class Pool {
   public:
     explicit Pool(unsigned threads) : threads_(threads < 1 ? 1 : threads) {}
+    Pool(const Pool&) = delete;
     ~Pool();
 
     unsigned threads() const { return threads_; }
 
-    // Calls work(0..parts-1), part 0 on the caller's thread; `parts` at most threads().
-    // The first exception of any part is rethrown after all have ended.
-    void run(unsigned parts, const std::function<void(unsigned)>& work);
+    // Calls work(0..chunks-1), each once, on the caller's thread and on helpers. The first
+    // exception of any chunk is rethrown after all have ended.
+    template <class Work>
+    void run(unsigned chunks, const Work& work) {
+        if (chunks <= 1 || threads_ == 1) {
+            for (unsigned chunk = 0; chunk < chunks; ++chunk) work(chunk);
+            return;
+        }
+        share(chunks, {&work, [](const void* of, unsigned chunk) {
+                           (*static_cast<const Work*>(of))(chunk);
+                       }});
+    }
 
   private:
+    struct Task {
+        const void* of;
+        void (*call)(const void* of, unsigned chunk);
+    };
     struct Crew;
+    void share(unsigned chunks, Task task);
+
     unsigned threads_;
     pid_t owner_ = 0;
     Crew* crew_ = nullptr;

@@ -15,19 +15,55 @@ inline std::uint64_t mix(std::uint64_t x) {  // splitmix64's finaliser
 
 inline std::uint64_t mix(std::uint64_t a, std::uint64_t b) { return mix(mix(a) ^ b); }
 
+// Strips of equal area under exp(-x^2 / 2), from the widest: edges x and heights y.
+inline constexpr double kTail = 3.6541528853610088;
+struct Ziggurat {
+    double x[257], y[257];
+};
+inline const Ziggurat& ziggurat() {
+    static const Ziggurat table = [] {
+        Ziggurat z;
+        const double area = 4.92867323399e-3;
+        z.x[0] = area / std::exp(-0.5 * kTail * kTail);  // the base strip with its tail, as a box
+        z.y[0] = 0.0;
+        z.x[1] = kTail;
+        z.y[1] = std::exp(-0.5 * kTail * kTail);
+        for (int i = 2; i < 256; ++i) {
+            z.y[i] = z.y[i - 1] + area / z.x[i - 1];
+            z.x[i] = std::sqrt(-2.0 * std::log(z.y[i]));
+        }
+        z.x[256] = 0.0;
+        z.y[256] = 1.0;
+        return z;
+    }();
+    return table;
+}
+
 class Stream {
   public:
     explicit Stream(std::uint64_t key) : state_(key) {}
 
     // In (0, 1): never 0, so that its logarithm is finite.
-    double uniform() {
-        state_ += 0x9E3779B97F4A7C15ull;
-        return (double(mix(state_) >> 11) + 0.5) * 0x1.0p-53;
-    }
+    double uniform() { return (double(next() >> 11) + 0.5) * 0x1.0p-53; }
 
-    double normal() {  // Box and Muller, one of the pair
-        const double radius = std::sqrt(-2.0 * std::log(uniform()));
-        return radius * std::cos(6.283185307179586 * uniform());
+    double normal() {  // ziggurat of 256 layers (Marsaglia and Tsang 2000)
+        const Ziggurat& table = ziggurat();
+        for (;;) {
+            const std::uint64_t bits = next();
+            const std::size_t layer = bits & 0xFF;
+            const double x = (double(bits >> 11) * 0x1.0p-52 - 1.0) * table.x[layer];
+            if (std::abs(x) < table.x[layer + 1]) return x;
+            if (layer == 0) {  // beyond the base strip
+                double far, height;
+                do {
+                    far = -std::log(uniform()) / kTail;
+                    height = -std::log(uniform());
+                } while (2.0 * height < far * far);
+                return x < 0.0 ? -(kTail + far) : kTail + far;
+            }
+            const double low = table.y[layer], high = table.y[layer + 1];
+            if (low + uniform() * (high - low) < std::exp(-0.5 * x * x)) return x;
+        }
     }
 
     double gumbel() { return -std::log(-std::log(uniform())); }
@@ -41,7 +77,9 @@ class Stream {
             const double t = 1.0 + c * x;
             if (t <= 0.0) continue;
             const double v = t * t * t;
-            if (std::log(uniform()) < 0.5 * x * x + d - d * v + d * std::log(v)) return d * v;
+            const double u = uniform();
+            if (u < 1.0 - 0.0331 * (x * x) * (x * x)) return d * v;  // nearly always
+            if (std::log(u) < 0.5 * x * x + d - d * v + d * std::log(v)) return d * v;
         }
     }
 
@@ -52,6 +90,10 @@ class Stream {
     }
 
   private:
+    std::uint64_t next() {
+        state_ += 0x9E3779B97F4A7C15ull;
+        return mix(state_);
+    }
     std::uint64_t state_;
 };
 

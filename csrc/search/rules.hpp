@@ -1,6 +1,7 @@
-// Selection rules. A rule is a small struct that scores every lane of a family; the descent takes
-// the largest score among the open lanes. To add one: write the struct, append it to `AnyRule`, and
-// give it a dataclass in bdc/search/rules.py with the same parameters in the same order.
+// Selection rules. A rule is a small struct: either `score` fills in the score of every lane of a
+// family, or the rule is `Factored`. The descent takes the largest score among the open lanes. To
+// add one: write the struct, append it to `AnyRule`, and give it a dataclass in bdc/search/rules.py
+// with the same parameters in the same order.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "arena.hpp"
+#include "lanes.hpp"
 #include "random.hpp"
 
 namespace bdc::search {
@@ -29,20 +31,15 @@ struct Site {
     std::uint32_t visits() const { return family.head().visits + family.head().pending; }
 
     // Q(e) as selection sees it: each visit in flight pulls it down by its share of virtual_loss.
-    template <bool kMean, bool kLoss>
-    double q(std::uint32_t lane, double unvisited) const {
+    double q(std::uint32_t lane, double unvisited = 0.0) const {
         const std::uint32_t n = family.n()[lane];
         double q = unvisited;
-        if (n > 0) q = kMean ? family.sum()[lane] / double(n) : family.best()[lane];
-        if constexpr (kLoss) {
-            const std::uint32_t flying = family.pending()[lane];
-            if (flying > 0) q -= virtual_loss * double(flying) / (double(n) + double(flying));
+        if (n > 0) q = mean ? family.sum()[lane] / double(n) : family.best()[lane];
+        const std::uint32_t flying = family.pending()[lane];
+        if (virtual_loss != 0.0 && flying > 0) {
+            q -= virtual_loss * double(flying) / (double(n) + double(flying));
         }
         return q;
-    }
-
-    double q(std::uint32_t lane, double unvisited = 0.0) const {
-        return mean ? q<true, true>(lane, unvisited) : q<false, true>(lane, unvisited);
     }
 
     double count(std::uint32_t lane) const {  // n(e), with the visits in flight
@@ -50,94 +47,69 @@ struct Site {
     }
 };
 
-// out[lane] = Q(e) + explore(p(e), n(e)) for all lanes.
-template <class Explore>
-void score_lanes(const Site& site, double unvisited, double* out, Explore explore) {
-    const std::uint32_t count = site.family.head().count;
-    const double* prior = site.family.prior();
-    const auto loop = [&](auto mean, auto loss) {
-        for (std::uint32_t i = 0; i < count; ++i) {
-            out[i] =
-                site.q<mean.value, loss.value>(i, unvisited) + explore(prior[i], site.count(i));
-        }
-    };
-    using std::bool_constant;
-    if (site.virtual_loss == 0.0) {
-        site.mean ? loop(bool_constant<true>{}, bool_constant<false>{})
-                  : loop(bool_constant<false>{}, bool_constant<false>{});
-    } else {
-        site.mean ? loop(bool_constant<true>{}, bool_constant<true>{})
-                  : loop(bool_constant<false>{}, bool_constant<true>{});
-    }
-}
-
-// The family's cached factors, refreshed by `compute(N, factor)` when N(s) has moved.
-template <class Compute>
-const double* factors(const Site& site, Compute compute) {
-    Header& head = site.family.head();
-    const std::uint32_t visits = site.visits();
-    if (head.cached != visits) {
-        compute(double(visits), head.factor);
-        head.cached = visits;
-    }
-    return head.factor;
-}
-
-// UCB1 on trees (Kocsis and Szepesvari 2006): Q + c * sqrt(ln N(s) / n), unvisited edges first.
+// UCB1 on trees (Kocsis and Szepesvari 2006): Q + c * sqrt(ln N(s)) / sqrt(n), unvisited edges
+// first.
 struct UCT {
+    static constexpr Bonus kBonus = Bonus::kInverseRoot;
     double c;
     explicit UCT(const double* p) : c(p[0]) {}
 
-    void score(const Site& site, double* out) const {
-        const double* f =
-            factors(site, [](double visits, double* factor) { factor[0] = std::log(visits); });
-        score_lanes(site, 0.0, out, [c = c, log = f[0]](double, double n) {
-            return n > 0.0 ? c * std::sqrt(log / n) : std::numeric_limits<double>::infinity();
-        });
-    }
+    double factor(double visits) const { return c * std::sqrt(std::log(visits)); }
+    double unvisited(const Site&) const { return 0.0; }
 };
 
-// AlphaZero: Q + (ln((N(s) + c_base + 1) / c_base) + c_init) * p * sqrt(N(s)) / (1 + n). An edge
+// AlphaZero: Q + (ln((N(s) + c_base + 1) / c_base) + c_init) * sqrt(N(s)) * p / (1 + n). An edge
 // without returns has Q = fpu, or with a reduction r >= 0 (lc0) Q(s) - r * sqrt(visited priors).
 struct PUCT {
+    static constexpr Bonus kBonus = Bonus::kPrior;
     double c_base, c_init, fpu, reduction;
     explicit PUCT(const double* p) : c_base(p[0]), c_init(p[1]), fpu(p[2]), reduction(p[3]) {}
 
-    void score(const Site& site, double* out) const {
-        const double* f = factors(site, [this](double visits, double* factor) {
-            factor[0] = std::log((visits + c_base + 1.0) / c_base) + c_init;
-            factor[1] = std::sqrt(visits);
-        });
-        double unvisited = fpu;
-        if (reduction >= 0.0) {
-            double mass = 0.0;
-            for (std::uint32_t i = 0; i < site.family.head().count; ++i) {
-                if (site.family.n()[i] > 0) mass += site.family.prior()[i];
-            }
-            unvisited = site.value - reduction * std::sqrt(mass);
+    double factor(double visits) const {
+        return (std::log((visits + c_base + 1.0) / c_base) + c_init) * std::sqrt(visits);
+    }
+    double unvisited(const Site& site) const {
+        if (reduction < 0.0) return fpu;
+        double mass = 0.0;
+        for (std::uint32_t i = 0; i < site.family.head().count; ++i) {
+            if (site.family.n()[i] > 0) mass += site.family.prior()[i];
         }
-        score_lanes(site, unvisited, out, [f0 = f[0], f1 = f[1]](double prior, double n) {
-            return f0 * prior * f1 / (1.0 + n);
-        });
+        return site.value - reduction * std::sqrt(mass);
     }
 };
 
-// P-UCB (PG-TD, arXiv 2303.05510; BDC): Q + beta(s) * p * sqrt(ln(1 + N(s))) / (1 + n) with
+// P-UCB (PG-TD, arXiv 2303.05510; BDC): Q + beta(s) * sqrt(ln(1 + N(s))) * p / (1 + n) with
 // beta(s) = ln((N(s) + c_base + 1) / c_base) + c.
 struct PUCB {
+    static constexpr Bonus kBonus = Bonus::kPrior;
     double c_base, c;
     explicit PUCB(const double* p) : c_base(p[0]), c(p[1]) {}
 
-    void score(const Site& site, double* out) const {
-        const double* f = factors(site, [this](double visits, double* factor) {
-            factor[0] = std::log((visits + c_base + 1.0) / c_base) + c;
-            factor[1] = std::sqrt(std::log(1.0 + visits));
-        });
-        score_lanes(site, 0.0, out, [f0 = f[0], f1 = f[1]](double prior, double n) {
-            return f0 * prior * f1 / (1.0 + n);
-        });
+    double factor(double visits) const {
+        return (std::log((visits + c_base + 1.0) / c_base) + c) * std::sqrt(std::log(1.0 + visits));
     }
+    double unvisited(const Site&) const { return 0.0; }
 };
+
+// A rule of the form Q + factor(N) * bonus(e): its factors are tabulated, its lanes are scored by
+// `lanes.hpp`.
+template <class Rule>
+concept Factored = requires { Rule::kBonus; };
+
+// Scores of a factored rule one by one, for what the fast loops do not know: virtual loss.
+template <Factored Rule>
+void score_lanes(const Rule& rule, const Site& site, double factor, double* out) {
+    const double unvisited = rule.unvisited(site);
+    for (std::uint32_t i = 0; i < site.family.head().count; ++i) {
+        const double count = site.count(i), q = site.q(i, unvisited);
+        if constexpr (Rule::kBonus == Bonus::kInverseRoot) {
+            out[i] = count > 0.0 ? q + factor * (1.0 / std::sqrt(count))
+                                 : std::numeric_limits<double>::infinity();
+        } else {
+            out[i] = q + factor * site.family.prior()[i] / (1.0 + count);
+        }
+    }
+}
 
 // Gumbel MuZero (Danihelka et al., ICLR 2022): at a root sequential halving over the top
 // `considered` of gumbel + logit + sigma(Q); below, the lane whose share of visits lags most behind
@@ -203,7 +175,7 @@ struct GumbelRoot {
     void at_root(const Site& site, double* out) const {
         const Header& head = site.family.head();
         const std::uint32_t done = site.visits() - 1;
-        const auto& wanted = schedule[std::min(considered, head.open)];
+        const auto& wanted = schedule[std::min<std::uint32_t>(considered, head.open)];
         const double target = done < wanted.size() ? wanted[done] : double(kNone);
         // Exactly the wanted visits; when nobody has them (prunes, waves), the most below.
         double nearest = -1.0;

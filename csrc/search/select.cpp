@@ -1,5 +1,7 @@
-// Selection: from the root to a leaf (or to a node to widen), several trees interleaved so that the
+// Selection: from the root to a leaf (or to a node to widen), several trees in step so that the
 // memory latency of one descent hides behind the work of the others.
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -9,7 +11,7 @@ namespace bdc::search {
 
 namespace {
 
-constexpr std::size_t kInterleaved = 8;
+constexpr std::size_t kInStep = 16;
 
 // Room for the scores of one family; kept, since a call may select a single leaf.
 double* score_room() {
@@ -18,64 +20,55 @@ double* score_room() {
 }
 
 struct Walker {
-    std::size_t item = 0;        // position in the call's list of trees
-    std::int64_t leaf = 0;       // of that tree in this call
-    std::uint32_t tree = kNone;  // index; kNone: idle
+    std::size_t item = 0;  // position in the call's list of trees
+    std::uint32_t tree = 0;
     std::uint32_t block = 0, lane = 0;
     std::int32_t agent = -1;
     std::vector<std::int32_t> path;
 };
 
-// Where one worker put the paths of its leaves.
-struct Paths {
-    struct Piece {
-        std::size_t row, begin, end;
-    };
-    std::vector<Piece> pieces;
-    std::vector<std::int32_t> ids;
-};
-
-std::uint32_t agents_in(const Family& family) {
-    std::uint32_t largest = 0;
-    for (std::uint32_t i = 0; i < family.head().count; ++i) {
-        largest = std::max<std::uint32_t>(largest, family.tag()[i]);
-    }
-    return largest + 1;
-}
-
 // The open lane with the largest score; there is always one.
 std::uint32_t arg_max(const Family& family, const double* score) {
-    const Header& head = family.head();
-    const std::uint8_t* reason = family.reason();
     std::uint32_t best = kNone;
-    bool tie = false;
-    for (std::uint32_t i = 0; i < head.count; ++i) {
-        if (reason[i] != 0) continue;
-        if (best == kNone || score[i] > score[best]) {
+    for (std::uint32_t i = 0; i < family.head().count; ++i) {
+        if (family.reason()[i] != 0) continue;
+        if (best == kNone || score[i] > score[best] ||
+            (score[i] == score[best] && wins_tie(family, i, best, true))) {
             best = i;
-            tie = false;
-        } else if (score[i] == score[best]) {
-            tie = true;
         }
     }
-    if (!tie) return best;
-    const std::uint32_t turn = head.visits + head.pending - 1;
-    const std::uint32_t agents = agents_in(family);
-    const double top = score[best];
-    for (std::uint32_t i = best + 1; i < head.count; ++i) {
-        if (reason[i] == 0 && score[i] == top && wins_tie(family, i, best, turn, agents)) best = i;
-    }
     return best;
+}
+
+// What scoring reads of a block with about so many lanes: all of a small one, else the header, the
+// values and the counts.
+void prefetch(const std::byte* block, std::size_t lanes) {
+    const auto fetch = [&](std::size_t from, std::size_t to) {
+        for (std::size_t at = from; at < to + kGrain; at += 64) __builtin_prefetch(block + at);
+    };
+    if (lanes <= 8) {
+        fetch(0, sizeof(Header) + kLaneBytes * lanes);
+    } else {
+        lanes = std::min<std::size_t>(lanes, 64);
+        fetch(0, sizeof(Header) + 16 * lanes);
+        fetch(sizeof(Header) + 24 * lanes, sizeof(Header) + 32 * lanes);
+    }
 }
 
 // The descent of one rule. All state that outlives a step lies in the walker and in its tree.
 template <class Rule>
 class Descent {
   public:
-    Descent(const Rule& rule, const Config& config, std::vector<Tree>& trees)
-        : rule_(rule), config_(config), trees_(trees), scores_(score_room()) {}
+    Descent(const Rule& rule, const Config& config, Pick pick, const std::vector<double>& factors,
+            std::atomic<bool>& outgrown, std::vector<Tree>& trees)
+        : rule_(rule),
+          config_(config),
+          pick_(pick),
+          factors_(factors),
+          outgrown_(outgrown),
+          trees_(trees) {}
 
-    void start(Walker& walker) {
+    void start(Walker& walker) const {
         const Family family = trees_[walker.tree].arena.at(0);
         walker.block = walker.lane = 0;
         walker.agent = -1;
@@ -84,31 +77,23 @@ class Descent {
     }
 
     // One level down; false: the walker stands on its leaf.
-    bool step(Walker& walker) {
-        Tree& tree = trees_[walker.tree];
-        const Family above = tree.arena.at(walker.block);
+    bool step(Walker& walker) const {
+        const Arena& arena = trees_[walker.tree].arena;
+        const Family above = arena.at(walker.block);
         const std::uint32_t block = above.child()[walker.lane];
         if (block == kNone) {
-            generate(walker, nullptr, tree);
+            generate(walker, nullptr);
             return false;
         }
-        const Family family = tree.arena.at(block);
-        if (wants_width(above, walker.lane, family)) return false;
-        const Site site{family,
-                        above.value(walker.lane, config_.backup),
-                        above.head().parent_block == kNone,
-                        config_.backup == Backup::kMean,
-                        config_.virtual_loss,
-                        config_.seed,
-                        walker.tree,
-                        above.id()[walker.lane]};
-        rule_.score(site, scores_);
-        const std::uint32_t lane = arg_max(family, scores_);
-        if (generate(walker, &site, tree, scores_[lane])) return false;
+        const Family family = arena.at(block);
+        if (config_.widening_c != 0.0 && wants_width(above, walker.lane, family)) return false;
+        const std::uint32_t lane = choose(walker, above, family);
+        if (walker.agent >= 0) return false;
         walker.block = block;
         walker.lane = lane;
+        const std::uint32_t below = family.child()[lane];
+        if (below != kNone) prefetch(arena.base(below), family.capacity());
         enter(walker, family, lane);
-        if (family.child()[lane] != kNone) tree.arena.prefetch(family.child()[lane]);
         return true;
     }
 
@@ -119,10 +104,46 @@ class Descent {
         walker.path.push_back(std::int32_t(family.id()[lane]));
     }
 
+    Site site(const Walker& walker, const Family& above, const Family& family) const {
+        return {family,
+                above.value(walker.lane, config_.backup),
+                above.head().parent_block == kNone,
+                config_.backup == Backup::kMean,
+                config_.virtual_loss,
+                config_.seed,
+                walker.tree,
+                above.id()[walker.lane]};
+    }
+
+    std::uint32_t choose(Walker& walker, const Family& above, const Family& family) const {
+        if constexpr (Factored<Rule>) {
+            const std::uint32_t visits = family.head().visits + family.head().pending;
+            const double factor = factor_of(visits);
+            if (pick_ != nullptr) {
+                return pick_(family, factor, rule_.unvisited(site(walker, above, family)));
+            }
+            double* scores = score_room();
+            score_lanes(rule_, site(walker, above, family), factor, scores);
+            return arg_max(family, scores);
+        } else {
+            const Site here = site(walker, above, family);
+            double* scores = score_room();
+            rule_.score(here, scores);
+            const std::uint32_t lane = arg_max(family, scores);
+            generate(walker, &here, scores[lane]);
+            return lane;
+        }
+    }
+
+    double factor_of(std::uint32_t visits) const {
+        if (visits < factors_.size()) return factors_[visits];
+        if (visits < kTabulated) outgrown_.store(true, std::memory_order_relaxed);
+        return rule_.factor(double(visits));
+    }
+
     // Progressive widening: fewer open children than c * N^alpha; a selection in flight that
     // stopped here counts as a child to come.
     bool wants_width(const Family& above, std::uint32_t lane, const Family& family) const {
-        if (config_.widening_c == 0.0) return false;
         const Header& head = family.head();
         const double coming = double(above.pending()[lane]) - 1.0 - double(head.pending);
         const double visits = double(head.visits) + double(head.pending) + coming;
@@ -131,7 +152,7 @@ class Descent {
     }
 
     // Does the rule rather have a new child here, and by which agent?
-    bool generate(Walker& walker, const Site* site, const Tree& tree,
+    void generate(Walker& walker, const Site* site,
                   double best = -std::numeric_limits<double>::infinity()) const {
         if constexpr (requires { rule_.agents; }) {
             const std::uint32_t visits = site ? site->visits() : 1;
@@ -139,7 +160,7 @@ class Descent {
             for (std::uint32_t agent = 0; agent < rule_.agents; ++agent) {
                 const std::uint64_t moment = mix(mix(node, visits), 0xA63Eull + agent);
                 Stream stream(mix(config_.seed, mix(walker.tree, moment)));
-                const Arm arm = site ? tree.arms[site->family.head().arms + agent] : Arm{0.0, 0};
+                const Arm arm = site ? site->family.arms()[agent] : Arm{0.0, 0};
                 const double draw = rule_.draw(stream, double(arm.n), arm.sum);
                 if (draw > best) {
                     best = draw;
@@ -147,111 +168,132 @@ class Descent {
                 }
             }
         }
-        return walker.agent >= 0;
     }
 
     const Rule& rule_;
     const Config& config_;
+    const Pick pick_;
+    const std::vector<double>& factors_;
+    std::atomic<bool>& outgrown_;
     std::vector<Tree>& trees_;
-    double* scores_;
 };
 
 }  // namespace
 
-Selection Forest::select(Ids trees, std::int64_t leaves) {
+// Makes the table of a factored rule twice as long.
+void Forest::tabulate() {
+    outgrown_.store(false, std::memory_order_relaxed);
+    std::visit(
+        [&]<class Rule>(const Rule& rule) {
+            if constexpr (Factored<Rule>) {
+                std::size_t visits = factors_.size();
+                factors_.resize(
+                    std::min<std::size_t>(kTabulated, std::max<std::size_t>(256, 2 * visits)));
+                for (; visits < factors_.size(); ++visits) {
+                    factors_[visits] = visits == 0 ? 0.0 : rule.factor(double(visits));
+                }
+            }
+        },
+        rule_);
+}
+
+void Forest::select(Ids trees, std::int64_t leaves, Selection& into) {
     const std::lock_guard lock(mutex_);
     if (leaves < 0 ||
         (leaves > 0 && std::int64_t(trees.size()) > (std::int64_t(1) << 31) / leaves)) {
         throw InputFault("select got leaves = " + std::to_string(leaves) +
                          "; give a number from 0, with trees * leaves at most 2^31");
     }
-    std::vector<std::uint32_t> tree_of(trees.size());
+    item_tree_.resize(trees.size());
     for (std::size_t i = 0; i < trees.size(); ++i) {
-        tree_of[i] = locate_root(trees[i], std::int64_t(i)).tree;
+        item_tree_[i] = locate_root(trees[i], std::int64_t(i)).tree;
     }
     const std::size_t rows = trees.size() * std::size_t(leaves);
-    Selection result;
-    result.tree.resize(rows);
-    result.leaf.resize(rows);
-    result.depth.resize(rows);
-    result.agent.resize(rows);
-    result.ticket.resize(rows);
-    result.offsets.assign(rows + 1, 0);
-    if (rows == 0) return result;
+    into.tree.resize(rows);
+    into.leaf.resize(rows);
+    into.depth.resize(rows);
+    into.agent.resize(rows);
+    into.ticket.resize(rows);
+    into.offsets.resize(rows + 1);
+    into.offsets[0] = 0;
+    into.path.clear();
+    if (rows == 0) return;
+    if (outgrown_.load(std::memory_order_relaxed)) tabulate();
+    share(item_tree_, std::size_t(leaves));
     const std::uint64_t first_ticket = next_ticket_;
     next_ticket_ += rows;
 
-    constexpr std::size_t kWorthAThread = 96;
-    const auto parts = unsigned(
-        std::max<std::size_t>(1, std::min<std::size_t>(pool_.threads(), rows / kWorthAThread)));
-    std::vector<Paths> paths(parts);
+    // Rows end in their order where one chunk has one leaf per tree; else their paths are put in
+    // order at the end.
+    const std::size_t chunks = shares_.starts.size() - 1;
+    const bool in_order = chunks == 1 && (leaves == 1 || trees.size() == 1);
+    if (!in_order) {
+        paths_.resize(std::max(paths_.size(), chunks));
+        path_at_.resize(rows);
+    }
 
-    const auto work = [&](const auto& rule, unsigned part) {
-        Descent descent(rule, config_, trees_);
-        Paths& own = paths[part];
-        std::size_t next = 0;
-        own.pieces.reserve(rows / parts + 1);
-        thread_local std::vector<Walker> kept(kInterleaved);  // with the memory of their paths
-        const std::span<Walker> walkers(kept.data(), std::min(kInterleaved, trees.size()));
-        for (Walker& walker : walkers) walker.tree = kNone;
-
-        const auto finish = [&](Walker& walker) {
-            const std::size_t row = walker.item * std::size_t(leaves) + std::size_t(walker.leaf);
-            const std::size_t begin = own.ids.size();
-            own.ids.insert(own.ids.end(), walker.path.begin(), walker.path.end());
-            own.pieces.push_back({row, begin, own.ids.size()});
-            result.tree[row] = std::int32_t(trees[walker.item]);
-            result.leaf[row] = walker.path.back();
-            result.depth[row] = std::int32_t(walker.path.size()) - 1;
-            result.agent[row] = walker.agent;
-            result.ticket[row] = std::int64_t(first_ticket + row);
+    const auto work = [&](const auto& rule, unsigned chunk) {
+        const Descent descent(rule, config_, pick_, factors_, outgrown_, trees_);
+        thread_local std::vector<Walker> walkers(kInStep);  // with the memory of their paths
+        std::vector<std::int32_t>& ids = in_order ? into.path : paths_[chunk];
+        ids.clear();
+        const auto finish = [&](const Walker& walker, std::int64_t leaf) {
+            const std::size_t row = walker.item * std::size_t(leaves) + std::size_t(leaf);
+            if (!in_order) path_at_[row] = {chunk, ids.size()};
+            ids.insert(ids.end(), walker.path.begin(), walker.path.end());
+            into.tree[row] = std::int32_t(trees[walker.item]);
+            into.leaf[row] = walker.path.back();
+            into.depth[row] = std::int32_t(walker.path.size()) - 1;
+            into.agent[row] = walker.agent;
+            into.ticket[row] = std::int64_t(first_ticket + row);
             trees_[walker.tree].flights.push_back(
                 {first_ticket + row, std::uint32_t(walker.path.back()), Flight::kLive});
         };
-        // Takes the next tree of this part, unless that tree still has a walker: trees stay in
-        // order.
-        const auto assign = [&](Walker& walker) {
-            while (next < trees.size() && parts > 1 && tree_of[next] % parts != part) ++next;
-            if (next == trees.size() || trees_[tree_of[next]].busy) return false;
-            walker.item = next;
-            walker.leaf = 0;
-            walker.tree = tree_of[next++];
-            trees_[walker.tree].busy = true;
-            descent.start(walker);
-            return true;
-        };
-        for (bool any = true; any;) {
-            any = false;
-            for (Walker& walker : walkers) {
-                if (walker.tree == kNone && !assign(walker)) continue;
-                any = true;
-                if (descent.step(walker)) continue;
-                finish(walker);
-                if (++walker.leaf < leaves) {
-                    descent.start(walker);
-                } else {
-                    trees_[walker.tree].busy = false;
-                    walker.tree = kNone;
-                }
+        const std::uint32_t end = shares_.starts[chunk + 1];
+        for (std::uint32_t next = shares_.starts[chunk]; next < end;) {
+            std::size_t count = 0;
+            for (; next < end && count < kInStep; ++next) {
+                const std::size_t item = shares_.order.empty() ? next : shares_.order[next];
+                Tree& tree = trees_[item_tree_[item]];
+                if (tree.busy) break;  // named again: its next descent must see this one's
+                tree.busy = true;
+                walkers[count].item = item;
+                walkers[count++].tree = item_tree_[item];
             }
+            for (std::int64_t leaf = 0; leaf < leaves; ++leaf) {
+                Walker* active[kInStep];
+                std::size_t left = count;
+                for (std::size_t i = 0; i < count; ++i) {
+                    active[i] = &walkers[i];
+                    descent.start(walkers[i]);
+                }
+                while (left > 0) {
+                    std::size_t going = 0;
+                    for (std::size_t i = 0; i < left; ++i) {
+                        if (descent.step(*active[i])) active[going++] = active[i];
+                    }
+                    left = going;
+                }
+                for (std::size_t i = 0; i < count; ++i) finish(walkers[i], leaf);
+            }
+            for (std::size_t i = 0; i < count; ++i) trees_[walkers[i].tree].busy = false;
         }
     };
     std::visit(
-        [&](const auto& rule) { pool_.run(parts, [&](unsigned part) { work(rule, part); }); },
+        [&](const auto& rule) {
+            pool_.run(unsigned(chunks), [&](unsigned chunk) { work(rule, chunk); });
+        },
         rule_);
 
     for (std::size_t row = 0; row < rows; ++row) {
-        result.offsets[row + 1] = result.offsets[row] + result.depth[row] + 1;
+        into.offsets[row + 1] = into.offsets[row] + into.depth[row] + 1;
     }
-    result.path.resize(std::size_t(result.offsets[rows]));
-    for (const Paths& own : paths) {
-        for (const auto& piece : own.pieces) {
-            std::copy(own.ids.begin() + std::ptrdiff_t(piece.begin),
-                      own.ids.begin() + std::ptrdiff_t(piece.end),
-                      result.path.begin() + result.offsets[piece.row]);
-        }
+    if (in_order) return;
+    into.path.resize(std::size_t(into.offsets[rows]));
+    for (std::size_t row = 0; row < rows; ++row) {
+        std::copy_n(paths_[path_at_[row].first].begin() + std::ptrdiff_t(path_at_[row].second),
+                    into.depth[row] + 1, into.path.begin() + into.offsets[row]);
     }
-    return result;
 }
 
 }  // namespace bdc::search

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <unordered_map>
 
 #include "forest.hpp"
@@ -110,27 +111,29 @@ class Draft {
 // A file mapped for reading, with its table checked and its sections found.
 class Source {
   public:
-    explicit Source(const std::string& path) : path_(path) {
+    Source(const std::string& path, bool populate) : path_(path) {
         const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
         if (fd < 0) refuse(std::string("cannot be opened (") + std::strerror(errno) + ")");
         struct stat info;
         const bool regular = fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
         bytes_ = regular ? std::size_t(info.st_size) : 0;
         if (bytes_ >= sizeof(Preamble)) {
-            void* mapped = mmap(nullptr, bytes_, PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd, 0);
-            if (mapped != MAP_FAILED) data_ = static_cast<const std::byte*>(mapped);
+            // Private and writable: a forest that lives in the mapping never changes the file.
+            const int flags = MAP_PRIVATE | (populate ? MAP_POPULATE : 0);
+            void* mapped = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, flags, fd, 0);
+            if (mapped != MAP_FAILED) {
+                data_ = static_cast<std::byte*>(mapped);
+                mapping_ = {mapped, [bytes = bytes_](void* data) { munmap(data, bytes); }};
+            }
         }
         close(fd);
         if (data_ == nullptr) refuse("is no bdc forest snapshot (too short)");
-        try {
-            read_table();
-        } catch (...) {
-            munmap(const_cast<std::byte*>(data_), bytes_);
-            throw;
-        }
+        read_table();
     }
     Source(const Source&) = delete;
-    ~Source() { munmap(const_cast<std::byte*>(data_), bytes_); }
+
+    std::byte* bytes_of(SectionKind kind) const { return data_ + sections_[kind].offset; }
+    const std::shared_ptr<void>& mapping() const { return mapping_; }
 
     template <class Record>
     std::span<const Record> section(SectionKind kind) const {
@@ -165,7 +168,10 @@ class Source {
             refuse("has format version " + std::to_string(preamble.version) +
                    ", newer than this bdc reads (" + std::to_string(kVersion) + ")");
         }
-        insist(preamble.version == kVersion, "format version");
+        if (preamble.version < kVersion) {
+            refuse("has format version " + std::to_string(preamble.version) +
+                   ", older than this bdc reads (" + std::to_string(kVersion) + ")");
+        }
         insist(preamble.file_bytes == bytes_, "truncated or extended");
         insist(bytes_ >= padded(sizeof preamble + sizeof sections_), "truncated");
         std::memcpy(sections_, data_ + sizeof preamble, sizeof sections_);
@@ -177,7 +183,8 @@ class Source {
     }
 
     std::string path_;
-    const std::byte* data_ = nullptr;
+    std::byte* data_ = nullptr;
+    std::shared_ptr<void> mapping_;
     std::size_t bytes_ = 0;
     Section sections_[kSections];
 };
@@ -197,18 +204,24 @@ bool finite(double x) { return (std::bit_cast<std::uint64_t>(x) >> 52 & 0x7FF) !
 class Snapshot {
   public:
     static void read(const Source& source, Forest& forest) {
-        for (const auto kind : {kTreeTable, kLocations, kFlights, kArms, kLanes}) {
+        for (const auto kind : {kTreeTable, kFlights, kFree, kLocations, kGrains}) {
             source.verify(kind);
         }
         const auto locations = source.section<std::uint64_t>(kLocations);
         source.insist(locations.size() <= kMaxNodes, "too many nodes");
-        forest.locations_.assign(locations.begin(), locations.end());
+        forest.locations_.extend(locations.size(), forest.recycler_);
+        std::copy(locations.begin(), locations.end(), forest.locations_.data());
         forest.next_ticket_ = config_record(source).next_ticket;
-        read_trees(source, forest);
+        read_trees(source, forest, [&](Tree& tree, const TreeRecord& record, std::byte* grains) {
+            std::memcpy(tree.arena.make(record.grains, forest.recycler_), grains,
+                        record.grains * kGrain);
+            check_blocks(source, forest, tree);
+            source.insist(tree.root == tree.arena.at(0).id()[0], "a root");
+        });
         read_flights(source, forest);
         std::uint64_t nodes = 0, located = 0;
         for (const Tree& tree : forest.trees_) nodes += tree.nodes;
-        for (const auto location : forest.locations_) located += location != kNowhere;
+        for (const auto location : locations) located += location != kNowhere;
         source.insist(nodes == located, "ids");
         for (std::uint32_t index = 0; index < forest.trees_.size(); ++index) {
             if (!forest.trees_[index].alive) continue;
@@ -226,66 +239,77 @@ class Snapshot {
         }
     }
 
+    // Takes locations and grains as they lie in the file.
+    static void map(const Source& source, Forest& forest) {
+        for (const auto kind : {kTreeTable, kFlights, kFree}) source.verify(kind);
+        const std::size_t nodes = source.section<std::uint64_t>(kLocations).size();
+        source.insist(nodes <= kMaxNodes, "too many nodes");
+        forest.locations_.adopt(source.bytes_of(kLocations), nodes, source.mapping());
+        forest.next_ticket_ = config_record(source).next_ticket;
+        read_trees(source, forest, [&](Tree& tree, const TreeRecord& record, std::byte* grains) {
+            tree.arena.adopt(grains, record.grains, source.mapping());
+        });
+        read_flights(source, forest);
+        for (const FreeRecord& free : source.section<FreeRecord>(kFree)) {
+            source.insist(free.tree < forest.trees_.size() &&
+                              free.block < forest.trees_[free.tree].arena.used(),
+                          "a free block");
+            forest.trees_[free.tree].arena.adopt_free(free.capacity, free.block);
+        }
+    }
+
   private:
-    static void read_trees(const Source& source, Forest& forest) {
+    template <class Fill>
+    static void read_trees(const Source& source, Forest& forest, const Fill& fill) {
         const auto records = source.section<TreeRecord>(kTreeTable);
-        const auto arms = source.section<Arm>(kArms);
-        const auto lanes = source.section<std::byte>(kLanes);
-        std::size_t arm = 0, byte = 0;
+        const std::size_t bytes = source.section<std::byte>(kGrains).size();
+        std::size_t at = 0;
         source.insist(records.size() < kMaxTrees, "too many trees");
-        for (std::uint32_t index = 0; index < records.size(); ++index) {
-            const TreeRecord& record = records[index];
+        forest.trees_.reserve(records.size());
+        for (const TreeRecord& record : records) {
             Tree tree;
             tree.alive = record.alive == 1;
             source.insist(record.alive <= 1, "tree table");
-            const std::size_t bytes = std::size_t(record.lines) * kLineBytes;
-            source.insist(record.arms <= arms.size() - arm && bytes <= lanes.size() - byte &&
-                              record.lines <= kMaxLines,
-                          "tree table");
+            const std::size_t own = std::size_t(record.grains) * kGrain;
+            source.insist(own <= bytes - at && record.grains <= kMaxGrains, "tree table");
             if (tree.alive) {
                 tree.root = record.root;
                 tree.nodes = record.nodes;
-                tree.arms.assign(arms.begin() + std::ptrdiff_t(arm),
-                                 arms.begin() + std::ptrdiff_t(arm + record.arms));
-                for (const Arm& a : tree.arms) source.insist(finite(a.sum), "an arm");
-                source.insist(bytes > 0, "a tree without memory");
-                std::memcpy(tree.arena.adopt(record.lines), lanes.data() + byte, bytes);
-                check_blocks(source, forest, tree);
-                source.insist(tree.root == tree.arena.at(0).id()[0], "a root");
+                source.insist(own > 0, "a tree without memory");
+                fill(tree, record, source.bytes_of(kGrains) + at);
             } else {
-                source.insist(record.arms == 0 && bytes == 0 && record.nodes == 0, "a dead tree");
+                source.insist(own == 0 && record.nodes == 0, "a dead tree");
             }
-            arm += record.arms;
-            byte += bytes;
+            at += own;
             forest.trees_.push_back(std::move(tree));
         }
-        source.insist(arm == arms.size() && byte == lanes.size(), "tree table");
+        source.insist(at == bytes, "tree table");
     }
 
     // Blocks lie end to end; after this every child reference leads to the start of a block that
     // names it as its parent, so that walks up and down end.
     static void check_blocks(const Source& source, const Forest& forest, Tree& tree) {
-        const std::uint32_t used = tree.arena.used();
+        const std::uint32_t used = tree.arena.used(), arms = forest.agents_;
         std::vector<bool> starts(used, false);
         for (std::uint32_t block = 0; block < used;) {
+            // The header may not reach beyond the memory: a block has a grain at least.
             const Header& head = tree.arena.at(block).head();
-            source.insist(head.capacity >= 4 && head.capacity % 4 == 0 &&
-                              head.capacity <= kMaxChildren && head.count <= head.capacity &&
-                              lines_for(head.capacity) <= used - block,
+            source.insist(head.capacity >= 1 && head.capacity <= kMaxChildren &&
+                              head.count <= head.capacity &&
+                              grains_for(head.capacity, arms) <= used - block,
                           "a block header");
             starts[block] = true;
-            block += lines_for(head.capacity);
+            block += grains_for(head.capacity, arms);
         }
         for (std::uint32_t block = 0; block < used;) {
-            const Family family = tree.arena.at(block);
-            Header& head = family.head();
-            if (head.count == 0) {
+            const std::uint32_t capacity = tree.arena.at(block).head().capacity;
+            if (tree.arena.at(block).head().count == 0) {
                 source.insist(block != 0, "a root");
-                tree.arena.adopt_free(block);
+                tree.arena.release(block);
             } else {
                 check_family(source, forest, tree, block, starts);
             }
-            block += lines_for(head.capacity);
+            block += grains_for(capacity, arms);
         }
     }
 
@@ -293,11 +317,10 @@ class Snapshot {
                              std::uint32_t block, const std::vector<bool>& starts) {
         const Family family = tree.arena.at(block);
         Header& head = family.head();
-        head.cached = 0;
         source.insist(head.visits >= 1, "visits");
         if (block == 0) {
             source.insist(head.parent_block == kNone && head.depth == 0 && head.count == 1 &&
-                              head.arms == kNone && family.reason()[0] == 0,
+                              family.reason()[0] == 0,
                           "a root");
         } else {
             const std::uint32_t up = head.parent_block;
@@ -307,10 +330,9 @@ class Snapshot {
                               above.child()[head.parent_lane] == block &&
                               head.depth == above.head().depth + 1 && head.depth != 0,
                           "a parent");
-            source.insist(forest.agents_ == 0 ? head.arms == kNone
-                                              : head.arms <= tree.arms.size() &&
-                                                    forest.agents_ <= tree.arms.size() - head.arms,
-                          "arms");
+        }
+        for (std::uint32_t agent = 0; agent < forest.agents_; ++agent) {
+            source.insist(finite(family.arms()[agent].sum), "an arm");
         }
         for (std::uint32_t lane = 0; lane < head.count; ++lane) {
             const std::uint32_t below = family.child()[lane];
@@ -359,12 +381,14 @@ void Forest::save(const std::string& path) const {
 
     std::vector<TreeRecord> records;
     std::vector<FlightRecord> flights;
-    std::vector<Arm> arms;
+    std::vector<FreeRecord> free;
     for (std::uint32_t index = 0; index < trees_.size(); ++index) {
         const Tree& tree = trees_[index];
-        const std::uint32_t lines = tree.alive ? tree.arena.used() : 0;
-        records.push_back({tree.root, tree.nodes, lines, tree.alive, tree.arms.size()});
-        arms.insert(arms.end(), tree.arms.begin(), tree.arms.end());
+        records.push_back(
+            {tree.root, tree.nodes, tree.alive ? tree.arena.used() : 0, tree.alive ? 1u : 0u});
+        for (const auto& [capacity, block] : tree.arena.free()) {
+            if (block != kNone) free.push_back({index, capacity, block});
+        }
         for (const Flight& flight : tree.flights) {
             if (flight.state == Flight::kLive) {
                 flights.push_back({flight.ticket, flight.node, index});
@@ -375,12 +399,12 @@ void Forest::save(const std::string& path) const {
     std::vector<Piece> parts[kSections];
     parts[kConfig] = {{&config, sizeof config}};
     parts[kTreeTable] = {{records.data(), records.size() * sizeof(TreeRecord)}};
-    parts[kLocations] = {{locations_.data(), locations_.size() * sizeof(std::uint64_t)}};
     parts[kFlights] = {{flights.data(), flights.size() * sizeof(FlightRecord)}};
-    parts[kArms] = {{arms.data(), arms.size() * sizeof(Arm)}};
+    parts[kFree] = {{free.data(), free.size() * sizeof(FreeRecord)}};
+    parts[kLocations] = {{locations_.data(), locations_.size() * sizeof(std::uint64_t)}};
     for (const Tree& tree : trees_) {
         if (tree.alive) {
-            parts[kLanes].push_back({tree.arena.data(), tree.arena.used() * kLineBytes});
+            parts[kGrains].push_back({tree.arena.data(), tree.arena.used() * kGrain});
         }
     }
     Section sections[kSections];
@@ -414,7 +438,7 @@ void Forest::save(const std::string& path) const {
 }
 
 Config Forest::peek(const std::string& path) {
-    const Source source(path);
+    const Source source(path, false);
     const ConfigRecord record = config_record(source);
     Config config;
     config.rule.kind = record.rule;
@@ -429,9 +453,9 @@ Config Forest::peek(const std::string& path) {
     return config;
 }
 
-void Forest::load(const std::string& path, Forest& into) {
-    const Source source(path);
-    Snapshot::read(source, into);
+void Forest::load(const std::string& path, bool verify, Forest& into) {
+    const Source source(path, verify);
+    verify ? Snapshot::read(source, into) : Snapshot::map(source, into);
 }
 
 }  // namespace bdc::search

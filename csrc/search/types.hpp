@@ -8,10 +8,10 @@
 namespace bdc::search {
 
 inline constexpr std::uint32_t kNone = 0xFFFFFFFFu;
-inline constexpr std::uint32_t kMaxChildren = 4092;  // lanes of one family, a multiple of 4
+inline constexpr std::uint32_t kMaxChildren = 4092;  // lanes of one family
 inline constexpr std::uint32_t kMaxTrees = 1u << 22;
 inline constexpr std::uint32_t kMaxNodes = 1u << 30;
-inline constexpr std::uint32_t kMaxLines = 1u << 30;  // of one tree's arena: 64 GiB
+inline constexpr std::uint32_t kMaxGrains = 1u << 30;  // of one tree: 32 GiB
 
 // Bad input: nothing has been changed. `index` is the offending position in the argument, or -1.
 struct InputFault : std::runtime_error {
@@ -60,7 +60,7 @@ struct Location {
         return (std::uint64_t(tree) << 42) | (std::uint64_t(block) << 12) | lane;
     }
     static Location unpack(std::uint64_t bits) {
-        return {std::uint32_t(bits >> 42), std::uint32_t(bits >> 12) & (kMaxLines - 1),
+        return {std::uint32_t(bits >> 42), std::uint32_t(bits >> 12) & (kMaxGrains - 1),
                 std::uint32_t(bits) & 0xFFFu};
     }
 };

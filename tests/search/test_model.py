@@ -1,267 +1,441 @@
-"""Long random runs of every operation against a slow, obvious model of the same rules: equal paths and statistics."""
+"""Every operation mixed, against a slow, obvious model of the same rules: equal paths and equal statistics, and refused
+calls that change nothing."""
 
 from __future__ import annotations
 
-import math
 import random
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from model import Model, Node, RefusedError
 
-from bdc.search import PUCB, PUCT, UCT, Forest, ForestError, Widening
+from bdc.search import PUCB, PUCT, UCT, Forest, ForestError, GumbelRoot, Thompson, Widening
 
-
-@dataclass(eq=False)
-class Node:
-    """A node and the edge into it; every return is kept and statistics are recomputed each time."""
-
-    id: int
-    parent: Node | None
-    prior: float = 1.0
-    tag: int = 0
-    children: list[Node] = field(default_factory=list)
-    returns: list[float] = field(default_factory=list)
-    visits: int = 1
-    pending: int = 0
-    reason: int = 0
-    refined: int = 0
-
-    def path(self) -> list[Node]:
-        return ([] if self.parent is None else self.parent.path()) + [self]
-
-    def pending_below(self) -> int:
-        return sum(child.pending for child in self.children)
-
-
-class Model:
-    """What the documentation says, in Python."""
-
-    def __init__(self, rule, backup, gamma, virtual_loss, widening):
-        self.rule, self.backup_mode, self.gamma = rule, backup, gamma
-        self.virtual_loss, self.widening = virtual_loss, widening
-        self.nodes: list[Node] = []
-        self.tickets: dict[int, Node] = {}
-        self.next_ticket = 0
-
-    def plant(self, n):
-        return [self.add(None, 1.0, 0).id for _ in range(n)]
-
-    def add(self, parent, prior, tag):
-        node = Node(len(self.nodes), parent, prior, tag)
-        self.nodes.append(node)
-        if parent is not None:
-            parent.children.append(node)
-        return node
-
-    def value(self, node):
-        if not node.returns:
-            return 0.0
-        if self.backup_mode == "max":
-            return max(node.returns)
-        total = 0.0
-        for value in node.returns:
-            total += value
-        return total / len(node.returns)
-
-    def score(self, parent, edge):
-        q, n, flying = self.value(edge), len(edge.returns), edge.pending
-        total = parent.visits + parent.pending_below()
-        rule = self.rule
-        if isinstance(rule, PUCT) and n == 0:
-            q = rule.fpu
-            if rule.fpu_reduction is not None:
-                mass = sum(child.prior for child in parent.children if child.returns)
-                q = self.value(parent) - rule.fpu_reduction * math.sqrt(mass)
-        if self.virtual_loss and flying:
-            q -= self.virtual_loss * flying / (n + flying)
-        count = n + flying
-        if isinstance(rule, UCT):
-            return math.inf if count == 0 else q + rule.c * math.sqrt(math.log(total) / count)
-        if isinstance(rule, PUCT):
-            factor = math.log((total + rule.c_base + 1) / rule.c_base) + rule.c_init
-            return q + factor * edge.prior * math.sqrt(total) / (1 + count)
-        beta = math.log((total + rule.c_base + 1) / rule.c_base) + rule.c
-        return q + beta * edge.prior * math.sqrt(math.log(1 + total)) / (1 + count)
-
-    def select(self, tree):
-        node = self.nodes[tree]
-        node.pending += 1
-        while node.children:
-            below = node.pending_below()
-            open_ = [child for child in node.children if not child.reason]
-            if self.widening is not None:
-                coming = node.pending - 1 - below
-                wanted = self.widening.c * (node.visits + below + coming) ** self.widening.alpha
-                if len(open_) + coming < wanted:
-                    break
-            agents = max(child.tag for child in node.children) + 1
-            turn = node.visits + below - 1
-            node = min(
-                open_,
-                key=lambda e: (
-                    -self.score(node, e),
-                    -e.prior,
-                    len(e.returns) + e.pending,
-                    (e.tag - turn) % agents,
-                    e.id,
-                ),
-            )
-            node.pending += 1
-        self.tickets[self.next_ticket] = node
-        self.next_ticket += 1
-        return self.next_ticket - 1, node
-
-    def land(self, ticket):
-        for node in self.tickets.pop(ticket).path():
-            node.pending -= 1
-
-    def tickets_at(self, node):
-        return sorted(ticket for ticket, leaf in self.tickets.items() if leaf is node)
-
-    def backup(self, nodes, returns, tickets=None):
-        for i, node in enumerate(nodes):
-            if tickets is not None:
-                self.land(tickets[i])
-            elif own := self.tickets_at(node):
-                self.land(own[0])
-            elif node.parent is not None:
-                for ticket in self.tickets_at(node.parent):
-                    self.land(ticket)
-        for node, value in zip(nodes, returns, strict=True):
-            for step in reversed(node.path()):
-                step.returns.append(value)
-                if step.parent is not None:
-                    step.parent.visits += 1
-                value *= self.gamma
-
-    def prune(self, nodes, reason):
-        for node in nodes:
-            node.reason = reason
-        reopened = []
-        for node in nodes:
-            siblings = node.parent.children
-            if all(sibling.reason for sibling in siblings):
-                best = min(siblings, key=lambda e: (-self.value(e), -e.prior, len(e.returns) + e.pending, e.id))
-                best.reason = 0
-                reopened.append(best.id)
-        return reopened
+FIELDS = [
+    "id",
+    "parent",
+    "tree",
+    "depth",
+    "tag",
+    "children",
+    "n",
+    "visits",
+    "pending",
+    "reason",
+    "refined",
+    "prior",
+    "value",
+    "max",
+    "mean",
+]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "pucb-max": {"rule": PUCB()},
+    "pucb-mean-loss": {"rule": PUCB(3.0, 1.0), "backup": "mean", "gamma": 1.0, "virtual_loss": 0.7},
+    "pucb-widening": {"rule": PUCB(), "widening": Widening(1.3, 0.6)},
+    "puct-mean": {"rule": PUCT(fpu=0.4), "backup": "mean", "gamma": 1.0},
+    "puct-reduction": {
+        "rule": PUCT(19652.0, 2.0, 0.0, 0.3),
+        "gamma": 0.95,
+        "virtual_loss": 1.0,
+        "widening": Widening(0.9, 0.4),
+    },
+    "uct-mean": {"rule": UCT(), "backup": "mean", "gamma": 1.0},
+    "uct-max-loss": {"rule": UCT(0.5), "virtual_loss": 0.2},
+    "gumbel-mean": {"rule": GumbelRoot(24, 3), "backup": "mean", "seed": 3},
+    "gumbel-max-loss": {"rule": GumbelRoot(16, 8, 20.0, 0.5), "virtual_loss": 0.3, "seed": 1 << 63},
+    "thompson-beta": {"rule": Thompson(2), "backup": "mean", "seed": 4},
+    "thompson-sharp": {"rule": Thompson(3, "beta", 0.3, 0.4), "gamma": 1.0, "seed": 6},
+    "thompson-normal": {"rule": Thompson(1, "normal", 0.5, 2.0), "seed": 5, "widening": Widening(1.0, 0.3)},
+}
+LARGE_RETURN = 1e9
 
 
-def assert_same(forest: Forest, model: Model, tree: int) -> None:
-    rows = forest.nodes(tree)
-    for row in rows:
-        node = model.nodes[row["id"]]
-        want = (
-            -1 if node.parent is None else node.parent.id,
-            len(node.path()) - 1,
-            node.tag,
-            len(node.children),
-            len(node.returns),
-            node.visits,
-            node.pending,
-            node.reason,
-            node.refined,
-            node.prior,
-            model.value(node),
-            max(node.returns, default=0.0),
+class Dice:
+    """Choices by a seeded generator; `Drawn` offers the same by hypothesis."""
+
+    def __init__(self, seed: str) -> None:
+        self.rng = random.Random(seed)
+
+    def integer(self, low: int, high: int) -> int:
+        return self.rng.randint(low, high)
+
+    def pick(self, items: Sequence[Any]) -> Any:
+        return self.rng.choice(items)
+
+    def real(self) -> float:
+        return self.rng.random()
+
+
+class Drawn:
+    def __init__(self, data: st.DataObject) -> None:
+        self.data = data
+
+    def integer(self, low: int, high: int) -> int:
+        return self.data.draw(st.integers(low, high))
+
+    def pick(self, items: Sequence[Any]) -> Any:
+        return items[self.data.draw(st.integers(0, len(items) - 1))]
+
+    def real(self) -> float:
+        return self.data.draw(st.floats(0.0, 1.0, allow_subnormal=False))
+
+
+class Duet:
+    """A forest and its model, taken through the same calls."""
+
+    def __init__(self, name: str, folder: Path, threads: int) -> None:
+        self.forest, self.model = Forest(**SETTINGS[name], threads=threads), Model(**SETTINGS[name])
+        self.file = folder / "forest"
+        rule = self.forest.rule
+        self.agents = rule.agents if isinstance(rule, Thompson) else 3
+        self.unit = isinstance(rule, Thompson) and rule.posterior == "beta"
+
+    @property
+    def trees(self) -> list[int]:
+        return [root.id for root in self.model.roots if root is not None]
+
+    def some(self, dice: Dice | Drawn, most: int, kind: Callable[[Node], bool] = lambda node: True) -> list[Node]:
+        nodes = [node for node in self.model.nodes.values() if kind(node)]
+        return [dice.pick(nodes) for _ in range(dice.integer(1, most))] if nodes else []
+
+    def same(self, ours: Callable[[], Any], theirs: Callable[[], Any]) -> bool:
+        """Both calls do it, or both refuse, the forest with nothing changed. `theirs` must check before it acts."""
+        try:
+            theirs()
+        except RefusedError:
+            self.refused(ours)
+            return False
+        ours()
+        return True
+
+    def refused(self, call: Callable[[], Any]) -> None:
+        before = self.image()
+        with pytest.raises(ForestError):
+            call()
+        assert self.image() == before
+
+    def image(self) -> bytes:
+        self.forest.save(self.file)
+        return self.file.read_bytes()
+
+    def assert_same(self, tree: int) -> None:
+        assert self.forest.nodes(tree)[FIELDS].tolist() == self.model.rows(tree)
+        assert self.forest.trees.tolist() == self.trees
+        assert self.forest.in_flight == len(self.model.tickets)
+
+    # One operation each
+
+    def plant(self, dice: Dice | Drawn) -> None:
+        n = dice.integer(1, 2)
+        assert self.forest.plant(n).tolist() == self.model.plant(n)
+
+    def select(self, dice: Dice | Drawn) -> None:
+        chosen = [dice.pick(self.trees) for _ in range(dice.integer(1, 4))]
+        leaves = dice.integer(1, 3)
+        selection = self.forest.select(chosen, leaves)
+        assert len(selection) == len(chosen) * leaves
+        for row in range(len(selection)):
+            ticket, leaf, agent = self.model.select(chosen[row // leaves])
+            assert selection.path_of(row).tolist() == [node.id for node in leaf.path()]
+            assert (selection.ticket[row], selection.leaf[row], selection.agent[row]) == (ticket, leaf.id, agent)
+            assert (selection.tree[row], selection.depth[row]) == (chosen[row // leaves], len(leaf.path()) - 1)
+
+    def expand(self, dice: Dice | Drawn) -> list[Node]:
+        """Where selections wait, mostly."""
+        waiting = [*dict.fromkeys(self.model.tickets.values())]
+        nodes = [dice.pick(waiting) for _ in range(dice.integer(1, 3))] if waiting else self.some(dice, 3)
+        counts = [dice.pick([0, 1, 2, 3, 5, 9]) for _ in nodes]
+        priors = [dice.pick([0.0, 0.1, 0.25, 1 / 3, dice.real()]) for _ in range(sum(counts))]
+        tags = [dice.integer(0, self.agents - 1) for _ in priors]
+        if dice.integer(0, 3):
+            new = self.forest.expand([node.id for node in nodes], counts, priors, tags)
+        else:
+            priors = [1 / count for count in counts for _ in range(count)]
+            tags = [0] * len(priors)
+            new = self.forest.expand([node.id for node in nodes], counts)
+        ids, at = [], 0
+        for node, count in zip(nodes, counts, strict=True):
+            ids += self.model.expand(node.id, priors[at : at + count], tags[at : at + count])
+            at += count
+        assert new.tolist() == ids
+        return [self.model.nodes[i] for i in ids]
+
+    def returns(self, dice: Dice | Drawn, nodes: list[Node]) -> list[float]:
+        values = [0.0, 0.5, 1.0, dice.real()]
+        if not self.unit:
+            values += [-dice.real(), LARGE_RETURN]
+        return [dice.pick(values) for _ in nodes]
+
+    def backup(self, dice: Dice | Drawn) -> None:
+        """By node: any; by ticket: waiting leaves or their children."""
+        if self.model.tickets and dice.integer(0, 1):
+            tickets = [dice.pick([*self.model.tickets]) for _ in range(dice.integer(1, 3))]
+            nodes = [dice.pick([self.model.tickets[t], *self.model.tickets[t].children]) for t in tickets]
+        else:
+            tickets, nodes = None, self.some(dice, 4)
+        self.resolve_backup(dice, nodes, tickets)
+
+    def resolve_backup(self, dice: Dice | Drawn, nodes: list[Node], tickets: list[int] | None) -> None:
+        returns = self.returns(dice, nodes)
+        self.same(
+            lambda: self.forest.backup([node.id for node in nodes], returns, tickets=tickets),
+            lambda: self.model.backup(nodes, returns, tickets),
         )
-        names = ("parent", "depth", "tag", "children", "n", "visits", "pending", "reason", "refined", "prior")
-        assert tuple(row[[*names, "value", "max"]].item()) == want
-    assert len(rows) == sum(node.path()[0].id == tree for node in model.nodes)
+
+    def expand_and_backup(self, dice: Dice | Drawn) -> None:
+        """As a search does: new children take the returns, and with them their parents' tickets."""
+        self.resolve_backup(dice, self.expand(dice), None)
+
+    def abandon(self, dice: Dice | Drawn) -> None:
+        if self.model.tickets and dice.integer(0, 3):
+            tickets = [dice.pick([*self.model.tickets]) for _ in range(dice.integer(1, 3))]
+            nodes = [self.model.tickets[t] for t in tickets]
+            given = tickets if dice.integer(0, 1) else None
+        else:
+            given, nodes = None, self.some(dice, 2)
+        self.same(
+            lambda: self.forest.abandon([node.id for node in nodes], tickets=given),
+            lambda: self.model.abandon(nodes, given),
+        )
+
+    def prune(self, dice: Dice | Drawn) -> None:
+        nodes, reason = self.some(dice, 4), dice.integer(1, 255)
+        found: list[list[int]] = []
+        self.same(
+            lambda: found.append(self.forest.prune([node.id for node in nodes], reason).tolist()),
+            lambda: found.append(self.model.prune(nodes, reason)),
+        )
+        assert not found or found[0] == found[1]
+
+    def reopen(self, dice: Dice | Drawn) -> None:
+        nodes = self.some(dice, 3, lambda node: bool(node.reason)) or self.some(dice, 1)
+        self.forest.reopen([node.id for node in nodes])
+        self.model.reopen(nodes)
+
+    def refine(self, dice: Dice | Drawn) -> None:
+        nodes = self.some(dice, 2, lambda node: not node.children or dice.integer(0, 20) == 0)
+        self.same(lambda: self.forest.refine([node.id for node in nodes]), lambda: self.model.refine(nodes))
+
+    def drop(self, dice: Dice | Drawn) -> None:
+        roots = [dice.pick(self.trees) for _ in range(dice.integer(1, 2))]
+        self.forest.drop(roots)
+        self.model.drop(roots)
+
+    def compact(self, dice: Dice | Drawn) -> None:
+        drop_pruned = bool(dice.integer(0, 1))
+        names: list[list[int]] = []
+        self.same(
+            lambda: names.append(self.forest.compact(drop_pruned=drop_pruned).tolist()),
+            lambda: names.append(self.model.compact(drop_pruned)),
+        )
+        assert not names or names[0] == names[1]
+
+    def save_and_load(self, dice: Dice | Drawn) -> None:
+        self.forest.save(self.file)
+        self.forest = Forest.load(self.file, threads=dice.integer(1, 3))
+
+    def look(self, dice: Dice | Drawn) -> None:
+        tree = dice.pick(self.trees)
+        for by in ("value", "max", "mean", "visits"):
+            assert self.forest.best_path(tree, by=by).tolist() == self.model.best_path(tree, by)
+        node = dice.pick([*self.model.nodes.values()])
+        assert self.forest.children(node.id)["id"].tolist() == [child.id for child in node.children]
+
+    def bad_call(self, dice: Dice | Drawn) -> None:
+        """One bad item among good ones."""
+        good = [node.id for node in self.some(dice, 3, lambda node: not node.reason)]
+        at = dice.integer(0, len(good))
+        unknown = dice.pick([-1, self.model.next_id, 1 << 40])
+        nodes = [*good[:at], unknown, *good[at:]]
+        zeros = [0.0] * len(nodes)
+        spoiled = [0.5] * len(good)
+        spoiled[dice.integer(0, len(good) - 1)] = dice.pick([float("nan"), float("inf"), -float("inf")])
+        forest = self.forest
+        calls: list[Callable[[], Any]] = [
+            lambda: forest.select([self.trees[0], unknown], 2),
+            lambda: forest.select([self.trees[0]], -1),
+            lambda: forest.expand(nodes, 2),
+            lambda: forest.expand(good, [2] * len(good) + [1]),
+            lambda: forest.expand(good, -1),
+            lambda: forest.expand(good, 1, [abs(value) if value < 0 else value for value in spoiled]),
+            lambda: forest.expand(good, 1, None, [65536] * len(good)),
+            lambda: forest.expand(good, 5000),
+            lambda: forest.backup(nodes, zeros),
+            lambda: forest.backup(good, spoiled),
+            lambda: forest.backup(good, [0.0] * (len(good) + 1)),
+            lambda: forest.backup(good, [0.0] * len(good), tickets=[self.model.next_ticket] * len(good)),
+            lambda: forest.abandon(nodes),
+            lambda: forest.prune(nodes),
+            lambda: forest.prune([*good, self.trees[0]]),
+            lambda: forest.prune(good, 0),
+            lambda: forest.reopen(nodes),
+            lambda: forest.refine(nodes),
+            lambda: forest.drop([self.trees[-1], unknown]),
+        ]
+        self.refused(dice.pick(calls))
 
 
-RULES = {
-    "pucb-max": (PUCB(), "max", 0.9, 0.0, None),
-    "pucb-mean-loss": (PUCB(3.0, 1.0), "mean", 1.0, 0.7, None),
-    "pucb-widening": (PUCB(), "max", 0.9, 0.0, Widening(1.3, 0.6)),
-    "puct-mean": (PUCT(fpu=0.4), "mean", 1.0, 0.0, None),
-    "puct-reduction": (PUCT(19652.0, 2.0, 0.0, 0.3), "max", 0.95, 1.0, Widening(0.9, 0.4)),
-    "uct-mean": (UCT(), "mean", 1.0, 0.0, None),
-    "uct-max-loss": (UCT(0.5), "max", 0.9, 0.2, None),
+WEIGHTS = {
+    Duet.select: 30,
+    Duet.expand: 5,
+    Duet.backup: 18,
+    Duet.expand_and_backup: 25,
+    Duet.abandon: 8,
+    Duet.prune: 5,
+    Duet.reopen: 2,
+    Duet.refine: 3,
+    Duet.plant: 1,
+    Duet.drop: 1,
+    Duet.compact: 2,
+    Duet.save_and_load: 2,
+    Duet.look: 3,
+    Duet.bad_call: 3,
 }
 
 
-@pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("seed", range(3))
-def test_agrees_with_the_model(name: str, seed: int, tmp_path) -> None:
-    rule, backup, gamma, loss, widening = RULES[name]
-    rng = random.Random(f"{name}{seed}")
-    forest = Forest(rule, backup, gamma, loss, widening=widening, threads=2)
-    model = Model(*RULES[name])
-    trees = forest.plant(4).tolist()
-    assert trees == model.plant(4)
-    flying = []  # (selection, row)
-    for _ in range(400):
-        action = rng.random()
-        if action < 0.45:
-            chosen = [rng.choice(trees) for _ in range(rng.randint(1, 4))]
-            leaves = rng.randint(1, 3)
-            selection = forest.select(chosen, leaves)
-            for row in range(len(selection)):
-                ticket, leaf = model.select(chosen[row // leaves])
-                assert selection.path_of(row).tolist() == [node.id for node in leaf.path()]
-                assert (selection.ticket[row], selection.leaf[row]) == (ticket, leaf.id)
-                assert selection.depth[row] == len(leaf.path()) - 1
-                flying.append((selection, row))
-        elif action < 0.55 and flying:
-            selection, row = flying.pop(rng.randrange(len(flying)))
-            if selection.ticket[row] in model.tickets:
-                forest.abandon(selection[row])
-                model.land(int(selection.ticket[row]))
-            else:  # landed by a child's backup
-                with pytest.raises(ForestError):
-                    forest.abandon(selection[row])
-        elif action < 0.85 and flying:  # expand the leaves, then use (a) the new children or (b) the leaf itself
-            rows = [flying.pop() for _ in range(min(len(flying), rng.randint(1, 3)))]
-            rows = [(s, r) for s, r in rows if int(s.ticket[r]) in model.tickets]
-            leaves = list(dict.fromkeys(int(s.leaf[r]) for s, r in rows))
-            counts = [rng.choice([0, 1, 2, 3, 5]) for _ in leaves]
-            priors = [rng.choice([0.0, 0.1, 0.25, 1 / 3, rng.random()]) for _ in range(sum(counts))]
-            tags = [rng.randrange(3) for _ in priors]
-            new = forest.expand(leaves, counts, priors, tags).tolist()
-            at = 0
-            for leaf, count in zip(leaves, counts, strict=True):
-                for _ in range(count):
-                    assert model.add(model.nodes[leaf], priors[at], tags[at]).id == new[at]
-                    at += 1
-            targets = [model.nodes[i] for i in new]
-            tickets = None
-            if rng.random() < 0.4 or not new:
-                targets = [model.nodes[int(s.leaf[r])] for s, r in rows]
-                tickets = [int(s.ticket[r]) for s, r in rows]
-            keep = [i for i, node in enumerate(targets) if not node.reason]
-            targets = [targets[i] for i in keep]
-            tickets = None if tickets is None else [tickets[i] for i in keep]
-            returns = [rng.choice([0.0, 0.0, 0.5, 1.0, rng.random(), -rng.random()]) for _ in targets]
-            forest.backup([node.id for node in targets], returns, tickets=tickets)
-            model.backup(targets, returns, tickets)
-        elif action < 0.92:
-            victims = [node for node in rng.sample(model.nodes, min(3, len(model.nodes))) if node.parent]
-            reason = rng.randint(1, 255)
-            assert forest.prune([v.id for v in victims], reason).tolist() == model.prune(victims, reason)
-        elif action < 0.95:
-            node = rng.choice(model.nodes)
-            forest.reopen([node.id])
-            node.reason = 0
-        elif action < 0.98:
-            node = rng.choice(model.nodes)
-            if node.children:
-                with pytest.raises(ForestError):
-                    forest.refine([node.id])
-            else:
-                forest.refine([node.id])
-                node.returns.clear()
-                node.refined += 1
-        else:  # save, load, continue
-            forest.save(tmp_path / "forest")
-            forest = Forest.load(tmp_path / "forest", threads=1)
-        forest.check()
-        assert forest.in_flight == len(model.tickets)
-        assert_same(forest, model, rng.choice(trees))
-    for tree in trees:
-        assert_same(forest, model, tree)
-    assert len(model.nodes) > 100
+def long_run(name: str, seed: int, steps: int, folder: Path) -> None:
+    dice = Dice(f"{name}{seed}")
+    duet = Duet(name, folder, threads=2)
+    duet.forest.plant(4)
+    duet.model.plant(4)
+    seen = 0
+    for _ in range(steps):
+        (action,) = dice.rng.choices([*WEIGHTS], [*WEIGHTS.values()])
+        if action is Duet.drop and len(duet.trees) < 3:
+            continue
+        action(duet, dice)
+        duet.forest.check()
+        duet.assert_same(dice.pick(duet.trees))
+        seen = max(seen, len(duet.model.nodes))
+    for tree in duet.trees:
+        duet.assert_same(tree)
+    assert seen > 50
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("seed", range(2))
+def test_long_random_runs_agree(name: str, seed: int, tmp_path: Path) -> None:
+    long_run(name, seed, 250, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_longer_random_runs_agree(name: str, tmp_path: Path) -> None:
+    for seed in range(100, 108):
+        long_run(name, seed, 1500, tmp_path)
+
+
+class Machine(RuleBasedStateMachine):
+    """Any order of any calls; hypothesis shrinks what fails."""
+
+    @initialize(name=st.sampled_from([*SETTINGS]), threads=st.integers(1, 3))
+    def start(self, name: str, threads: int) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.duet = Duet(name, Path(self.folder.name), threads)
+        self.duet.forest.plant(2)
+        self.duet.model.plant(2)
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            self.folder.cleanup()
+
+    @rule(data=st.data())
+    def plant(self, data: st.DataObject) -> None:
+        self.duet.plant(Drawn(data))
+
+    @rule(data=st.data())
+    def select(self, data: st.DataObject) -> None:
+        self.duet.select(Drawn(data))
+
+    @rule(data=st.data())
+    def expand(self, data: st.DataObject) -> None:
+        self.duet.expand(Drawn(data))
+
+    @rule(data=st.data())
+    def backup(self, data: st.DataObject) -> None:
+        self.duet.backup(Drawn(data))
+
+    @rule(data=st.data())
+    def expand_and_backup(self, data: st.DataObject) -> None:
+        self.duet.expand_and_backup(Drawn(data))
+
+    @rule(data=st.data())
+    def abandon(self, data: st.DataObject) -> None:
+        self.duet.abandon(Drawn(data))
+
+    @rule(data=st.data())
+    def prune(self, data: st.DataObject) -> None:
+        self.duet.prune(Drawn(data))
+
+    @rule(data=st.data())
+    def reopen(self, data: st.DataObject) -> None:
+        self.duet.reopen(Drawn(data))
+
+    @rule(data=st.data())
+    def refine(self, data: st.DataObject) -> None:
+        self.duet.refine(Drawn(data))
+
+    @precondition(lambda self: len(self.duet.trees) > 2)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        self.duet.drop(Drawn(data))
+
+    @rule(data=st.data())
+    def compact(self, data: st.DataObject) -> None:
+        self.duet.compact(Drawn(data))
+
+    @rule(data=st.data())
+    def save_and_load(self, data: st.DataObject) -> None:
+        self.duet.save_and_load(Drawn(data))
+
+    @rule(data=st.data())
+    def look(self, data: st.DataObject) -> None:
+        self.duet.look(Drawn(data))
+
+    @rule(data=st.data())
+    def bad_call(self, data: st.DataObject) -> None:
+        self.duet.bad_call(Drawn(data))
+
+    @invariant()
+    def agree(self) -> None:
+        if hasattr(self, "duet"):
+            self.duet.forest.check()
+            for tree in self.duet.trees:
+                self.duet.assert_same(tree)
+
+
+HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+
+
+def test_state_machine() -> None:
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=60, stateful_step_count=30, deadline=None, derandomize=True, suppress_health_check=HEALTH
+        ),
+    )
+
+
+@pytest.mark.slow
+def test_state_machine_at_length() -> None:
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(max_examples=1500, stateful_step_count=60, deadline=None, suppress_health_check=HEALTH),
+    )
 
 
 def test_children_and_best_path() -> None:

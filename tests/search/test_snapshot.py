@@ -48,6 +48,47 @@ def test_save_load_continue(rule, backup: str, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]  # no temporary is left
 
 
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_a_mapped_snapshot_continues_the_same(rule, tmp_path: Path) -> None:
+    """Opened without checks: grows out of the mapping, widens, reuses freed blocks; the file stays as it was."""
+    forest = Forest(rule, seed=5, widening=Widening(2.0, 0.5))
+    forest.plant(3)
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        wave(forest, rng)
+    flying = forest.select(forest.trees)
+    forest.save(tmp_path / "a")
+    content = (tmp_path / "a").read_bytes()
+    other = Forest.load(tmp_path / "a", verify=False)
+    other.check()
+    for tree in forest.trees:
+        assert (forest.nodes(tree) == other.nodes(tree)).all()
+    other.backup(flying, [0.1, 0.2, 0.3])
+    forest.backup(flying, [0.1, 0.2, 0.3])
+    ours, theirs = np.random.default_rng(2), np.random.default_rng(2)
+    for _ in range(20):
+        assert wave(forest, ours) == wave(other, theirs)
+    other.check()
+    assert (tmp_path / "a").read_bytes() == content
+    other.save(tmp_path / "a")  # onto the file that is still mapped
+    for tree in forest.trees:
+        assert (forest.nodes(tree) == other.nodes(tree)).all()
+        assert (forest.nodes(tree) == Forest.load(tmp_path / "a").nodes(tree)).all()
+
+
+def test_a_mapped_snapshot_checks_its_small_sections(snapshot: bytes, tmp_path: Path) -> None:
+    """The table, the configuration, the trees and the tickets come first; they are small."""
+    (offset,) = struct.unpack_from("<Q", snapshot, 32 + 24 * 4)
+    rng = random.Random(6)
+    used = [i for i in range(offset) if snapshot[i]]
+    for _ in range(200):
+        damaged = bytearray(snapshot)
+        damaged[rng.choice(used)] ^= 1 << rng.randrange(8)
+        (tmp_path / "bad").write_bytes(damaged)
+        with pytest.raises(ForestError):
+            Forest.load(tmp_path / "bad", verify=False)
+
+
 @pytest.fixture
 def snapshot(tmp_path: Path) -> bytes:
     forest = Forest(Thompson(2), seed=5)
@@ -75,8 +116,9 @@ def test_truncated_foreign_newer(snapshot: bytes, tmp_path: Path) -> None:
     refused(tmp_path, snapshot + b"\0")
     assert "foreign" in refused(tmp_path, b"PK" + snapshot[2:])
     newer = bytearray(snapshot)
-    struct.pack_into("<I", newer, 8, 2)
-    assert "newer" in refused(tmp_path, bytes(newer))
+    for version, word in ((1, "older"), (3, "newer")):
+        struct.pack_into("<I", newer, 8, version)
+        assert word in refused(tmp_path, bytes(newer))
     with pytest.raises(ForestError, match="cannot be opened"):
         Forest.load(tmp_path / "nothing")
     with pytest.raises(ForestError):
