@@ -13,7 +13,7 @@ PACKAGE = Path(bdc.__file__).parent
 BASE = {"errors", "testcase"}
 STAGE = {"runs", "progress"}
 ALLOWED = {
-    "ops": {"_lora", "kernels"},
+    "ops": {"_lora", "_lora_cuda", "kernels"},
     "search": {"_search"},
     "llm": set(),
     "sandbox": set(),

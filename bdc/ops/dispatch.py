@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from bdc.errors import InputError
-from bdc.ops import extension, matmul, triton_kernels
+from bdc.ops import cuda, extension, matmul, triton_kernels
 
-_BACKENDS: dict[str, Any] = {"cpp": extension, "triton": triton_kernels, "torch": matmul}
+_BACKENDS: dict[str, Any] = {"cpp": extension, "cuda": cuda, "triton": triton_kernels, "torch": matmul}
 _MISSING = {
     "cpp": "the extension bdc._lora is not built, install bdc again",
+    "cuda": "it needs a GPU, and bdc built where nvcc is found (bdc doctor tells)",
     "triton": "it needs the package triton, the kernels of bdc, and a GPU or TRITON_INTERPRET=1",
 }
 
@@ -29,6 +30,8 @@ def backends() -> dict[str, str]:
         threads = module.threads()
         width = f"{threads} threads" if threads > 1 else "1 thread"
         found["cpp"] = f"CPU ({module.isa()}, {width}), float32, bfloat16 and float16; no gradients"
+    if cuda.load() is not None:
+        found["cuda"] = f"CUDA, up to {cuda.MOST_TOKENS} tokens, float32, bfloat16 and float16; no gradients"
     if triton_kernels.load() is not None:
         place = "CPU tensors in Triton's interpreter" if triton_kernels.interpreted() else "CUDA"
         found["triton"] = f"{place}, float32, bfloat16 and float16; no gradients"

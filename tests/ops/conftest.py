@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import shutil
+import subprocess
+import sysconfig
 from dataclasses import dataclass
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -82,10 +88,64 @@ WITHOUT = {
 }
 
 
-@pytest.fixture(params=["torch", "cpp", "triton"])
+@pytest.fixture(scope="session")
+def cuda_emulator(request: pytest.FixtureRequest) -> ModuleType:
+    """The CUDA kernels and their binding, compiled for the CPU on the emulated GPU of csrc/cuda/emulator.hpp."""
+    compiler = shutil.which("c++")
+    if compiler is None or importlib.util.find_spec("pybind11") is None:
+        pytest.skip("the emulated GPU is compiled here: install a C++ compiler and pip install pybind11")
+    import pybind11
+
+    sources = Path(__file__).parents[2] / "csrc"
+    files = [sources / "cuda/emulated/launch.cpp", sources / "python/lora_cuda.cpp"]
+    texts = [path.read_bytes() for path in sorted((sources / "cuda").rglob("*.*")) + files]
+    digest = hashlib.sha256(b"".join(texts) + sysconfig.get_config_var("EXT_SUFFIX").encode()).hexdigest()[:16]
+    folder = request.config.cache.mkdir("cuda_emulator")
+    library = folder / f"{digest}.so"
+    if not library.exists():
+        for old in folder.glob("*"):
+            old.unlink()
+        includes = (sources / "cuda", sysconfig.get_paths()["include"], pybind11.get_include())
+        options = [
+            "-std=c++20",
+            "-O1",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-Wno-unknown-pragmas",
+            "-fPIC",
+            "-fvisibility=hidden",
+        ]
+        names = ["-DBDC_MODULE=_lora_emulated", '-DBDC_DEVICE_TYPE="cpu"', *(f"-I{path}" for path in includes)]
+        commands = [
+            subprocess.Popen([compiler, *options, *names, "-c", path, "-o", folder / f"{digest}-{i}.o"])
+            for i, path in enumerate(files)
+        ]
+        assert [command.wait(timeout=300) for command in commands] == [0, 0]
+        objects = [folder / f"{digest}-{i}.o" for i in range(2)]
+        subprocess.run([compiler, "-shared", *objects, "-o", library], check=True, timeout=60)
+    spec = importlib.util.spec_from_file_location("_lora_emulated", library)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def cuda_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CUDA backend on a GPU, or on the emulated one."""
+    if "cuda" not in backends():
+        emulator = request.getfixturevalue("cuda_emulator")
+        monkeypatch.setattr("bdc.ops.cuda.load", lambda: emulator)
+    monkeypatch.setenv("BDC_OPS_BACKEND", "cuda")
+
+
+@pytest.fixture(params=["torch", "cpp", "triton", "cuda"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every test that asks for it runs once on each backend."""
-    if request.param not in backends():
+    if request.param == "cuda":
+        request.getfixturevalue("cuda_backend")
+    elif request.param not in backends():
         pytest.skip(WITHOUT[request.param])
     monkeypatch.setenv("BDC_OPS_BACKEND", request.param)
     return str(request.param)

@@ -52,5 +52,5 @@ def test_output(problems: SimpleNamespace) -> None:
 
 def test_unknown_backend(problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BDC_OPS_BACKEND", "abacus")
-    with pytest.raises(InputError, match="BDC_OPS_BACKEND must be one of cpp, triton, torch, got abacus"):
+    with pytest.raises(InputError, match="BDC_OPS_BACKEND must be one of cpp, cuda, triton, torch, got abacus"):
         rankwise_lora(*problems.make().arguments)

@@ -1,0 +1,97 @@
+// Python face of the CUDA kernels; no libtorch, and no CUDA header.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "product.hpp"
+
+#ifndef BDC_MODULE
+#define BDC_MODULE _lora_cuda
+#define BDC_DEVICE_TYPE "cuda"
+#endif
+
+namespace py = pybind11;
+using namespace bdc::cuda;
+
+namespace {
+
+using Addresses = std::array<std::uintptr_t, 8>;  // y, x, a, b, w, bias, g, rows
+using Strides = std::array<std::int64_t, 6>;      // y, x, a, b, w, g
+using Sizes = std::array<int, 5>;                 // tokens, d_in, d_out, ranks, requests
+
+template <class T>
+T* pointer(std::uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+Product product(int storage, const Addresses& at, const Strides& strides, const Sizes& sizes,
+                float scaling) {
+    return {static_cast<Storage>(storage),
+            pointer<void>(at[0]),
+            pointer<const void>(at[1]),
+            pointer<const void>(at[2]),
+            pointer<const void>(at[3]),
+            pointer<const void>(at[4]),
+            pointer<const void>(at[5]),
+            pointer<const float>(at[6]),
+            pointer<const std::int32_t>(at[7]),
+            strides[0],
+            strides[1],
+            strides[2],
+            strides[3],
+            strides[4],
+            strides[5],
+            sizes[0],
+            sizes[1],
+            sizes[2],
+            sizes[3],
+            sizes[4],
+            scaling};
+}
+
+VectorPlan vectors_for(int storage, const Sizes& s, int processors) {
+    return vector_plan(s[0], s[1], s[2], s[3], bytes_of(static_cast<Storage>(storage)), processors);
+}
+
+TilePlan tiles_for(const Sizes& s, bool base, int blocks) {
+    return tile_plan(s[0], s[1], s[2], s[3], base, blocks);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(BDC_MODULE, m) {
+    m.doc() = "The CUDA kernels of bdc.ops. Loads without a GPU; what fails raises RuntimeError.";
+    m.attr("device_type") = BDC_DEVICE_TYPE;
+    m.def("processors", &processors);
+    m.def("resident_blocks", [](int storage, int token_tile) {
+        return resident_blocks(static_cast<Storage>(storage), token_tile);
+    });
+    // Floats of the planes.
+    m.def("vectors_workspace", [](int storage, const Sizes& sizes, int processors) {
+        return vectors_for(storage, sizes, processors).planes(sizes[0], sizes[3]);
+    });
+    // Floats of the planes, elements of the gated sums, and counters.
+    m.def("tiles_workspace", [](const Sizes& sizes, bool base, int blocks) {
+        const TilePlan plan = tiles_for(sizes, base, blocks);
+        return py::make_tuple(plan.rank_planes() + plan.output_planes(),
+                              std::int64_t(plan.token_tile) * plan.padded_ranks(), plan.counters());
+    });
+    m.def("vectors",
+          [](int storage, const Addresses& at, const Strides& strides, const Sizes& sizes,
+             float scaling, int processors, std::uintptr_t planes, std::uintptr_t stream) {
+              const py::gil_scoped_release release;
+              launch_vectors(product(storage, at, strides, sizes, scaling),
+                             vectors_for(storage, sizes, processors), pointer<float>(planes),
+                             pointer<void>(stream));
+          });
+    m.def("tiles", [](int storage, const Addresses& at, const Strides& strides, const Sizes& sizes,
+                      float scaling, int blocks, const std::array<std::uintptr_t, 3>& work,
+                      std::uintptr_t stream) {
+        const py::gil_scoped_release release;
+        launch_tiles(
+            product(storage, at, strides, sizes, scaling), tiles_for(sizes, at[4] != 0, blocks),
+            {pointer<float>(work[0]), pointer<void>(work[1]), pointer<std::uint32_t>(work[2])},
+            pointer<void>(stream));
+    });
+}
