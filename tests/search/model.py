@@ -94,9 +94,7 @@ class Model:
         rule, total = self.rule, node.total()
         if isinstance(rule, UCT):
             width = rule.c * math.sqrt(math.log(total))
-            return {
-                e: self.q(e) + width * (1 / math.sqrt(e.count())) if e.count() else math.inf for e in node.children
-            }
+            return {e: self.q(e) + width * (1 / math.sqrt(e.count())) if e.count() else math.inf for e in node.children}
         if isinstance(rule, PUCT):
             fpu = rule.fpu
             if rule.fpu_reduction is not None:
