@@ -35,7 +35,7 @@ $(VENV)/.torch: constraints.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
-	$(BIN)/python -m pip install --quiet -c constraints.txt "scikit-build-core>=0.10" "pybind11>=2.12" ninja "cmake>=3.24"
+	$(BIN)/python -m pip install --quiet -c constraints.txt "scikit-build-core>=0.10" "pybind11>=2.12" ninja "cmake>=3.26"
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[run]"
 	touch $@
 
