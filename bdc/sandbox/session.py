@@ -34,6 +34,9 @@ class End:
     exit_code: int | None = None
 
 
+ENOUGH = End("", "the judge knows what it asked for")  # not the program's doing, so it costs no restart
+
+
 class Session:
     """A child of the fork server. Close it; a context manager."""
 

@@ -58,6 +58,7 @@ class Confinement:
                 raise OSError("landlock: not offered by this kernel")
             self._make_rules()
             self._filter = seccomp.Filter()
+        self.fork = kernel.forker(new_pid_namespace=self._world is not None)
         self._drop = kernel.capabilities(0)
         self._limits_for_all()
 
@@ -90,10 +91,8 @@ class Confinement:
 
     def before_fork(self, alone: bool) -> None:
         """Prepare the parent's side of the next child; ``alone`` says that no other child lives."""
-        if self._world:
-            if alone and self._world.clean():
-                self._make_rules()  # rules name an inode, and the folder is a new one
-            self._world.next_pid_namespace()
+        if self._world and alone and self._world.clean():
+            self._make_rules()  # rules name an inode, and the folder is a new one
 
     def bind_child(self, role: str, memory: int, cpu_seconds: int) -> None:
         """Confine the calling child for good: ``memory`` bytes more than now, ``cpu_seconds`` as the last resort."""

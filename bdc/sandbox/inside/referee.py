@@ -37,7 +37,7 @@ class Candidate:
         self._calls += 1
         try:
             packed = values.pack(args)
-            message = {"id": self._calls, "entry": self.__name__, "args": packed, "kwargs": values.pack(kwargs)}
+            message = {"id": self._calls, "entry": self.__name__, "steps": [[packed, values.pack(kwargs)]]}
         except values.NotPlainError as error:
             raise CannotTravelError(f"the test passes {error}") from error
         try:
