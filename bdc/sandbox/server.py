@@ -65,7 +65,9 @@ class ForkServer:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         config = json.dumps({"level": level, "modules": modules})
         command = [python or sys.executable, "-S", "-B", "-X", "utf8", str(_BOOT), str(inner.fileno()), config]
-        environment = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        # An arena per thread would reserve 64 MiB of address space each, which is what the memory limit counts.
+        environment = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}
+        environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         try:
             self._process = subprocess.Popen(
                 command,
