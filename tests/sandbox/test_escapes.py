@@ -23,15 +23,26 @@ def attack(sandbox: Sandbox, program: str, *args: Any, limits: Limits | None = N
 
 
 def mine() -> set[int]:
-    """Processes of the sandbox, by the file of the fork server in their command lines, once killed ones are gone."""
+    """Processes of the sandbox below this one or orphaned, once killed ones are gone.
+
+    They are known by the file of the fork server in their command lines; other runs' servers have living parents.
+    """
     time.sleep(0.2)
-    found = set()
+    parents, servers = {}, set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             if b"sandbox/inside/boot.py" in (folder / "cmdline").read_bytes():
-                found.add(int(folder.name))
+                servers.add(int(folder.name))
         except OSError:
             continue
+    found = set()
+    for pid in servers:
+        line = [pid]
+        while (parent := parents.get(line[-1], 0)) and parent != os.getpid():
+            line.append(parent)
+        if parent == os.getpid() or not any(ancestor not in servers for ancestor in line if ancestor != 1):
+            found.add(pid)
     return found
 
 

@@ -51,6 +51,7 @@ def main(fd: int, config: dict[str, Any]) -> None:
     os.environ.clear()
     sys.argv[:] = [""]
     settle.settle()
+    confinement.close_ranks()
     host.send(json.dumps({"ready": config["level"]}).encode())
     _Server(host, confinement).serve()
 
