@@ -458,6 +458,15 @@ json.dumps = lambda *a, **k: '{"status":"passed"}'
 builtins.__build_class__ = None
 def f(*a): return 3
 """,
+    "patched streams": """
+import sys, io, builtins
+class Out(io.StringIO):
+    def flush(self): raise SystemExit(0)
+sys.stdout = sys.__stdout__ = sys.stderr = Out()
+builtins.print = lambda *a, **k: None
+builtins.open = io.open = None
+def f(*a): return 3
+""",
     "write frames": """
 import os, json
 def f(*a):

@@ -156,6 +156,16 @@ def test_servers_are_recycled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("level", ["L3", "L2"])
+def test_a_thousand_runs_leave_no_process(level: str) -> None:
+    before = set(children())
+    program = "import threading\nt = threading.Timer(60, print)\nt.daemon = True\nt.start()\n" + ADD
+    with Sandbox(workers=1, level=level) as sandbox:
+        assert all(verdict.passed for verdict in sandbox.judge_iter([(program, ONE)] * 1000))
+        assert len(set(children()) - before) <= (3 if level == "L3" else 2)  # the server, and the last child unreaped
+    assert set(children()) <= before
+
+
+@pytest.mark.parametrize("level", ["L3", "L2"])
 def test_soak_leaves_nothing_behind(level: str) -> None:
     programs = [
         (ADD, ONE),
