@@ -83,7 +83,7 @@ def test_cancelling_ends_the_program() -> None:
         started = time.monotonic()
         asyncio.run(main(sandbox))
         assert sandbox.judge_many([(ADD, ONE)])[0].passed
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 50
 
 
 @pytest.mark.parametrize("level", ["L3", "L2", "L1"])
@@ -107,7 +107,7 @@ def test_a_program_dies_with_its_server(level: str) -> None:
     before = set(children())
     with Sandbox(workers=1, level=level) as sandbox:
         sandbox.judge_many([(ADD, ONE)])
-        server = sandbox._idle.queue[0]
+        _, server = sandbox._idle.queue[0]
         assert server is not None
         job = threading.Thread(
             target=lambda: sandbox.judge_many([("while True: pass", ONE)], Limits(cpu_seconds=0.6, wall_seconds=9.0))
@@ -125,7 +125,7 @@ def test_the_pool_ends_with_its_process() -> None:
     script = (
         "import os, signal\nfrom bdc.sandbox import Sandbox\nfrom bdc.testcase import CallTest\n"
         "s = Sandbox(workers=2)\ns.judge_many([('def f(): return 1', [CallTest('f', (), 1)])] * 4)\n"
-        "print(*[server.pid for server in s._idle.queue if server], flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+        "print(*[server.pid for _, server in s._idle.queue if server], flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
@@ -151,7 +151,7 @@ def test_servers_are_recycled(monkeypatch: pytest.MonkeyPatch) -> None:
         pids = set()
         for _ in range(8):
             assert sandbox.judge_many([(ADD, ONE)])[0].passed
-            pids |= {server.pid for server in sandbox._idle.queue if server}
+            pids |= {server.pid for _, server in sandbox._idle.queue if server}
     assert len(pids) >= 2
 
 
@@ -217,12 +217,12 @@ def judgements(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     running = 0
     attempt = Sandbox._attempt
 
-    def counted(self: Sandbox, program: str, tests: tuple[Test, ...], *rest: Any) -> Any:
+    def counted(self: Sandbox, program: str, tests: tuple[Test, ...], *rest: Any, alone: bool = False) -> Any:
         nonlocal running
         seen.append((len(tests), running))
         running += 1
         try:
-            return attempt(self, program, tests, *rest)
+            return attempt(self, program, tests, *rest, alone=alone)
         finally:
             running -= 1
 
@@ -238,6 +238,7 @@ def test_what_the_wall_clock_decided_is_retried_once_alone(monkeypatch: pytest.M
     quick = [(ADD, ONE)] * 6
     with Sandbox(workers=workers) as sandbox:
         verdict, *others = sandbox.judge_many([(SLEEP, tests), *quick], limits)
+        assert None in {server.cpu for _, server in sandbox._idle.queue if server}  # the retry left its core
     assert [result.status for result in verdict.results] == ["passed", "timeout", "passed"]
     assert all(other.passed for other in others)
     assert [size for size, _ in seen].count(3) == 1
@@ -303,7 +304,7 @@ def test_tasks_beyond_the_room_wait_and_can_be_cancelled() -> None:
     before, started = set(children()), time.monotonic()
     with Sandbox(workers=1) as sandbox:
         asyncio.run(main(sandbox))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 50
     assert set(children()) <= before
 
 
@@ -317,7 +318,7 @@ def test_an_interrupted_batch_leaves_no_process_and_no_file(level: str, tmp_path
         with pytest.raises(InputError):
             sandbox.judge_many(jobs, Limits(wall_seconds=90))
         assert sandbox.judge_many([(ADD, ONE)] * 3)[2].passed
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 50
     gc.collect()
     assert set(children()) <= before
     assert descriptors() == fds
