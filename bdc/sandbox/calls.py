@@ -11,7 +11,7 @@ from bdc.sandbox.feedback import clean
 from bdc.sandbox.inside import values
 from bdc.sandbox.inside.assertions import short
 from bdc.sandbox.plan import Step
-from bdc.sandbox.session import End, Session
+from bdc.sandbox.session import ENOUGH, End, Session
 from bdc.sandbox.verdict import STATUSES, TestResult
 from bdc.testcase import CallTest
 
@@ -25,7 +25,7 @@ _FAILURES = frozenset(STATUSES) - {"passed"}
 def ask_call(session: Session, reply_to: Reply, test: CallTest) -> Answer:
     """Run a `CallTest`; InputError where its arguments are no plain data."""
     try:
-        message = {"entry": test.entry_point, "args": values.pack(test.args), "kwargs": values.pack(test.kwargs)}
+        message = {"entry": test.entry_point, "steps": [[values.pack(test.args), values.pack(test.kwargs)]]}
     except values.NotPlainError as error:
         raise InputError(f"a test of {test.entry_point!r} passes {error}; only plain values can be passed") from error
     call = f"{test.entry_point}({', '.join(short(item) for item in test.args)})"
@@ -41,23 +41,47 @@ def ask_call(session: Session, reply_to: Reply, test: CallTest) -> Answer:
 
 
 def ask_plan(session: Session, reply_to: Reply, entry_point: str, steps: tuple[Step, ...]) -> Answer:
-    """Run the assertions of a planned `AssertTest` until one fails; all of them share the limits of one test."""
+    """Run the assertions of a planned `AssertTest` until one fails; all of them share the limits of one test.
+
+    The calls are sent together and answered one by one, until one raises. A child that has more of them to do than
+    are looked at is ended.
+    """
     session.begin()
+    truth = any(step.by_truth for step in steps)
+    message: dict[str, Any] | None
+    message = {"entry": entry_point, "truth": truth, "steps": [[step.args, step.kwargs] for step in steps]}
     for step in steps:
-        by_truth = step.relation in ("true", "false")
-        reply = reply_to(session, {"entry": entry_point, "args": step.args, "kwargs": step.kwargs, "truth": by_truth})
-        if status_of(reply) == "not_plain":
-            if not (by_truth and isinstance(reply.get("truth"), bool)):
-                return TestResult(BESIDE), None
-            reply = {"status": "returned", "value": reply["truth"]}
-        shown: dict[str, Any] = {"expected": clean(short(step.expected), SHOWN)} if step.relation == "==" else {}
-        actual, answer = _value(session, reply, clean(step.call, SHOWN), shown)
-        if answer:
-            return answer
-        if not step.holds(actual):
-            text, seen = clean(f"{step.call}: {step.statement}", SHOWN), clean(short(actual), SHOWN)
-            return TestResult("wrong_answer", text, actual=seen, seconds=session.spent(), **shown), None
+        reply = reply_to(session, message)
+        result, end = _step(session, reply, step)
+        if result:
+            busy = step is not steps[-1] and status_of(reply) in ("returned", "not_plain")
+            return result, ENOUGH if busy else end
+        message = None
     return TestResult("passed", seconds=session.spent()), None
+
+
+def _step(session: Session, reply: Any, step: Step) -> tuple[TestResult | None, End | None]:
+    """Return the result of an assertion that does not hold, else None; and how the child ended, if it did."""
+    if status_of(reply) == "not_plain":
+        if not (step.by_truth and isinstance(reply.get("truth"), bool)):
+            return TestResult(BESIDE), None
+        reply = {"status": "returned", "value": reply["truth"]}
+    if status_of(reply) == "returned" and _holds(step, reply.get("value")):
+        return None, None
+    call = clean(step.call, SHOWN)
+    shown: dict[str, Any] = {"expected": clean(short(step.expected), SHOWN)} if step.relation == "==" else {}
+    actual, answer = _value(session, reply, call, shown)
+    if answer:
+        return answer
+    text, seen = clean(f"{step.call}: {step.statement}", SHOWN), clean(short(actual), SHOWN)
+    return TestResult("wrong_answer", text, actual=seen, seconds=session.spent(), **shown), None
+
+
+def _holds(step: Step, packed: Any) -> bool:
+    try:
+        return step.holds(values.unpack(packed))
+    except (values.NotPlainError, RecursionError):
+        return False
 
 
 def _value(session: Session, reply: Any, call: str, shown: dict[str, Any]) -> tuple[Any, Answer | None]:

@@ -12,10 +12,13 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", re
 
 
 def equal(expected: Any, actual: Any) -> bool:
-    """Compare two plain values as ``==`` does, except that NaN equals NaN in the same place."""
+    """Compare two plain values as ``==`` does, except that NaN equals NaN in the same place.
+
+    Where the comparison itself fails (too deep, a signalling NaN) they differ.
+    """
     try:
         return bool(expected == actual) or (_has_nan(expected) and _equal_with_nan(expected, actual))
-    except RecursionError:
+    except (RecursionError, ArithmeticError):
         return False
 
 

@@ -17,7 +17,7 @@ from bdc.sandbox.feedback import clean
 from bdc.sandbox.limits import Limits
 from bdc.sandbox.plan import Step, plan
 from bdc.sandbox.server import ForkServer
-from bdc.sandbox.session import End, Session, wait
+from bdc.sandbox.session import ENOUGH, End, Session, wait
 from bdc.sandbox.verdict import TestResult
 from bdc.testcase import AssertTest, CallTest, StdinTest, Test
 
@@ -74,6 +74,8 @@ class Judge:
                     self._found[index], end = ask(index)
                     if end is not None and end.by_wall:
                         self.by_wall.add(index)
+            if end is ENOUGH:
+                continue
             if restarts == 0 and waiting:
                 last = self._found[index]
                 text = f"not run after {self._limits.restarts + 1} tests like it: {last.message}"
@@ -89,8 +91,9 @@ class Judge:
             self.by_wall.update(indices)
 
     def _reply(self, session: Session, message: Any, watched: Sequence[Session] = ()) -> Any:
-        """Send a message and wait for the answer, or for an `End`."""
-        session.send(message)
+        """Send a message, if any, and wait for the next answer, or for an `End`."""
+        if message is not None:
+            session.send(message)
         return wait(session, self._limits, self._stop, watched)
 
     @contextmanager

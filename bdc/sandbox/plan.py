@@ -30,6 +30,11 @@ class Step:
     statement: str
     call: str
 
+    @property
+    def by_truth(self) -> bool:
+        """Whether only the truth of the result matters."""
+        return self.relation in ("true", "false")
+
     def holds(self, actual: Any) -> bool:
         """Whether the assertion holds for what the call returned."""
         match self.relation:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import functools
+import itertools
 import os
 import queue
 import threading
@@ -53,9 +55,11 @@ class Sandbox:
         self.workers = workers or len(os.sched_getaffinity(0))
         self.level = resolve_level(level, python)
         self._python, self._modules = python, tuple(modules)
-        self._idle: queue.LifoQueue[ForkServer | None] = queue.LifoQueue()
-        for _ in range(self.workers):
-            self._idle.put(None)
+        # A worker is a core to stay on and a server, if one is running. Pools of one process begin on different cores.
+        self._idle: queue.LifoQueue[tuple[int, ForkServer | None]] = queue.LifoQueue()
+        cores, first = sorted(os.sched_getaffinity(0)), next(_pools)
+        for worker in range(self.workers):
+            self._idle.put((cores[(first + worker) % len(cores)], None))
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox")
         self._alone = _Alone()
         self._rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
@@ -123,7 +127,7 @@ class Sandbox:
         self._closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
         while not self._idle.empty():
-            if server := self._idle.get():
+            if server := self._idle.get()[1]:
                 server.close()
 
     def _submit(self, program: str, tests: Sequence[Test], limits: Limits, stop: threading.Event) -> Future[Verdict]:
@@ -139,20 +143,26 @@ class Sandbox:
         if by_wall:
             chosen = sorted(by_wall)
             with self._alone.exclusive():
-                again, _ = self._attempt(program, tuple(tests[i] for i in chosen), limits, stop)
+                again, _ = self._attempt(program, tuple(tests[i] for i in chosen), limits, stop, alone=True)
             for index, result in zip(chosen, again, strict=True):
                 results[index] = result
         return Verdict(tuple(results), self.level, all(r.verified for r in results), time.monotonic() - started)
 
     def _attempt(
-        self, program: str, tests: tuple[Test, ...], limits: Limits, stop: threading.Event
+        self, program: str, tests: tuple[Test, ...], limits: Limits, stop: threading.Event, alone: bool = False
     ) -> tuple[list[TestResult], set[int]]:
-        """Judge on an idle server; a server that dies is replaced and the program judged again."""
-        server = self._idle.get()
+        """Judge on an idle server; a server that dies is replaced and the program judged again.
+
+        ``alone`` leaves the worker's core, in case something else keeps it busy.
+        """
+        cpu, server = self._idle.get()
+        _stay_on(None if alone else cpu)
+        if alone and server:
+            server.set_free()
         try:
             for attempt in range(1, _ATTEMPTS + 1):
                 if server is None:
-                    server = ForkServer(self.level, self._python, self._modules)
+                    server = ForkServer(self.level, self._python, self._modules, cpu)
                 judge = Judge(server, program, tests, limits, stop)
                 try:
                     return judge.results(), judge.by_wall
@@ -166,7 +176,19 @@ class Sandbox:
             if server is not None and server.spawned >= _RECYCLE:
                 server.close()
                 server = None
-            self._idle.put(server)
+            self._idle.put((cpu, server))
+
+
+_pools = itertools.count(os.getpid())
+_place = threading.local()
+
+
+def _stay_on(cpu: int | None) -> None:
+    """Keep the calling thread, one of a pool, on a core, or on none; where that is forbidden it runs on any."""
+    if getattr(_place, "cpu", None) != cpu:
+        _place.cpu = cpu
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()) if cpu is None else {cpu})
 
 
 class _Alone:

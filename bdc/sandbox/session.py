@@ -21,6 +21,7 @@ from bdc.sandbox.limits import Limits
 from bdc.sandbox.server import ForkServer, cpu_seconds
 
 _TICK = 0.001
+_SHORT = 0.02  # a program that runs longer may leave the core of its server
 _STOP_SECONDS = 0.25  # how late a cancellation may be noticed
 
 
@@ -32,6 +33,9 @@ class End:
     message: str
     by_wall: bool = False
     exit_code: int | None = None
+
+
+ENOUGH = End("", "the judge knows what it asked for")  # not the program's doing, so it costs no restart
 
 
 class Session:
@@ -60,6 +64,7 @@ class Session:
         os.set_blocking(self._out, False)
         self._control.setblocking(False)
         self.open = self._out_open = True
+        self._free = False
         fds = {CONTROL: inner.fileno(), STDOUT: out}
         if stdin is not None:
             fds[STDIN] = stdin
@@ -174,6 +179,13 @@ class Session:
             return End("timeout", f"{self.subject} did not answer within {limits.wall_seconds:g} s", by_wall=True)
         return None
 
+    def set_free(self) -> bool:
+        """Let the child leave the core of its server once it has run for `_SHORT`; say whether it may."""
+        if not self._free and time.monotonic() - self._wall_start >= _SHORT:
+            self._free = True
+            self._server.set_free(self._child)
+        return self._free
+
     def patience(self, limits: Limits) -> float:
         """Seconds until a limit could be broken."""
         wall = limits.wall_seconds - (time.monotonic() - self._wall_start)
@@ -234,7 +246,8 @@ def wait(asked: Session, limits: Limits, stop: threading.Event, watched: Sequenc
                     return end
             if frame is not None:
                 return frame
-            _poll(sessions, min(_STOP_SECONDS, *(session.patience(limits) for session in sessions)))
+            longest = [_STOP_SECONDS if session.set_free() else _SHORT for session in sessions]
+            _poll(sessions, min(*longest, *(session.patience(limits) for session in sessions)))
     except frames.ProtocolError as error:
         return End("runtime_error", f"the process wrote to the judge's channel: {error}")
 

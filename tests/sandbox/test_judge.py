@@ -275,3 +275,14 @@ def test_the_truth_of_an_object_needs_no_object_to_travel(isolated: Sandbox, qui
     verdict = judge(isolated, program, [*tests, AssertTest("assert g(int)\nassert not g(str)", "g")], quick)
     assert statuses(verdict) == ["passed", "wrong_answer", "passed", "passed"]
     assert [r.verified for r in verdict.results] == [True, True, True, True]
+
+
+@pytest.mark.parametrize("memory", [128, 256, 512])
+def test_threads_cost_their_stacks_alone(isolated: Sandbox, memory: int) -> None:
+    program = """
+import threading, time
+threads = [threading.Thread(target=time.sleep, args=(0.01,)) for _ in range(9)]
+for thread in threads: thread.start()
+def f(): return len(threads)
+"""
+    assert judge(isolated, program, [CallTest("f", (), 9)], Limits(memory_mb=memory)).passed

@@ -28,12 +28,12 @@ SEVERAL_ANSWERS = {
     "680_c_bear_and_prime_100_4430", "749_b_parallelogram_is_back_2975", "963_b_destruction_of_a_tree_65",
 }  # fmt: skip
 LETTER_CASE = {"791_b_bear_and_friendship_condition_8388"}
-TESTS_OF_ANOTHER_PROBLEM = {
+MIXED_UP = {
     "1118_f1_tree_cutting_easy_version_12195", "1133_f1_spanning_tree_with_maximum_degree_10945",
     "1176_e_cover_it_10635", "1324_f_maximum_white_subtree_3668",
 }  # fmt: skip
 WRONG_PROGRAMS = {"1056_d_decorate_apple_tree_1782", "1540_b_tree_array_3053"}
-CODECONTESTS = SEVERAL_ANSWERS | LETTER_CASE | TESTS_OF_ANOTHER_PROBLEM | WRONG_PROGRAMS
+CODECONTESTS = SEVERAL_ANSWERS | LETTER_CASE | MIXED_UP | WRONG_PROGRAMS
 
 
 def data(source: str) -> list[Problem]:

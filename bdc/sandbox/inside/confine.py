@@ -57,7 +57,10 @@ class Confinement:
             if not landlock.version():
                 raise OSError("landlock: not offered by this kernel")
             self._make_rules()
-            self._filter = seccomp.Filter()
+            self._filter = seccomp.child_filter()
+            if level == "L3":
+                self._filter.set_pid(1)
+        self.fork = kernel.forker(new_pid_namespace=self._world is not None)
         self._drop = kernel.capabilities(0)
         self._limits_for_all()
 
@@ -77,6 +80,11 @@ class Confinement:
             self._others = _tasks_of(os.getuid())
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
 
+    def close_ranks(self) -> None:
+        """Take from the server, and so from every child, what neither needs any more."""
+        if self.level in ("L3", "L2"):
+            seccomp.server_filter().install()
+
     def _make_rules(self) -> None:
         """Make the Landlock rulesets: only a program under test may write, and only to the scratch folder of L3."""
         for rules in self._rules:
@@ -90,10 +98,8 @@ class Confinement:
 
     def before_fork(self, alone: bool) -> None:
         """Prepare the parent's side of the next child; ``alone`` says that no other child lives."""
-        if self._world:
-            if alone and self._world.clean():
-                self._make_rules()  # rules name an inode, and the folder is a new one
-            self._world.next_pid_namespace()
+        if self._world and alone and self._world.clean():
+            self._make_rules()  # rules name an inode, and the folder is a new one
 
     def bind_child(self, role: str, memory: int, cpu_seconds: int) -> None:
         """Confine the calling child for good: ``memory`` bytes more than now, ``cpu_seconds`` as the last resort."""
@@ -104,7 +110,7 @@ class Confinement:
             self._restrict[role]()
         if self._world:
             self._drop()
-            self._filter.install(1)
+            self._filter.install()
             return
         # Below L3 the user is shared, and no pid namespace ends with the server.
         _limit(resource.RLIMIT_NPROC, _THREADS + self._others)
@@ -114,7 +120,8 @@ class Confinement:
         if select.select([self._life], [], [], 0)[0]:
             os._exit(0)  # the server died before the line above
         if self.level == "L2":
-            self._filter.install(os.getpid())
+            self._filter.set_pid(os.getpid())
+            self._filter.install()
 
     def kill_strays(self, known: set[int]) -> None:
         """End what a child left behind, but for the ``known`` other children; from L2 on no program can fork."""

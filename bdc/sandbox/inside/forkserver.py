@@ -7,7 +7,6 @@ child, so the memory that a child inherits holds nothing of any other program an
 from __future__ import annotations
 
 import array
-import gc
 import importlib
 import json
 import os
@@ -18,14 +17,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bdc.sandbox.inside import guest, referee
+from bdc.sandbox.inside import guest, referee, settle
 from bdc.sandbox.inside.confine import Confinement
 from bdc.sandbox.inside.orders import CALLS, CONTROL, EXIT, ORDER, PID, ROLES, SLOTS
 
 # What programs import most; each megabyte more makes every fork dearer.
 _WARM = """
     abc array ast bisect cmath collections collections.abc contextlib copy dataclasses datetime decimal enum fractions
-    functools hashlib heapq io itertools json math numbers operator os random re statistics string struct sys textwrap
+    functools heapq io itertools json math numbers operator os random re string struct sys textwrap
     threading time traceback types typing encodings.latin_1 encodings.ascii
 """
 _ROOM = socket.CMSG_SPACE(8 * array.array("i").itemsize)
@@ -51,8 +50,8 @@ def main(fd: int, config: dict[str, Any]) -> None:
     guest.like_plain_python()
     os.environ.clear()
     sys.argv[:] = [""]
-    gc.collect()
-    gc.freeze()
+    settle.settle()
+    confinement.close_ranks()
     host.send(json.dumps({"ready": config["level"]}).encode())
     _Server(host, confinement).serve()
 
@@ -118,7 +117,7 @@ class _Server:
 
     def _spawn(self, role: int, mask: int, cpu: int, memory: int, fds: Sequence[int]) -> int:
         self._confinement.before_fork(alone=not self._children)
-        pid = os.fork()
+        pid = self._confinement.fork()
         if pid == 0:
             self._become(role, mask, cpu, memory, fds)
         for fd in fds:

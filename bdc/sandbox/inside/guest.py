@@ -19,6 +19,7 @@ from bdc.sandbox.inside import assertions, values
 from bdc.sandbox.inside.frames import Blocking, ProtocolError
 
 PROGRAM_FILE = "<program>"
+MODULE = "solution"  # the name of a program that is not run as a whole
 MAX_MESSAGE = 4000
 
 
@@ -31,24 +32,29 @@ def main(control: int, calls: int) -> None:
         if job["mode"] == "stdin":
             channel.send(_run_main(job["program"]))
             return
-        space, failure = _load(job["program"], "solution")
+        space, failure = _load(job["program"], MODULE)
         channel.send(failure or {"status": "loaded"})
         if failure:
             return
         if job["mode"] == "serve":
             channel = Blocking(calls, channel.nonce)
-        answer = _beside if job["mode"] == "beside" else _call
         while True:
             message = channel.receive()
-            reply = answer(space, message)
-            with contextlib.suppress(BaseException):
-                flush()
-            _send(channel, reply)
+            if job["mode"] == "beside":
+                _send(channel, _beside(space, message))
+                continue
+            for args, kwargs in message["steps"]:
+                reply = _call(space, message, args, kwargs)
+                _send(channel, reply)
+                if reply["status"] not in ("returned", "not_plain"):
+                    break
     except EOFError:
         return
 
 
 def _send(channel: Blocking, reply: dict[str, Any]) -> None:
+    with contextlib.suppress(BaseException):
+        flush()
     try:
         channel.send(reply)
     except ProtocolError:
@@ -160,9 +166,9 @@ def _function(space: dict[str, Any], name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _call(space: dict[str, Any], message: dict[str, Any]) -> dict[str, Any]:
+def _call(space: dict[str, Any], message: dict[str, Any], packed: Any, packed_kwargs: Any) -> dict[str, Any]:
     """Call the entry point; the reply carries the result and, where they changed, the arguments."""
-    args, kwargs = values.unpack(message["args"]), values.unpack(message["kwargs"])
+    args, kwargs = values.unpack(packed), values.unpack(packed_kwargs)
     try:
         result = _function(space, message["entry"])(*args, **kwargs)
     except BaseException as error:
@@ -171,7 +177,7 @@ def _call(space: dict[str, Any], message: dict[str, Any]) -> dict[str, Any]:
     try:
         reply["value"] = values.pack(result)
         changed = values.pack(args)
-        if changed != message["args"]:
+        if changed != packed:
             reply["args"] = changed
     except values.NotPlainError as error:
         reply |= {"status": "not_plain", "message": str(error), "repr": assertions.short(result)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import signal
 from collections.abc import Callable
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -15,6 +16,7 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_PRIVATE_REC, MNT_DETACH = 0x44000, 2
 MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+_CLONE = {"x86_64": 56, "aarch64": 220}
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE, _OPEN_TREE_CLONE = -100, 0x1000, 0x8000, 1
 _MOUNT_READ_ONLY, _MOUNT_NOSUID = 1, 2
@@ -50,6 +52,27 @@ def prepared(name: str, *args: object) -> Callable[[], None]:
     def call() -> None:
         if function(*converted) == -1:
             _checked(name, -1)
+
+    return call
+
+
+def forker(new_pid_namespace: bool) -> Callable[[], int]:
+    """Return fork(2) without Python's hooks around it, which a process of one thread does without; raises OSError.
+
+    In a new pid namespace the child is process 1. The C library knows the caller by its cached thread id; the raw
+    call leaves it alone, so the caller must be process 1 of its own namespace.
+    """
+    library = ctypes.PyDLL(None, use_errno=True)
+    if not new_pid_namespace:
+        return _raising(library._Fork) if hasattr(library, "_Fork") else os.fork
+    flags = [ctypes.c_long(CLONE_NEWPID | signal.SIGCHLD)] + [ctypes.c_long(0)] * 4
+    return _raising(library.syscall, ctypes.c_long(_CLONE[MACHINE]), *flags)
+
+
+def _raising(function: Callable[..., int], *args: object) -> Callable[[], int]:
+    def call() -> int:
+        pid = function(*args)
+        return pid if pid >= 0 else _checked("fork", pid)
 
     return call
 

@@ -20,7 +20,7 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 
 class World:
-    """The namespaces of a fork server, and what it needs to give each child a pid namespace of its own."""
+    """The namespaces of a fork server and its scratch folder; each child begins a pid namespace of its own."""
 
     def __init__(self, readable: Sequence[str], scratch_mb: int) -> None:
         """Enter; ``readable`` are absolute paths that stay visible, read-only. Raises OSError where forbidden.
@@ -41,20 +41,12 @@ class World:
             _own_user_namespace(proc)
             _build_root(readable, self.scratch)
         _continue_as_init()
-        ours = os.open("self/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-        self._ours = kernel.prepared("setns", ours, kernel.CLONE_NEWPID)
-        self._next = kernel.prepared("unshare", kernel.CLONE_NEWPID)
         os.close(proc)
         self._mount_scratch()
 
     def _mount_scratch(self) -> None:
         kernel.mount("tmpfs", self.scratch, "tmpfs", kernel.MS_NOSUID_NODEV_NOEXEC, self._scratch_options)
         os.chdir(self.scratch)
-
-    def next_pid_namespace(self) -> None:
-        """Let the next fork begin a pid namespace, whose end kills everything in it."""
-        self._ours()
-        self._next()
 
     def clean(self) -> bool:
         """Give the next program an empty scratch folder; say whether it had to be a new one."""

@@ -37,7 +37,7 @@ class Candidate:
         self._calls += 1
         try:
             packed = values.pack(args)
-            message = {"id": self._calls, "entry": self.__name__, "args": packed, "kwargs": values.pack(kwargs)}
+            message = {"id": self._calls, "entry": self.__name__, "steps": [[packed, values.pack(kwargs)]]}
         except values.NotPlainError as error:
             raise CannotTravelError(f"the test passes {error}") from error
         try:
@@ -68,7 +68,10 @@ class Candidate:
         if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(kind, UnicodeError):
             kind = Exception
         text = str(reply.get("message"))
-        error = kind(text.partition(": ")[2] if ": " in text else "")
+        try:
+            error = kind(text.partition(": ")[2] if ": " in text else "")
+        except TypeError:  # an exception group and the like want more than a text
+            error = Exception(text)
         status = reply.get("status") if reply.get("status") in _FAILURES else "runtime_error"
         self.failure = (error, {"status": status, "message": text, "line": reply.get("line")})
         return error

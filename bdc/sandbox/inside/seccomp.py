@@ -1,8 +1,8 @@
-"""A seccomp filter by hand: an allow-list of system calls, some by argument, everything else refused.
+"""Seccomp filters by hand: an allow-list of system calls, some by argument, everything else refused.
 
 A refused call fails with EPERM, so that a program sees a Python exception; calls that libraries fall back from
-(clone3, openat2) fail with ENOSYS. The filter is a balanced tree over call numbers: the kernel runs it once per
-number when it is installed, and that happens once per program.
+(clone3, openat2) fail with ENOSYS. A filter is a balanced tree over call numbers: the kernel runs it once per
+number when it is installed. So the long one is installed once, in the fork server, and each child adds a short one.
 """
 
 from __future__ import annotations
@@ -48,6 +48,12 @@ _PLAIN = {
     "epoll_pwait": (281, 22), "eventfd2": (290, 19), "epoll_create1": (291, 20), "dup3": (292, 24), "pipe2": (293, 59),
     "preadv": (295, 69), "pwritev": (296, 70), "getcpu": (309, 168), "renameat2": (316, 276), "getrandom": (318, 278),
     "statx": (332, 291), "rseq": (334, 293), "close_range": (436, 436), "futex_waitv": (449, 449),
+}  # fmt: skip
+# What a fork server needs besides, and its children do not get.
+_SERVER = {
+    "sendmsg": (46, 211), "recvmsg": (47, 212), "wait4": (61, 260), "capset": (126, 91), "setrlimit": (160, 164),
+    "mount": (165, 40), "umount2": (166, 39), "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445),
+    "landlock_restrict_self": (446, 446),
 }  # fmt: skip
 _MISSING = {"clone3": (435, 435), "openat2": (437, 437), "faccessat2": (439, 439)}
 
@@ -105,18 +111,18 @@ def _tree(ranges: list[tuple[int, _Code]]) -> _Code:
 
 
 class Filter:
-    """A filter, made once and installed in many children."""
+    """A filter, made once and installed as often as needed.
 
-    def __init__(self) -> None:
-        column = list(_ARCH).index(kernel.MACHINE)
-        actions = {numbers[column]: _returns(_ALLOW) for numbers in _PLAIN.values()}
-        actions |= {numbers[column]: _returns(_ENOSYS) for numbers in _MISSING.values()}
-        actions |= {numbers[column]: code for numbers, code in _by_argument(_OWN_PID).items()}
+    Args:
+        actions: code by call number.
+        default: code for every other number.
+    """
+
+    def __init__(self, actions: dict[int, _Code], default: _Code) -> None:
         actions.pop(-1, None)
         ranges: list[tuple[int, _Code]] = []
-        refuse = _returns(_EPERM)
         for number in range(max(actions) + 2):
-            code = actions.get(number, refuse)
+            code = actions.get(number, default)
             if not ranges or ranges[-1][1] != code:
                 ranges.append((number, code))
         code = [
@@ -129,13 +135,39 @@ class Filter:
         self._code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in code))
         self._program = ctypes.create_string_buffer(struct.pack("@HP", len(code), ctypes.addressof(self._code)))
         self._own_pid = [8 * index + 4 for index, (*_, value) in enumerate(code) if value == _OWN_PID]
+        self._pid = _OWN_PID
         self._install = kernel.prepared("prctl", kernel.PR_SET_SECCOMP, 2, self._program, 0, 0)
 
-    def install(self, pid: int) -> None:
-        """Filter the calling process for good (no_new_privs must be set); it may signal ``pid``, itself, alone."""
-        for offset in self._own_pid:
-            struct.pack_into("=I", self._code, offset, pid)
+    def set_pid(self, pid: int) -> None:
+        """Say which process may be signalled."""
+        if pid != self._pid:
+            for offset in self._own_pid:
+                struct.pack_into("=I", self._code, offset, pid)
+            self._pid = pid
+
+    def install(self) -> None:
+        """Filter the calling process and its children for good (no_new_privs must be set)."""
         self._install()
+
+
+def server_filter() -> Filter:
+    """Return the allow-list of a fork server, which its children inherit; the kernel prepares it once."""
+    column = list(_ARCH).index(kernel.MACHINE)
+    actions = {numbers[column]: _returns(_ALLOW) for numbers in (*_PLAIN.values(), *_SERVER.values())}
+    actions |= {numbers[column]: _returns(_ENOSYS) for numbers in _MISSING.values()}
+    actions |= {numbers[column]: _returns(_ALLOW) for numbers in _by_argument(_OWN_PID)}
+    return Filter(actions, _returns(_EPERM))
+
+
+def child_filter() -> Filter:
+    """Return what a child adds to `server_filter`: no call of the server alone, some calls by their arguments.
+
+    A child may signal itself alone: see `Filter.set_pid`.
+    """
+    column = list(_ARCH).index(kernel.MACHINE)
+    actions = {numbers[column]: _returns(_EPERM) for numbers in _SERVER.values()}
+    actions |= {numbers[column]: code for numbers, code in _by_argument(_OWN_PID).items()}
+    return Filter(actions, _returns(_ALLOW))
 
 
 def supported() -> bool:
