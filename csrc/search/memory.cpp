@@ -12,13 +12,15 @@ namespace bdc::search {
 
 namespace {
 
-constexpr std::size_t kMappedFrom = std::size_t(1) << 20;
+constexpr std::size_t kSmall = std::size_t(64) << 10;  // from a recycler up to here
 constexpr std::size_t kHugePage = std::size_t(2) << 20;
 
 std::byte* mapped(void* result) {
     if (result == MAP_FAILED) throw std::bad_alloc();
     return static_cast<std::byte*>(result);
 }
+
+std::size_t page_for(std::size_t bytes) { return bytes < 4 * kHugePage ? 4096 : kHugePage; }
 
 std::size_t rounded(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
 
@@ -108,31 +110,35 @@ void Memory::adopt(std::byte* data, std::size_t bytes, std::shared_ptr<void> own
 
 std::size_t Memory::held(std::size_t used) const {
     if (kind_ == Kind::kSmall) return 0;  // counted by the recycler
-    return kind_ == Kind::kMapped ? std::min(capacity_, rounded(used, kHugePage)) : capacity_;
+    return kind_ == Kind::kMapped ? std::min(capacity_, rounded(used, page_for(used))) : capacity_;
+}
+
+// A descent touches lines all over the tree: large pages where they would not mostly stay empty.
+void Memory::use_large_pages() {
+    if (page_for(capacity_) == kHugePage) madvise(data_, capacity_, MADV_HUGEPAGE);
 }
 
 void Memory::grow(std::size_t bytes, std::size_t used, Recycler& recycler) {
     Memory grown;
-    if (bytes < kMappedFrom / 2) {
+    if (bytes <= kSmall) {
         grown.capacity_ = std::bit_ceil(std::max<std::size_t>(bytes, 1024));
         grown.data_ = recycler.take(grown.capacity_);
         grown.kind_ = Kind::kSmall;
         grown.recycler_ = &recycler;
     } else {
-        const std::size_t wanted =
-            rounded(std::max({bytes, capacity_ + capacity_ / 4, 2 * kMappedFrom}), kHugePage);
+        const std::size_t least = std::max(bytes, capacity_ + capacity_ / 4);
+        const std::size_t wanted = rounded(least, page_for(least));
         if (kind_ == Kind::kMapped) {
             data_ = mapped(mremap(data_, capacity_, wanted, MREMAP_MAYMOVE));
             capacity_ = wanted;
-            // Large pages where the kernel has them: a descent touches lines all over the tree.
-            madvise(data_, wanted, MADV_HUGEPAGE);
+            use_large_pages();
             return;
         }
         grown.data_ = mapped(
             mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
         grown.capacity_ = wanted;
         grown.kind_ = Kind::kMapped;
-        madvise(grown.data_, wanted, MADV_HUGEPAGE);
+        grown.use_large_pages();
     }
     if (used > 0) std::memcpy(grown.data_, data_, used);
     *this = std::move(grown);

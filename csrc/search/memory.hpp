@@ -18,12 +18,12 @@ class Recycler {
     Recycler(const Recycler&) = delete;
     ~Recycler();
 
-    std::byte* take(std::size_t bytes);  // a power of two, from 1 KiB to 512 KiB
+    std::byte* take(std::size_t bytes);  // a power of two, from 1 KiB to 64 KiB
     void give(std::byte* data, std::size_t bytes);
     std::size_t bytes() const;  // of the slabs
 
   private:
-    static constexpr std::size_t kClasses = 20;
+    static constexpr std::size_t kClasses = 17;
 
     void cut_slab(std::size_t bytes);
 
@@ -59,6 +59,7 @@ class Memory {
     enum class Kind { kNothing, kSmall, kMapped, kBorrowed };
 
     void grow(std::size_t bytes, std::size_t used, Recycler& recycler);
+    void use_large_pages();
     void clear();
     void swap(Memory& other) noexcept;
 
