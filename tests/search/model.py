@@ -94,9 +94,7 @@ class Model:
         rule, total = self.rule, node.total()
         if isinstance(rule, UCT):
             width = rule.c * math.sqrt(math.log(total))
-            return {
-                e: self.q(e) + width * (1 / math.sqrt(e.count())) if e.count() else math.inf for e in node.children
-            }
+            return {e: self.q(e) + width * (1 / math.sqrt(e.count())) if e.count() else math.inf for e in node.children}
         if isinstance(rule, PUCT):
             fpu = rule.fpu
             if rule.fpu_reduction is not None:
@@ -110,9 +108,7 @@ class Model:
             return {e: self.q(e) + factor * e.prior / (1 + e.count()) for e in node.children}
         if isinstance(rule, GumbelRoot):
             return self.gumbel_scores(node, tree)
-        return {
-            e: self.draw(self.stream(tree, node, e.id), len(e.returns), added(e.returns)) for e in node.children
-        }
+        return {e: self.draw(self.stream(tree, node, e.id), len(e.returns), added(e.returns)) for e in node.children}
 
     def stream(self, tree: int, node: Node, what: int) -> Stream:
         return Stream(finalise(mix(self.seed, mix(tree, mix(node.id, node.total()))) ^ what))
