@@ -20,7 +20,7 @@ struct Pool::Crew {
     std::atomic<unsigned> next{0};
     std::atomic<unsigned long> round{0};
     std::atomic<unsigned> busy{0};  // helpers at work
-    bool open = false;  // may helpers still join this round?
+    bool open = false;              // may helpers still join this round?
     bool stop = false;
     std::exception_ptr error;
     std::vector<std::thread> threads;
