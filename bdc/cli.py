@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name", nargs="?")
     command.add_argument("--accept-terms", action="store_true", help="accept the terms of a model that has some")
     command = add("bench", _bench, "microbenchmarks: `bdc bench op --help`")
-    command.add_argument("what", choices=("op",))
+    command.add_argument("what", choices=("op", "search"))
     command.add_argument("options", nargs=argparse.REMAINDER, help="options of the benchmark")
     return parser
 
@@ -171,8 +171,10 @@ def _models(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from bdc.ops.bench import main as bench
-
+    if args.what == "search":
+        from bdc.search.bench import main as bench
+    else:
+        from bdc.ops.bench import main as bench
     return bench(args.options)
 
 

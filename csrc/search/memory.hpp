@@ -2,36 +2,41 @@
 // by remapping, and a piece of a mapped snapshot is copied out when it has to grow.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <memory>
 #include <mutex>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
 namespace bdc::search {
 
-// Buffers for small trees, cut from slabs of large pages; those of dropped or outgrown trees are
-// kept for the next ones. Page by page from the system they would cost more than the search itself.
+// Buffers for small trees: a buddy allocator over slabs of large pages. Page by page from the
+// system the memory of a small search would cost more than the search itself; and trees that grow
+// in step leave pairs of small buffers behind, which join to the larger ones that they need next.
 class Recycler {
   public:
+    static constexpr std::size_t kLargest = std::size_t(512) << 10;
+
     Recycler() = default;
     Recycler(const Recycler&) = delete;
     ~Recycler();
 
-    std::byte* take(std::size_t bytes);  // a power of two, from 1 KiB to 512 KiB
+    std::byte* take(std::size_t bytes);  // a power of two, from 1 KiB to kLargest
     void give(std::byte* data, std::size_t bytes);
     std::size_t bytes() const;  // of the slabs
 
   private:
-    static constexpr std::size_t kClasses = 20;
+    void add_slab();
+    std::unordered_set<std::byte*>& free(std::size_t bytes) {
+        return free_[std::size_t(std::bit_width(bytes)) % kClasses];
+    }
 
-    void cut_slab(std::size_t bytes);
-
+    static constexpr std::size_t kClasses = 32;
     mutable std::mutex mutex_;
-    std::vector<std::byte*> free_[kClasses];
-    std::vector<std::pair<std::byte*, std::size_t>> slabs_;
-    std::byte* next_ = nullptr;  // the uncut part of the last slab
-    std::size_t left_ = 0;
+    std::unordered_set<std::byte*> free_[kClasses];          // by size
+    std::vector<std::pair<std::byte*, std::size_t>> slabs_;  // mappings
 };
 
 class Memory {
@@ -59,6 +64,7 @@ class Memory {
     enum class Kind { kNothing, kSmall, kMapped, kBorrowed };
 
     void grow(std::size_t bytes, std::size_t used, Recycler& recycler);
+    void use_large_pages();
     void clear();
     void swap(Memory& other) noexcept;
 

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -17,9 +18,9 @@ struct Pool::Crew {
     Task task{};
     unsigned chunks = 0;
     std::atomic<unsigned> next{0};
-    unsigned long round = 0;
-    unsigned busy = 0;  // helpers at work
-    bool open = false;  // may helpers still join this round?
+    std::atomic<unsigned long> round{0};
+    std::atomic<unsigned> busy{0};  // helpers at work
+    bool open = false;              // may helpers still join this round?
     bool stop = false;
     std::exception_ptr error;
     std::vector<std::thread> threads;
@@ -50,8 +51,9 @@ struct Pool::Crew {
 
     void serve() {
         unsigned long seen = 0;
-        std::unique_lock lock(mutex);
         for (;;) {
+            glance([&] { return round.load(std::memory_order_relaxed) != seen; });
+            std::unique_lock lock(mutex);
             wake.wait(lock, [&] { return stop || (open && round != seen); });
             if (stop) return;
             seen = round;
@@ -62,6 +64,23 @@ struct Pool::Crew {
             if (failed && !error) error = failed;
             if (--busy == 0) done.notify_one();
         }
+    }
+
+    // Looks for what is about to happen, for less than it costs to fall asleep and be woken. The
+    // calls of a wave follow each other within microseconds; between waves everybody sleeps.
+    template <class Condition>
+    static void glance(const Condition& happened) {
+        constexpr auto kPatience = std::chrono::microseconds(30);
+        const auto until = std::chrono::steady_clock::now() + kPatience;
+        while (!happened() && std::chrono::steady_clock::now() < until) pause();
+    }
+
+    static void pause() {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#else
+        std::this_thread::yield();
+#endif
     }
 };
 
@@ -88,6 +107,9 @@ void Pool::share(unsigned chunks, Task task) {
     const std::exception_ptr failed = crew_->take_chunks();
     std::unique_lock lock(crew_->mutex);
     crew_->open = false;
+    lock.unlock();
+    Crew::glance([&] { return crew_->busy.load(std::memory_order_relaxed) == 0; });
+    lock.lock();
     crew_->done.wait(lock, [&] { return crew_->busy == 0; });
     if (failed) std::rethrow_exception(failed);
     if (crew_->error) std::rethrow_exception(crew_->error);

@@ -1,5 +1,5 @@
-// A few sleeping threads that help the caller. Work comes in chunks; who is awake takes the next
-// one, and a helper that wakes too late finds nothing to do and delays nobody.
+// A few threads that help the caller, and sleep between its calls. Work comes in chunks; who is
+// awake takes the next one, and a helper that wakes too late finds nothing to do and delays nobody.
 #pragma once
 
 #include <sys/types.h>

@@ -229,11 +229,21 @@ struct Thompson {
         return (a + sum) / (1.0 + n) + b / std::sqrt(1.0 + n) * stream.normal();
     }
 
+    // All draws at a node at one moment, told apart by what is drawn for.
+    static Stream stream(std::uint64_t moment, std::uint64_t what) {
+        return Stream(mix(moment ^ what));
+    }
+    static std::uint64_t moment(std::uint64_t seed, std::uint32_t tree, std::uint32_t node,
+                                std::uint32_t visits) {
+        return mix(seed, mix(tree, mix(node, visits)));
+    }
+
     void score(const Site& site, double* out) const {
-        for (std::uint32_t i = 0; i < site.family.head().count; ++i) {
-            const std::uint64_t moment = mix(site.family.id()[i], site.visits());
-            Stream stream(mix(site.seed, mix(site.tree, moment)));
-            out[i] = draw(stream, site.family.n()[i], site.family.sum()[i]);
+        const Family& family = site.family;
+        const std::uint64_t now = moment(site.seed, site.tree, site.node, site.visits());
+        for (std::uint32_t i = 0; i < family.head().count; ++i) {
+            Stream own = stream(now, family.id()[i]);
+            out[i] = draw(own, family.n()[i], family.sum()[i]);
         }
     }
 };

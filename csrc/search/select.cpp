@@ -157,9 +157,9 @@ class Descent {
         if constexpr (requires { rule_.agents; }) {
             const std::uint32_t visits = site ? site->visits() : 1;
             const auto node = std::uint32_t(walker.path.back());
+            const std::uint64_t now = rule_.moment(config_.seed, walker.tree, node, visits);
             for (std::uint32_t agent = 0; agent < rule_.agents; ++agent) {
-                const std::uint64_t moment = mix(mix(node, visits), 0xA63Eull + agent);
-                Stream stream(mix(config_.seed, mix(walker.tree, moment)));
+                Stream stream = rule_.stream(now, (std::uint64_t(1) << 32) + agent);
                 const Arm arm = site ? site->family.arms()[agent] : Arm{0.0, 0};
                 const double draw = rule_.draw(stream, double(arm.n), arm.sum);
                 if (draw > best) {

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from draws import Stream, mix
+from draws import Stream, finalise, mix
 
 from bdc.search import PUCB, PUCT, UCT, GumbelRoot, Rule, Thompson, Widening
 
@@ -108,12 +108,10 @@ class Model:
             return {e: self.q(e) + factor * e.prior / (1 + e.count()) for e in node.children}
         if isinstance(rule, GumbelRoot):
             return self.gumbel_scores(node, tree)
-        return {
-            e: self.draw(self.stream(tree, mix(e.id, total)), len(e.returns), added(e.returns)) for e in node.children
-        }
+        return {e: self.draw(self.stream(tree, node, e.id), len(e.returns), added(e.returns)) for e in node.children}
 
-    def stream(self, tree: int, moment: int) -> Stream:
-        return Stream(mix(self.seed, mix(tree, moment)))
+    def stream(self, tree: int, node: Node, what: int) -> Stream:
+        return Stream(finalise(mix(self.seed, mix(tree, mix(node.id, node.total()))) ^ what))
 
     def draw(self, stream: Stream, n: int, total: float) -> float:
         rule = self.rule
@@ -218,8 +216,7 @@ class Model:
         chosen = -1
         for agent in range(self.rule.agents):
             firsts = node.firsts.get(agent, [])
-            moment = mix(mix(node.id, node.total()), 0xA63E + agent)
-            draw = self.draw(self.stream(tree, moment), len(firsts), added(firsts))
+            draw = self.draw(self.stream(tree, node, (1 << 32) + agent), len(firsts), added(firsts))
             if draw > best:
                 best, chosen = draw, agent
         return chosen

@@ -1,9 +1,10 @@
-// OpenSpiel's C++ MCTS on a game with B actions everywhere and a constant value: what `search_bench`
-// does with the tree core. Usage: openspiel_bench TREES NODES BRANCHING; one line of JSON.
-// benchmarks/search_openspiel.cmake builds it from the sources in OpenSpiel's sdist.
-#include <ctime>
+// OpenSpiel's C++ MCTS on a game with B actions everywhere and a constant value: what
+// `search_bench` does with the tree core. Usage: openspiel_bench TREES NODES BRANCHING; one line of
+// JSON.
+// CMakeLists.txt beside it says how it is built.
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,12 +19,20 @@ using open_spiel::Action;
 class Uniform : public open_spiel::Game {
   public:
     explicit Uniform(int branching)
-        : Game(open_spiel::GameType{"uniform", "uniform", open_spiel::GameType::Dynamics::kSequential,
+        : Game(open_spiel::GameType{"uniform",
+                                    "uniform",
+                                    open_spiel::GameType::Dynamics::kSequential,
                                     open_spiel::GameType::ChanceMode::kDeterministic,
                                     open_spiel::GameType::Information::kPerfectInformation,
                                     open_spiel::GameType::Utility::kGeneralSum,
-                                    open_spiel::GameType::RewardModel::kTerminal, 1, 1, false, false,
-                                    false, false, {}},
+                                    open_spiel::GameType::RewardModel::kTerminal,
+                                    1,
+                                    1,
+                                    false,
+                                    false,
+                                    false,
+                                    false,
+                                    {}},
                {}),
           branching(branching) {}
     int NumDistinctActions() const override { return branching; }
@@ -92,10 +101,11 @@ int main(int argc, char** argv) {
     const auto root = game->NewInitialState();
     const std::clock_t start = std::clock();
     for (long repeat = 0; repeat < repeats; ++repeat) {
-        std::vector<std::unique_ptr<open_spiel::algorithms::SearchNode>> kept;  // as a forest keeps them
+        std::vector<std::unique_ptr<open_spiel::algorithms::SearchNode>>
+            kept;  // as a forest keeps them
         for (long tree = 0; tree < trees; ++tree) kept.push_back(bot.MCTSearch(*root));
     }
     const double spent = double(std::clock() - start) / CLOCKS_PER_SEC;
-    std::printf("{\"trees\": %ld, \"nodes\": %ld, \"branching\": %d, \"per_cpu_second\": %.0f}\n", trees,
-                nodes, branching, double(simulations * trees * repeats) / spent);
+    std::printf("{\"trees\": %ld, \"nodes\": %ld, \"branching\": %d, \"per_cpu_second\": %.0f}\n",
+                trees, nodes, branching, double(simulations * trees * repeats) / spent);
 }

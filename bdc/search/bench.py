@@ -1,0 +1,197 @@
+"""`bdc bench search`: simulations of the tree core and of its peers, the same work in one run.
+
+A simulation selects a leaf, gives it B children, and backs up a constant at the leaf; UCT with c = sqrt(2), mean backup.
+Rates are thousands of simulations per CPU second, the median of the repeats with its range. Two rows are ours: driven
+from C++ (the program `search_bench`) and from Python in waves of one leaf per tree. Peers run where they are given:
+`--openspiel` a program built by benchmarks/peers/CMakeLists.txt, `--peers` the Python of an environment with them,
+`--lightzero` LightZero's unpacked wheel. Peers without a batched call search one tree after the other; OpenSpiel expands
+a leaf at its second visit, so that it makes fewer nodes in the same number of simulations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bdc.search.forest import Forest
+from bdc.search.rules import UCT
+
+Rate = Callable[[int, int, int], dict[str, Any]]
+CELLS = [(1, 1_000), (1, 100_000), (1, 1_000_000), (64, 1_000), (64, 100_000), (256, 1_000), (1024, 1_000)]
+BRANCHING = [3, 8, 32]
+PEERS = {"LightZero": 1_100_000, "mctx": 64_000, "TreeQuest": 1_000, "TreeQuest AB-MCTS-A": 500}  # most nodes
+
+
+def in_waves(threads: int) -> Rate:
+    """Ours from Python; the wall clock's rate too, for `threads` > 1."""
+
+    def rate(trees: int, nodes: int, branching: int) -> dict[str, Any]:
+        value = np.full(trees, 0.5)
+        waves = nodes // branching
+        repeats = max(1, 200_000 // (trees * waves))
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(repeats):
+            forest = Forest(UCT(), "mean", threads=threads)
+            roots = forest.plant(trees)
+            for _ in range(waves):
+                selection = forest.select(roots)
+                forest.expand(selection.leaf, branching)
+                forest.backup(selection, value)
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        work = trees * waves * repeats
+        depth = float(selection.depth.mean())
+        return {"per_cpu_second": work / cpu, "per_second": work / wall, "last_depth": depth}
+
+    return rate
+
+
+def plain_python(trees: int, nodes: int, branching: int) -> dict[str, Any]:
+    """The same search on lists, one tree after the other."""
+    start = time.process_time()
+    for _ in range(trees):
+        children: list[list[int]] = [[]]
+        parent, n, total, visits = [-1], [0], [0.0], [1]
+        for _ in range(nodes // branching):
+            at = 0
+            while children[at]:
+                log = math.log(visits[at])
+                score = [math.inf if n[c] == 0 else total[c] / n[c] + math.sqrt(2 * log / n[c]) for c in children[at]]
+                at = children[at][score.index(max(score))]
+            children[at] = list(range(len(parent), len(parent) + branching))
+            for _ in range(branching):
+                children.append([])
+                parent.append(at)
+                n.append(0)
+                total.append(0.0)
+                visits.append(1)
+            value = 0.5
+            while at >= 0:
+                n[at] += 1
+                total[at] += value
+                value *= 0.9
+                at = parent[at]
+                if at >= 0:
+                    visits[at] += 1
+    return {"per_cpu_second": trees * (nodes // branching) / (time.process_time() - start)}
+
+
+def program(*command: str | Path) -> Rate:
+    """A program that takes trees, nodes and branching and prints one line of JSON."""
+
+    def rate(trees: int, nodes: int, branching: int) -> dict[str, Any]:
+        done = subprocess.run(
+            [*map(str, command), str(trees), str(nodes), str(branching)], capture_output=True, text=True, check=True
+        )
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    return rate
+
+
+def systems(args: argparse.Namespace) -> dict[str, tuple[Rate, int]]:
+    """By name: how to measure one cell, and the most nodes it is measured with (larger cells take minutes)."""
+    found: dict[str, tuple[Rate, int]] = {}
+    if args.core:
+        found["bdc from C++"] = (program(args.core), 10**9)
+    found["bdc in waves"] = (in_waves(1), 10**9)
+    if args.threads > 1:
+        found[f"bdc in waves, {args.threads} threads"] = (in_waves(args.threads), 10**9)
+    if args.openspiel:
+        found["OpenSpiel"] = (program(args.openspiel), 10**9)
+    if args.peers:
+        script = Path(__file__).parents[2] / "benchmarks" / "peers" / "search_peers.py"
+        for name, most in PEERS.items():
+            if name != "LightZero" or args.lightzero:
+                found[name] = (program(args.peers, script, name), most)
+    found["plain Python"] = (plain_python, 64_000)
+    return found
+
+
+def device() -> str:
+    """The processor's name and how many of them this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {len(os.sched_getaffinity(0))} processors"
+
+
+def commit() -> str | None:
+    """The checkout's commit, with a plus where files have changed since."""
+    folder = Path(__file__).parent
+    done = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=folder, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="bdc bench search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cells", nargs="+", help="TREESxNODES, for example 64x1000 (default: the whole grid)")
+    parser.add_argument("--branching", type=int, nargs="+", default=BRANCHING)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="a further row of ours with so many threads")
+    parser.add_argument(
+        "--core", type=Path, help="the program search_bench (cmake --build BUILD --target search_bench)"
+    )
+    parser.add_argument("--openspiel", type=Path, help="the program openspiel_bench")
+    parser.add_argument("--peers", type=Path, help="a Python with mctx, jax and treequest")
+    parser.add_argument("--lightzero", type=Path, help="the folder of LightZero's unpacked wheel")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    args = parser.parse_args(argv)
+    os.environ.update(OMP_NUM_THREADS="1", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false")
+    if args.lightzero:
+        os.environ["LIGHTZERO"] = str(args.lightzero)
+    cells = [tuple(map(int, cell.split("x"))) for cell in args.cells] if args.cells else CELLS
+    found = systems(args)
+    rows: list[dict[str, Any]] = []
+    print(f"{'trees':>6} {'nodes':>8} {'B':>3}  {'system':24} {'ksim/CPU s':>11} {'min':>8} {'max':>8}")
+    for trees, nodes in cells:
+        for branching in args.branching:
+            wanted = {name: rate for name, (rate, most) in found.items() if trees * nodes <= most}
+            results: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
+            for repeat in range(args.repeats):
+                for name, rate in wanted.items():
+                    if repeat == 0 or name not in PEERS:  # these repeat by themselves: their imports take seconds
+                        results[name].append(rate(trees, nodes, branching))
+            for name, runs in results.items():
+                rates = [rate / 1000 for run in runs for rate in run.get("rates", [run.get("per_cpu_second")])]
+                row = {"trees": trees, "nodes": nodes, "branching": branching, "system": name}
+                row |= {"median": statistics.median(rates), "min": min(rates), "max": max(rates)}
+                if "per_second" in runs[0]:
+                    row["wall_median"] = statistics.median(run["per_second"] / 1000 for run in runs)
+                extras = ("mean_depth", "last_depth", "bytes_per_node", "version")
+                row |= {key: runs[0][key] for key in extras if key in runs[0]}
+                rows.append(row)
+                print(
+                    f"{trees:6} {nodes:8} {branching:3}  {name:24} {row['median']:11.1f} "
+                    f"{row['min']:8.1f} {row['max']:8.1f}",
+                    flush=True,
+                )
+    if args.json:
+        head = {
+            "what": "thousand simulations per CPU second",
+            "device": device(),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "date": datetime.date.today().isoformat(),
+            "commit": commit(),
+            "command": f"bdc bench search {' '.join(sys.argv[1:] if argv is None else argv)}",
+        }
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    return 0
