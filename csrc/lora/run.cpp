@@ -11,8 +11,6 @@
 namespace bdc::lora {
 namespace {
 
-// Below this, waking a second thread costs more than it saves.
-constexpr double kParallelFlops = 4e5;
 // From here on each thread has enough tokens to read A and B by itself.
 constexpr std::int64_t kOwnTokens = 128;
 // Tokens whose gated sums and outputs a thread keeps in its caches.
@@ -79,9 +77,11 @@ int max_threads() {
 #endif
 }
 
-void run(const Kernel& kernel, const Product& p, int threads) {
-    const double flops = 2.0 * double(p.count) * double(p.rank) * double(p.in + p.out);
-    if (threads <= 1 || flops < kParallelFlops) return run_tokens(kernel, p, 0, p.count);
+void run(const Kernel& kernel, const Product& given, int threads) {
+    Product p = given;
+    p.few = few(p);
+    if (threads <= 1 || flops(p, p.count) < kParallelFlops)
+        return run_tokens(kernel, p, 0, p.count);
 #ifdef _OPENMP
     if (p.count >= threads * kOwnTokens) {
 #pragma omp parallel num_threads(threads)
