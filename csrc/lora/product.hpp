@@ -55,6 +55,7 @@ extern const Kernel kAvx512;
 extern const Kernel kAvx512BFloat16;
 #endif
 
-constexpr std::int64_t kBlock = 32;  // tokens that share one pass over a weight row
+// Tokens that share one pass over A, at least and at most.
+constexpr std::int64_t kBlock = 32, kMostTokens = 128;
 
 }  // namespace bdc::lora
