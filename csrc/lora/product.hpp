@@ -56,6 +56,6 @@ extern const Kernel kAvx512BFloat16;
 #endif
 
 // Tokens that share one pass over A, at least and at most.
-constexpr std::int64_t kBlock = 32, kMostTokens = 128;
+constexpr std::int64_t kBlock = 16, kMostTokens = 128;
 
 }  // namespace bdc::lora
