@@ -30,7 +30,9 @@ struct Product {
 
 // Whether packing B would cost more than it saves; by the tokens of a whole call, so that the order
 // of a sum does not depend on how the call is cut up.
-inline bool few(const Product& p) { return p.count <= 2 || p.count * 12 <= p.rank; }
+inline bool few(const Product& p) {
+    return p.count <= 2 || p.count * (p.storage == Storage::kBFloat16 ? 20 : 14) <= p.rank;
+}
 
 // A half-open range of active tokens, and of ranks (shrink) or outputs (expand).
 struct Part {
