@@ -39,14 +39,19 @@ def try_add(
     rows: Tensor | None,
     scaling: float,
     h: Tensor | None = None,
+    fresh: bool = False,
 ) -> bool:
     """Add the product to ``y`` if these are plain CPU tensors that fit; False, with nothing written, if not.
 
     Checks what :mod:`bdc.ops.checks` checks, in C++, for a microsecond; a gradient, a mode or a subclass is the
-    caller's to see. ``h``, float32 [T, R], takes h before the gate where a token has a row.
+    caller's to see. ``h``, float32 [T, R], takes h before the gate where a token has a row. With ``fresh``, ``y`` and
+    ``h`` are written whole, whatever they held.
     """
     extension = load()
-    return extension is not None and bool(extension.try_add(y, x, lora_a, lora_b, g, rows, scaling, h))
+    if extension is None:
+        return False
+    done: bool = extension.try_add(y, x, lora_a, lora_b, g, rows, scaling, h, fresh)
+    return done
 
 
 def supports(y: Tensor, x: Tensor) -> bool:

@@ -29,6 +29,10 @@ _library.define(
 
 def product(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> Tensor:
     """The product without a gradient; checks everything."""
+    if x.ndim == 2 and lora_b.ndim == 2:
+        y = x.new_empty(x.shape[0], lora_b.shape[0])
+        if try_add(y, x, lora_a, lora_b, g, rows, scaling, None, True):
+            return y
     checks.check_product(x, lora_a, lora_b, g, rows, scaling)
     return add_product(x.new_zeros(len(x), len(lora_b)), x, lora_a, lora_b, g, rows, scaling)
 
@@ -37,6 +41,8 @@ def product_(
     y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float
 ) -> None:
     """The product added to ``y``, without a gradient; checks everything."""
+    if y.ndim == 2 and try_add(y, x, lora_a, lora_b, g, rows, scaling):
+        return
     checks.check_product(x, lora_a, lora_b, g, rows, scaling)
     checks.check_output(y, {"x": x, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": g}, len(x), len(lora_b))
     add_product(y, x, lora_a, lora_b, g, rows, scaling)
@@ -47,8 +53,9 @@ def product_with_h(
 ) -> tuple[Tensor, Tensor]:
     """The product and h [T, R] of the tokens that have a row, for the gradients; checks everything."""
     if x.ndim == 2 and lora_b.ndim == 2:
-        y, h = x.new_zeros(len(x), len(lora_b)), x.new_zeros(len(x), len(lora_a), dtype=torch.float32)
-        if try_add(y, x, lora_a, lora_b, g, rows, scaling, h):
+        y = x.new_empty(x.shape[0], lora_b.shape[0])
+        h = g.new_empty(x.shape[0], lora_a.shape[0])  # the fast path wants g in float32, as h is
+        if try_add(y, x, lora_a, lora_b, g, rows, scaling, h, True):
             return y, h
     checks.check_product(x, lora_a, lora_b, g, rows, scaling)
     return matmul.forward(x, lora_a, lora_b, g, rows, scaling)
@@ -80,6 +87,16 @@ class Eager(torch.autograd.Function):
         return *found, None, None
 
 
+# autograd.Function.apply without its Python part, which is for torch.func and costs two microseconds.
+_apply = super(torch.autograd.Function, Eager).apply  # type: ignore[misc]
+
+
+def differentiable(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> Tensor:
+    """The product of plain tensors outside of every transform and mode, with its gradient."""
+    out: Tensor = _apply(x, lora_a, lora_b, g, rows, scaling)
+    return out
+
+
 class Traced(torch.autograd.Function):
     """The same made of operators, in the form that tracers and torch.func can see through, which costs more."""
 
@@ -103,12 +120,22 @@ class Traced(torch.autograd.Function):
         return *(gradient if need else None for gradient, need in zip(found, needed, strict=True)), None, None
 
 
-def _autograd(*arguments: Any) -> Tensor:
-    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in arguments):
-        out: Tensor = Traced.apply(*arguments)[0]  # type: ignore[no-untyped-call]
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _autograd(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> Tensor:
+    if torch.is_grad_enabled() and (x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or g.requires_grad):
+        if (
+            type(x) in _PLAIN
+            and type(g) in _PLAIN
+            and not torch._C._len_torch_dispatch_stack()
+            and not torch._C._are_functorch_transforms_active()
+        ):
+            return differentiable(x, lora_a, lora_b, g, rows, scaling)
+        out: Tensor = Traced.apply(x, lora_a, lora_b, g, rows, scaling)[0]  # type: ignore[no-untyped-call]
         return out
     with torch._C._AutoDispatchBelowAutograd():
-        found: Tensor = torch.ops.bdc.rankwise_lora(*arguments)
+        found: Tensor = torch.ops.bdc.rankwise_lora(x, lora_a, lora_b, g, rows, scaling)
         return found
 
 

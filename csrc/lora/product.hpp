@@ -23,8 +23,16 @@ struct Product {
     std::int64_t count;          // of active tokens
     std::int64_t in, out, rank;
     float scaling;
-    float* h;  // [tokens, rank]: takes h before the gate, for gradients; or null
+    float* h;    // [tokens, rank]: takes h before the gate, for gradients; or null
+    bool fresh;  // y is written, not added to
+    bool few;    // few enough tokens to multiply B as it lies, without packing it
 };
+
+// Whether packing B would cost more than it saves; by the tokens of a whole call, so that the order
+// of a sum does not depend on how the call is cut up.
+inline bool few(const Product& p) {
+    return p.count <= 2 || p.count * (p.storage == Storage::kBFloat16 ? 20 : 14) <= p.rank;
+}
 
 // A half-open range of active tokens, and of ranks (shrink) or outputs (expand).
 struct Part {
@@ -49,6 +57,7 @@ extern const Kernel kAvx512;
 extern const Kernel kAvx512BFloat16;
 #endif
 
-constexpr std::int64_t kBlock = 32;  // tokens that share one pass over a weight row
+// Tokens that share one pass over A, at least and at most.
+constexpr std::int64_t kBlock = 16, kMostTokens = 128;
 
 }  // namespace bdc::lora

@@ -11,12 +11,10 @@
 namespace bdc::lora {
 namespace {
 
-// Below this, waking a second thread costs more than it saves.
-constexpr double kParallelFlops = 4e5;
 // From here on each thread has enough tokens to read A and B by itself.
 constexpr std::int64_t kOwnTokens = 128;
-// Tokens whose gated sums and outputs a thread keeps in its caches.
-constexpr std::int64_t kTokensAtOnce = 128;
+// Gated sums that a thread makes before it uses them, in its second cache.
+constexpr std::int64_t kGatedAtOnce = 1 << 16;
 
 // Kept from call to call: fresh pages would cost more than the product of one token.
 class Buffer {
@@ -58,11 +56,12 @@ Part part_of(const Product& p, std::int64_t length, std::int64_t step, int i, in
 
 void run_tokens(const Kernel& kernel, const Product& p, std::int64_t first, std::int64_t last) {
     void* scratch = scratch_buffer.get(kernel.scratch(p));
-    for (; first < last; first += kTokensAtOnce) {
+    const std::int64_t at_once = std::max<std::int64_t>(kGatedAtOnce / p.rank / kBlock, 1) * kBlock;
+    for (; first < last; first += at_once) {
         Product block = p;
         block.active += first;
         block.rows += first;
-        block.count = std::min(kTokensAtOnce, last - first);
+        block.count = std::min(at_once, last - first);
         void* gated = gated_buffer.get(std::size_t(block.count * p.rank) * 4);
         kernel.shrink(block, {0, block.count, 0, p.rank}, gated, scratch);
         kernel.expand(block, {0, block.count, 0, p.out}, gated, scratch);
@@ -79,9 +78,11 @@ int max_threads() {
 #endif
 }
 
-void run(const Kernel& kernel, const Product& p, int threads) {
-    const double flops = 2.0 * double(p.count) * double(p.rank) * double(p.in + p.out);
-    if (threads <= 1 || flops < kParallelFlops) return run_tokens(kernel, p, 0, p.count);
+void run(const Kernel& kernel, const Product& given, int threads) {
+    Product p = given;
+    p.few = few(p);
+    if (threads <= 1 || flops(p, p.count) < kParallelFlops)
+        return run_tokens(kernel, p, 0, p.count);
 #ifdef _OPENMP
     if (p.count >= threads * kOwnTokens) {
 #pragma omp parallel num_threads(threads)

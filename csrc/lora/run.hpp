@@ -5,6 +5,13 @@
 
 namespace bdc::lora {
 
+// Below this, waking a second thread costs more than it saves.
+constexpr double kParallelFlops = 4e5;
+
+inline double flops(const Product& p, std::int64_t tokens) {
+    return 2.0 * double(tokens) * double(p.rank) * double(p.in + p.out);
+}
+
 // Adds the product to y on at most `threads` threads; the same bits for any number of them.
 void run(const Kernel& kernel, const Product& product, int threads);
 

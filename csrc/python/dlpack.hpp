@@ -4,7 +4,6 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
-#include <optional>
 
 namespace bdc::dlpack {
 
@@ -57,34 +56,33 @@ struct Matrix {
     bool apart_from(const Matrix& other) const {
         return end() <= other.begin() || other.end() <= begin();
     }
-};
 
-// Nothing where the object is no tensor of this kind in CPU memory; the slow path says why.
-inline std::optional<Matrix> matrix(const ExchangeApi& api, pybind11::handle object) {
-    Tensor t;
-    if (api.tensor_from_object(object.ptr(), &t)) {
-        PyErr_Clear();
-        return std::nullopt;
-    }
-    if (t.device_type != kCpu || t.lanes != 1 || t.ndim < 1 || t.bits % 8) return std::nullopt;
-    const int last = t.ndim - 1;
-    Matrix m{
-        static_cast<char*>(t.data) + t.byte_offset, t.code, t.bits, t.ndim, 1, t.shape[last], 0};
-    if (t.strides && m.columns > 1 && t.strides[last] != 1) return std::nullopt;
-    m.stride = m.columns;
-    for (int d = last - 1; d >= 0; --d) {
-        if (t.shape[d] == 0) m.rows = 0;
-        if (t.shape[d] <= 1) continue;
-        const std::int64_t stride = t.strides ? t.strides[d] : m.stride * m.rows;
-        if (m.rows == 1) {
-            m.stride = stride;
-        } else if (stride != m.stride * m.rows) {
-            return std::nullopt;
+    // False where the object is no tensor of this kind in CPU memory; the slow path says why.
+    bool read(const ExchangeApi& api, pybind11::handle object) {
+        Tensor t;
+        if (api.tensor_from_object(object.ptr(), &t)) {
+            PyErr_Clear();
+            return false;
         }
-        m.rows *= t.shape[d];
+        if (t.device_type != kCpu || t.lanes != 1 || t.ndim < 1 || t.bits % 8) return false;
+        const int last = t.ndim - 1;
+        data = static_cast<char*>(t.data) + t.byte_offset;
+        code = t.code, bits = t.bits, ndim = t.ndim;
+        rows = 1, columns = stride = t.shape[last];
+        if (t.strides && columns > 1 && t.strides[last] != 1) return false;
+        for (int d = last - 1; d >= 0; --d) {
+            if (t.shape[d] == 0) rows = 0;
+            if (t.shape[d] <= 1) continue;
+            const std::int64_t step = t.strides ? t.strides[d] : stride * rows;
+            if (rows == 1) {
+                stride = step;
+            } else if (step != stride * rows) {
+                return false;
+            }
+            rows *= t.shape[d];
+        }
+        return stride >= 0 && (t.data || !rows || !columns);
     }
-    if (m.stride < 0 || (!t.data && m.rows && m.columns)) return std::nullopt;
-    return m;
-}
+};
 
 }  // namespace bdc::dlpack

@@ -124,14 +124,33 @@ def test_same_bits_every_time(problems: SimpleNamespace, backend: str, dtype: to
     assert all(torch.equal(rankwise_lora(*problem.arguments), first) for _ in range(5))
 
 
-def test_cpp_token_does_not_depend_on_the_batch(problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tokens", [2, 39])
+def test_cpp_token_depends_on_the_number_of_tokens_only(
+    problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
     if "cpp" not in backends():
         pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
     monkeypatch.setenv("BDC_OPS_BACKEND", "cpp")
-    problem = problems.make(tokens=39, d_in=100, d_out=50)
+    problem = problems.make(tokens=tokens, d_in=100, d_out=50)
     x, a, b, g, rows, s = problem.arguments
-    alone = torch.cat([rankwise_lora(x[t : t + 1], a, b, g, rows[t : t + 1], s) for t in range(39)])
-    assert torch.equal(rankwise_lora(*problem.arguments), alone)
+    rows.clamp_min_(0)
+    expected = rankwise_lora(x, a, b, g, rows, s)
+    order = torch.randperm(tokens, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(rankwise_lora(x[order], a, b, g, rows[order], s), expected[order])
+    others = torch.randn(tokens, 100)
+    others[0] = x[0]
+    assert torch.equal(rankwise_lora(others, a, b, g, rows, s)[0], expected[0])
+
+
+def test_cpp_two_tokens_alone_or_together(problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "cpp" not in backends():
+        pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
+    monkeypatch.setenv("BDC_OPS_BACKEND", "cpp")
+    problem = problems.make(tokens=2, d_in=100, d_out=50, rank=40)
+    x, a, b, g, rows, s = problem.arguments
+    parts = [slice(t, t + 1) for t in range(2)]
+    alone = torch.cat([rankwise_lora(x[part], a, b, g, rows[part], s) for part in parts])
+    assert torch.equal(rankwise_lora(x[:2], a, b, g, rows[:2], s), alone)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

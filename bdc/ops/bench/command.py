@@ -1,0 +1,142 @@
+"""The command: runs the cells, prints tables, writes JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bdc.errors import InputError
+from bdc.ops.bench import cells as grid
+from bdc.ops.bench import dispatch, report
+from bdc.ops.bench import machine as limits
+from bdc.ops.bench.cells import Cell
+from bdc.ops.bench.peers import PEERS, Peer
+from bdc.ops.bench.timing import interleaved
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Of the largest value: far above rounding, far below what a wrong row, gate or factor gives.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+def run(cell: Cell, peers: Sequence[Peer], machine: limits.Machine, seconds: float) -> dict[str, Any]:
+    """Check each form against float64, then time them all; forms that are wrong are refused."""
+    inputs = grid.inputs(cell)
+    start = inputs.y.clone()
+    calls = {"base": lambda: torch.nn.functional.linear(inputs.x, inputs.w)}
+    with torch.inference_mode():
+        for peer in peers:
+            if not peer.runs(cell):
+                continue
+            y = start.clone()
+            call = peer.make(inputs, y)
+            _check(peer, cell, inputs, call(), y)
+            calls[peer.name] = peer.make(inputs, inputs.y)
+        times = interleaved(calls, seconds, lambda: inputs.y.copy_(start))
+    return report.record(cell, times, machine)
+
+
+def _check(peer: Peer, cell: Cell, inputs: grid.Inputs, returned: Any, y: torch.Tensor) -> None:
+    truth = grid.expected(inputs, gated=peer.name != "peft one")
+    at = grid.sample(inputs)
+    got = (returned.reshape(y.shape) if peer.returns else y)[at].double()
+    error = float((got - truth).abs().max() / truth.abs().max())
+    if not error <= TOLERANCE[cell.dtype]:
+        raise InputError(f"{peer.name} is wrong by {error:.1e} of the largest value in {cell}, so it was not timed")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bdc bench op",
+        description="The rank-wise product beside torch's two-GEMM forms, PEFT and vLLM, interleaved, with the base GEMM "
+        "and the measured limits of the machine. Set OMP_WAIT_POLICY=passive before it starts on a shared machine.",
+    )
+    parser.add_argument("--quick", action="store_true", help="few cells, without torch.compile: under a minute")
+    parser.add_argument("--threads", type=int, help="threads of torch and of the kernel")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help=f"of {', '.join(DTYPES)}")
+    parser.add_argument("--tokens", type=_numbers, help="numbers of tokens, as 1,16,256")
+    parser.add_argument("--ranks", type=_numbers, help="ranks of the stack, as 24,128")
+    parser.add_argument("--peers", help=f"of {','.join(peer.name.replace(' ', '-') for peer in PEERS[1:])}")
+    parser.add_argument("--seconds", type=float, help="time for each cell")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the roofline; needs matplotlib")
+    return parser
+
+
+def _peers(args: argparse.Namespace) -> tuple[list[Peer], list[str]]:
+    """Those to run, and the names of those whose package is missing."""
+    known = {peer.name.replace(" ", "-"): peer for peer in PEERS}
+    if args.peers is None:
+        wanted = [peer for peer in PEERS if peer.quick or not args.quick]
+    else:
+        names = args.peers.split(",")
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise InputError(f"--peers must be of {', '.join(known)}, got {unknown[0]}")
+        wanted = [peer for name, peer in known.items() if name in {"bdc", "addmm_", *names}]
+    missing = [peer.name for peer in wanted if peer.missing]
+    return [peer for peer in wanted if not peer.missing], missing
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; prints tables and optionally writes JSON. Returns the exit code."""
+    args = _parser().parse_args(argv)
+    names = args.dtypes.split(",")
+    if any(name not in DTYPES for name in names):
+        raise InputError(f"--dtypes must be of {', '.join(DTYPES)}, got {args.dtypes}")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    peers, missing = _peers(args)
+    dtypes = tuple(DTYPES[name] for name in names)
+    machine = limits.measure(dtypes)
+    about = limits.describe() | {"missing_peers": missing, "semantics": {peer.name: peer.semantics for peer in peers}}
+    print(f"{about['device']}; {about['backend']}; torch {about['torch']}; commit {about['commit']}")
+    print(f"limits: {json.dumps(machine.as_json())}")
+    for peer in peers:
+        print(f"{peer.name}: {peer.semantics}")
+    for name in missing:
+        print(f"{name}: not installed, left out")
+    calls = dispatch.measure()
+    print("a call on 1 token, 64 -> 8 -> 64, us: " + "; ".join(f"{name} {us}" for name, us in calls.items()))
+    print(report.HEADER)
+    shapes = grid.QUICK_SHAPES if args.quick else tuple(grid.SHAPES)
+    tokens = args.tokens or (grid.QUICK_TOKENS if args.quick else grid.TOKENS)
+    ranks = args.ranks or (grid.QUICK_RANKS if args.quick else grid.RANKS)
+    seconds = args.seconds or (0.1 if args.quick else 0.5)
+    found = []
+    for dtype in dtypes:
+        for shape in shapes:
+            for count in tokens:
+                for rank in ranks:
+                    cell = Cell(shape, *grid.SHAPES[shape], rank, count, dtype)
+                    found.append(run(cell, peers, machine, seconds))
+                    print(report.row(found[-1]), flush=True)
+    totals = report.summary(found)
+    print("\n" + report.summary_table(totals))
+    if args.json:
+        _write(
+            args.json,
+            about | {"limits": machine.as_json(), "call_us": calls, "seconds": seconds, "summary": totals},
+            found,
+        )
+    if args.picture:
+        report.picture(found, machine, args.picture)
+    return 0
+
+
+def _write(path: Path, about: dict[str, Any], found: list[dict[str, Any]]) -> None:
+    """JSON with a line for each cell, so that a difference can be read."""
+    lines = ",\n".join(json.dumps(cell) for cell in found)
+    text = json.dumps(about, indent=1)[:-2] + f',\n "cells": [\n{lines}\n]\n}}\n'
+    json.loads(text)
+    path.write_text(text, encoding="utf-8")
+    print(f"wrote {path}", file=sys.stderr)

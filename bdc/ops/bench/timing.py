@@ -1,0 +1,59 @@
+"""Times of calls in interleaved rounds."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+SAMPLE_SECONDS = 2e-4  # a shorter call is repeated within a sample
+LONG_SECONDS = 5e-3  # a longer call finds no caches worth warming
+
+
+class Times(NamedTuple):
+    """Microseconds of one call."""
+
+    p10: float
+    median: float
+    p90: float
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], seconds: float, reset: Callable[[], Any], seed: int = 0
+) -> dict[str, Times]:
+    """Deciles and median of each call, timed in turns in an order that chance changes every round.
+
+    A sample follows one untimed call of its own, so that it finds the caches as its own kind leaves them, which is what
+    all forms get. ``reset`` runs after every round: values that only grow would end as infinities.
+    """
+    repeats, warm, cost = {}, set(), 0.0
+    for name, call in calls.items():
+        call()
+        started = time.perf_counter()
+        call()
+        took = max(time.perf_counter() - started, 1e-7)
+        repeats[name] = max(1, int(SAMPLE_SECONDS / took))
+        if took < LONG_SECONDS:
+            warm.add(name)
+        cost += took * (repeats[name] + (name in warm))
+    rounds = max(3, min(60, int(seconds / cost)))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    order, shuffler = list(calls), random.Random(seed)
+    for _ in range(rounds):
+        shuffler.shuffle(order)
+        for name in order:
+            call, count = calls[name], repeats[name]
+            if name in warm:
+                call()
+            started = time.perf_counter()
+            for _ in range(count):
+                call()
+            samples[name].append((time.perf_counter() - started) / count * 1e6)
+        reset()
+    found = {}
+    for name, values in samples.items():
+        deciles = statistics.quantiles(values, n=10)
+        found[name] = Times(*(round(value, 2) for value in (deciles[0], statistics.median(values), deciles[-1])))
+    return found

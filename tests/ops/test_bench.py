@@ -1,0 +1,71 @@
+"""The benchmark: a small run, its record, and that a wrong form is refused instead of timed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bdc.errors import InputError
+from bdc.ops.bench import cells, command, main
+from bdc.ops.bench.machine import SIZES, Machine
+from bdc.ops.bench.peers import PEERS, SAME, Peer
+
+MACHINE = Machine(dict.fromkeys(SIZES, 1e10), {torch.float32: 1e11, torch.bfloat16: 1e11})
+
+
+def test_a_run_writes_what_it_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "QUICK_SHAPES", ("smollm2-135m/q",))
+    monkeypatch.setattr(command.limits, "measure", lambda dtypes: MACHINE)
+    monkeypatch.setattr(command.dispatch, "measure", lambda: {"bare binding, in place": 1.0})
+    path = tmp_path / "op.json"
+    options = ["--quick", "--tokens", "1,16", "--ranks", "24", "--seconds", "0.001", "--json", str(path)]
+    assert main(options) == 0
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert [(cell["dtype"], cell["tokens"]) for cell in record["cells"]] == [
+        ("float32", 1),
+        ("float32", 16),
+        ("bfloat16", 1),
+        ("bfloat16", 16),
+    ]
+    cell = record["cells"][1]
+    p10, median, p90 = cell["us"]["bdc"]
+    assert p10 <= median <= p90 and cell["requests"] == 8
+    assert cell["best_torch"] in ("eager", "addmm_")
+    assert cell["speedup"] == pytest.approx(cell["us"][cell["best_torch"]][1] / median, abs=1e-3)
+    assert cell["floor"] == pytest.approx(24 * 1152 / 576**2, abs=1e-4)
+    assert {"device", "torch", "commit", "date", "threads", "limits", "call_us"} <= set(record)
+    printed = capsys.readouterr().out
+    assert "smollm2-135m/q" in printed and "| float32 | 16 |" in printed
+    for name in record["missing_peers"]:
+        assert f"{name}: not installed" in printed
+
+
+@pytest.mark.parametrize("peer", [peer for peer in PEERS if peer.name != "compile"], ids=lambda peer: peer.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_peer_computes_what_it_says(peer: Peer, dtype: torch.dtype) -> None:
+    if peer.missing:
+        pytest.skip(f"the package {peer.package} is not installed: pip install {peer.package}")
+    cell = cells.Cell("small", 48, 40, 12, 16, dtype)
+    inputs = cells.inputs(cell)
+    with torch.inference_mode():
+        y = inputs.y.clone()
+        command._check(peer, cell, inputs, peer.make(inputs, y)(), y)
+
+
+def test_a_wrong_form_is_not_timed() -> None:
+    wrong = Peer("wrong", SAME, lambda inputs, y: lambda: y.addmm_(inputs.x @ inputs.a.T, inputs.b.T))
+    cell = cells.Cell("small", 48, 40, 12, 16, torch.float32)
+    with pytest.raises(InputError, match="wrong is wrong by"):
+        command.run(cell, [wrong], MACHINE, 0.001)
+
+
+def test_bad_options() -> None:
+    with pytest.raises(InputError, match="--dtypes must be of float32, bfloat16, float16, got float8"):
+        main(["--dtypes", "float8"])
+    with pytest.raises(InputError, match=r"--peers must be of .*got abacus"):
+        main(["--peers", "abacus"])
