@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed; install the pipeline's packages with: pip install 'bdc[run]'", 2)
+    except BrokenPipeError:  # the reader of stdout went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on where it stopped", 1)
 
@@ -82,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("action", choices=("list", "fetch"))
     command.add_argument("name", nargs="?")
     command.add_argument("--accept-terms", action="store_true", help="accept the terms of a model that has some")
+    command.add_argument("--json", action="store_true", help="the list, or the folder, as JSON on stdout")
     command = add("bench", _bench, "microbenchmarks: `bdc bench op --help`")
     command.add_argument("what", choices=("op", "search"))
     command.add_argument("options", nargs=argparse.REMAINDER, help="options of the benchmark")
@@ -160,13 +164,18 @@ def _models(args: argparse.Namespace) -> int:
     from bdc.llm import fetch, list_models
 
     if args.action == "list":
-        for row in list_models():
+        rows = list_models()
+        if args.json:
+            print(json.dumps(rows))
+            return 0
+        for row in rows:
             cached = "cached" if row["cached"] else "-"
             print(f"{row['name']:32} {row['kind']:8} {row['parameters']!s:>8} {row['licence']:12} {cached}")
         return 0
     if not args.name:
         raise InputError("bdc models fetch needs a name; `bdc models list` prints the known ones")
-    print(fetch(args.name, progress=lambda text: print(text, file=sys.stderr), accept_terms=args.accept_terms))
+    folder = fetch(args.name, progress=lambda text: print(text, file=sys.stderr), accept_terms=args.accept_terms)
+    print(json.dumps({"name": args.name, "folder": str(folder)}) if args.json else folder)
     return 0
 
 
