@@ -100,10 +100,11 @@ def _clean(line: str) -> Proposal | None:
         score = _scaled(float(found.group(1)))
         line = line[: found.start()]
     words = line.replace("**", "").strip().strip("\"'").strip()
-    # A line that only announces a list, or that is code, is not a thought.
+    # A line that only announces a list, only gives a score, or is code, is not a thought.
     if (
         not 8 <= len(words) <= MAX_THOUGHT
         or words.endswith(":")
+        or re.match(r"(score|rating)\W*\d", words, re.IGNORECASE)
         or words.startswith(("def ", "import ", "return ", ">>>"))
     ):
         return None

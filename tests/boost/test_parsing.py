@@ -37,6 +37,12 @@ def test_duplicates_and_limit() -> None:
     ]
 
 
+def test_a_score_alone_is_no_thought() -> None:
+    found = parse_proposals("1. Count the letters with a dictionary. (8)\n2. Score: 10.\n3. Sort the letters. Score: 7/10", 5)
+    assert [proposal.text for proposal in found][0] == "Count the letters with a dictionary."
+    assert not any("Score: 10" in proposal.text for proposal in found)
+
+
 def test_plan_keeps_order() -> None:
     assert parse_plan("1. Split the text.\n2. Reverse the parts.") == ["Split the text.", "Reverse the parts."]
 

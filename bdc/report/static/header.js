@@ -5,7 +5,7 @@ sections.header = (body, header) => {
   const stat = (value, name, note) =>
     h("li", {}, h("strong", {}, value), h("span", {}, name), note ? h("small", {}, note) : null);
   const traces = known(header.traces)
-    ? stat(count(header.traces), "verified traces", `of ${plural(header.traced_problems, "problem")}`)
+    ? stat(count(header.traces), "training pairs", `from verified traces of ${plural(header.traced_problems, "problem")}`)
     : null;
   body.append(
     h(
