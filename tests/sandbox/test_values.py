@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import time
 from typing import Any
 
 import pytest
@@ -50,6 +51,21 @@ def test_round_trip(value: Any) -> None:
 def test_hostile_data_is_refused_or_plain(data: Any) -> None:
     with contextlib.suppress(NotPlainError):
         pack(unpack(data))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"c": []}, {"c": {}}, {"c": ["x", "y"]}, {"i": "z"}, {"F": ["1e999999999"]}, {"F": [{"D": "1E+999999999"}]},
+        {"F": [1, 0]}, {"F": [{"i": hex(3**999999)}, {"i": hex(7**999999)}]}, {"D": "x"}, {"s": [{"D": "sNaN"}]},
+        {"d": [[1]]}, {"r": [1.5]}, {"n": "object"}, {"u": "zz"}, {"b": 5}, {"t": "ab"}, {"t": 1, "s": 2}, {},
+    ],
+)  # fmt: skip
+def test_frames_that_no_value_packs_to_are_refused_at_once(data: Any) -> None:
+    started = time.process_time()
+    with pytest.raises(NotPlainError):
+        unpack(data)
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("value", [object(), print, (i for i in ()), type, [lambda: 1], {1: object()}, math])

@@ -19,6 +19,7 @@ _SMALL = 1 << 62
 _TYPES: tuple[type, ...] = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)
 _NAMED = {kind.__name__: kind for kind in _TYPES}
 _MANY = 64  # from this size on, elements of sets and dicts are checked for colliding hashes
+_MAX_FRACTION_BITS = 1 << 18
 _SAME_HASH = 16  # as many may have the same one
 
 
@@ -107,7 +108,7 @@ def unpack(data: Any, depth: int = 0) -> Any:
     try:
         ((tag, body),) = data.items()
         return _UNPACKERS[tag](body, depth + 1)
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise NotPlainError("a value that cannot be read back") from error
 
 
@@ -130,6 +131,16 @@ def _unpack_dict(body: Any, depth: int) -> dict[Any, Any]:
     return dict(pairs)
 
 
+def _unpack_fraction(body: Any, depth: int) -> Fraction:
+    """Take two ints of a size whose common divisor is quickly found; a text such as 1e999999999 would be written out."""
+    numerator, denominator = _items(body, depth)
+    if type(numerator) is not int or type(denominator) is not int:
+        raise NotPlainError("a fraction not of two ints")
+    if max(numerator.bit_length(), denominator.bit_length()) > _MAX_FRACTION_BITS:
+        raise NotPlainError("a fraction of very long ints")
+    return Fraction(numerator, denominator)
+
+
 _UNPACKERS: dict[str, Callable[[Any, int], Any]] = {
     "i": lambda b, d: int(b, 16),
     "f": lambda b, d: float(b),
@@ -145,5 +156,5 @@ _UNPACKERS: dict[str, Callable[[Any, int], Any]] = {
     "r": lambda b, d: range(*_items(b, d)),
     "q": lambda b, d: deque(_items(b, d)),
     "D": lambda b, d: Decimal(b),
-    "F": lambda b, d: Fraction(*_items(b, d)),
+    "F": _unpack_fraction,
 }
