@@ -53,10 +53,20 @@ def seeds(folder: Path) -> None:
         forest.save(folder / f"seed{i}")
 
 
+def libfuzzer(folder: Path) -> str | None:
+    """A clang++ that links an empty fuzz target."""
+    (folder / "empty.cpp").write_text('extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }')
+    for name in ["clang++", "clang++-14", "clang++-16", "clang++-19"]:
+        command = [name, "-fsanitize=fuzzer,address,undefined", str(folder / "empty.cpp"), "-o", str(folder / "empty")]
+        if shutil.which(name) and subprocess.run(command, capture_output=True).returncode == 0:
+            return name
+    return None
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_loader_under_libfuzzer(tmp_path: Path) -> None:
-    clang = next(filter(None, map(shutil.which, ["clang++", "clang++-14", "clang++-16", "clang++-19"])), None)
+    clang = libfuzzer(tmp_path)
     if clang is None:
         pytest.skip("needs clang++ with libFuzzer (apt install clang)")
     program = build(clang, "fuzz_load", ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"], tmp_path)
