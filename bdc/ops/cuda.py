@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from bdc.errors import BdcError, InputError
+from bdc.ops.counters import counters, raw_stream
 
 MOST_TOKENS = 64
 MOST_VECTOR_TOKENS = 8
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-# Counters that each launch leaves at zero. A captured launch keeps its own as long as the process runs, since its graph may run
-# beside any other.
-_ARENA_WORDS = 1 << 20
 
 
 @cache
@@ -55,31 +53,35 @@ def supports(y: Tensor, x: Tensor) -> bool:
 
 def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> None:
     """Add the product to ``y``, copying arguments into the layout of the kernels where they have another."""
-    _run(y, x, lora_a, lora_b, g, rows, scaling, None, None)
+    _run(y, x, lora_a, lora_b, g, rows, scaling)
 
 
 def linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     lora_a: Tensor,
     lora_b: Tensor,
     g: Tensor,
     rows: Tensor | None,
     scaling: float,
+    out: Tensor | None = None,
+    ends: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """The whole layer, ``x W^T + bias`` and the product, in one launch; arguments as :func:`add`, checked by the caller.
+    """The layer ``x W^T + bias`` and the product in one launch; without ``weight``, the product added to ``out``.
 
     Args:
-        weight: [d_out, d_in]; ``bias``: [d_out] or None; dtype of x.
+        weight: [d_out, d_in] or None; ``bias``: [d_out] or None; dtype of x.
+        ends: for up to four outputs side by side, such as q, k and v, the columns of y where each ends, the last d_out, the others
+            multiples of 64. Then ``lora_a`` [S * R, d_in] and g [N, S * R] hold ranks for each, ``lora_b`` [d_out, R] their B
+            one below the other.
 
     Raises:
-        InputError: no such kernel: float32, more than 64 tokens, or rows that are not multiples of 16 bytes.
+        InputError: no such kernel: float32, more than 64 tokens, rows that are not multiples of 16 bytes, or other ends.
     """
-    y = x.new_empty(len(x), len(weight))
-    if not len(x):
-        return y
-    _run(y, x, lora_a, lora_b, g, rows, scaling, weight, bias)
+    y = x.new_empty(len(x), len(lora_b)) if out is None else out
+    if len(x):
+        _run(y, x, lora_a, lora_b, g, rows, scaling, weight, bias, ends or (len(lora_b),))
     return y
 
 
@@ -91,23 +93,25 @@ def _run(
     g: Tensor,
     rows: Tensor | None,
     scaling: float,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    ends: tuple[int, ...] | None = None,
 ) -> None:
     module = load()
     assert module is not None
-    (tokens, d_in), (d_out, ranks) = x.shape, lora_b.shape
+    (tokens, d_in), d_out, ranks = x.shape, len(lora_b), len(lora_a)
     if not (d_out and ranks):
         return
     x, lora_a, lora_b = (t if t.stride(1) == 1 else t.contiguous() for t in (x, lora_a, lora_b))
+    weight = weight if weight is None or weight.stride(1) == 1 else weight.contiguous()
     g = g.float().contiguous()
     place = None if rows is None else rows.to(torch.int32).contiguous()
     matrices = [x, lora_a, lora_b, *([] if weight is None else [weight])]
-    tiled = x.dtype != torch.float32 and all(map(_in_chunks, matrices)) and tokens <= MOST_TOKENS
-    if weight is not None and not (tiled and weight.stride(1) == 1):
+    tiled = x.dtype in (torch.bfloat16, torch.float16) and all(map(_in_chunks, matrices)) and tokens <= MOST_TOKENS
+    if ends is not None and not tiled:
         raise InputError(
             f"the one-launch layer takes up to {MOST_TOKENS} tokens in 16 bits with rows of multiples of 16 bytes, "
-            f"got {tokens} tokens of {list(x.shape)} {x.dtype} and experts of rank {ranks}"
+            f"got {tokens} tokens of {list(x.shape)} {x.dtype} and experts of rank {lora_b.shape[1]}"
         )
     code = _CODES[x.dtype]
     addresses = tuple(0 if t is None else t.data_ptr() for t in (y, x, lora_a, lora_b, weight, bias, g, place))
@@ -115,18 +119,21 @@ def _run(
     w_stride = 0 if weight is None else weight.stride(0)
     strides = (y.stride(0), x.stride(0), lora_a.stride(0), lora_b.stride(0), w_stride, g_stride)
     sizes = (tokens, d_in, d_out, ranks, len(g))
+    stream = raw_stream(x.device)
     try:
-        if weight is None and (tokens <= MOST_VECTOR_TOKENS or not tiled):
+        if ends is None and (tokens <= MOST_VECTOR_TOKENS or not tiled):
             count = _processors(x.device)
             planes = x.new_empty(module.vectors_workspace(code, sizes, count), dtype=torch.float32)
-            module.vectors(code, addresses, strides, sizes, scaling, count, planes.data_ptr(), _stream(x.device))
-        else:
-            count = _resident_blocks(x.device, code, 16 if tokens <= 16 else 32 if tokens <= 32 else 64)
-            floats, gated, words = module.tiles_workspace(sizes, weight is not None, count)
-            planes, h = x.new_empty(floats, dtype=torch.float32), x.new_empty(gated)
-            counters = _counters(x.device, words)
-            work = (planes.data_ptr(), h.data_ptr(), counters.data_ptr())
-            module.tiles(code, addresses, strides, sizes, scaling, count, work, _stream(x.device))
+            module.vectors(code, addresses, strides, sizes, scaling, count, planes.data_ptr(), stream)
+            return
+        ends = ends or (d_out,)
+        count = _resident_blocks(x.device, code, 16 if tokens <= 16 else 32 if tokens <= 32 else 64)
+        floats, gated, words = module.tiles_workspace(sizes, ends, weight is not None, count)
+        planes, h = x.new_empty(floats, dtype=torch.float32), x.new_empty(gated)
+        work = (planes.data_ptr(), h.data_ptr(), counters(x.device, words).data_ptr())
+        module.tiles(code, addresses, strides, sizes, scaling, ends, count, work, stream)
+    except ValueError as error:
+        raise InputError(f"ends {ends} do not fit {d_out} outputs and {ranks} ranks: {error}") from error
     except RuntimeError as error:
         raise BdcError(f"the CUDA kernel of the rank-wise product did not start: {error}") from error
 
@@ -135,10 +142,6 @@ def _in_chunks(matrix: Tensor) -> bool:
     """Whether each row starts at, and is a multiple of, 16 bytes."""
     size = matrix.element_size()
     return not (matrix.data_ptr() % 16 or matrix.stride(0) * size % 16 or matrix.shape[1] * size % 16)
-
-
-def _stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 @cache
@@ -159,43 +162,3 @@ def _resident_blocks(device: torch.device, code: int, token_tile: int) -> int:
         return int(module.resident_blocks(code, token_tile))
     with torch.cuda.device(device):
         return int(module.resident_blocks(code, token_tile))
-
-
-class _Counters:
-    """Zeroed words of one device, cut up among streams and captured launches."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.words = torch.zeros(_ARENA_WORDS, dtype=torch.int32, device=device)
-        self.used = 0
-        self.of_stream: dict[int, Tensor] = {}
-
-    def cut(self, words: int) -> Tensor | None:
-        # 32 words apart: no two launches share a line of the cache.
-        size = -(-words // 32) * 32
-        if self.used + size > len(self.words):
-            return None
-        self.used += size
-        return self.words[self.used - size : self.used]
-
-
-_arenas: dict[torch.device, _Counters] = {}
-
-
-def _counters(device: torch.device, words: int) -> Tensor:
-    """Zeros that no launch running at the same time uses."""
-    captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    arena = _arenas.get(device)
-    if arena is None and not captured:
-        arena = _arenas[device] = _Counters(device)
-    kept = None
-    if arena is not None and captured:
-        kept = arena.cut(words)
-    elif arena is not None:
-        stream = _stream(device)
-        kept = arena.of_stream.get(stream)
-        if kept is None or len(kept) < words:
-            kept = arena.cut(max(words, 1024))
-            if kept is not None:
-                arena.of_stream[stream] = kept
-    # A graph captured before any eager call, or a full arena: zeroed by a node of its own.
-    return torch.zeros(words, dtype=torch.int32, device=device) if kept is None else kept

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bdc.errors import InputError
-from bdc.ops import cuda, extension, matmul, triton_kernels
+from bdc.ops import cuda, extension, matmul, triton_gradients, triton_kernels
 
 _BACKENDS: dict[str, Any] = {"cpp": extension, "cuda": cuda, "triton": triton_kernels, "torch": matmul}
 _MISSING = {
@@ -47,6 +48,28 @@ def add_product(
         return y
     _BACKENDS[_chosen(y, x)].add(y, x, lora_a, lora_b, g, rows, scaling)
     return y
+
+
+def forward_with_h(
+    x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """The product and h [T, R] for :func:`backward`, for arguments that were checked."""
+    found: tuple[Tensor, Tensor] = _training(x).forward(x, lora_a, lora_b, g, rows, scaling)
+    return found
+
+
+def backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
+    """Gradients of x, lora_a, lora_b and g; arguments as :func:`bdc.ops.matmul.backward`."""
+    found: tuple[Tensor | None, ...] = _training(x).backward(grad, x, *rest)
+    return found
+
+
+def _training(x: Tensor) -> Any:
+    """The module with the gradients: Triton's where it is asked for and takes these, else that of torch's products."""
+    if os.environ.get("BDC_OPS_BACKEND") != "triton" or _chosen(x, x) != "triton" or not x.numel():
+        return matmul
+    # The interpreter cannot multiply bfloat16.
+    return matmul if x.device.type == "cpu" and x.dtype == torch.bfloat16 else triton_gradients
 
 
 def _chosen(y: Tensor, x: Tensor) -> str:

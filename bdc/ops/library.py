@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bdc.ops import checks, matmul
-from bdc.ops.dispatch import add_product
+from bdc.ops.dispatch import add_product, backward, forward_with_h
 from bdc.ops.extension import try_add
 
 _ARGUMENTS = "Tensor x, Tensor lora_a, Tensor lora_b, Tensor rank_weights, Tensor? token_to_row, float scaling"
@@ -58,12 +58,12 @@ def product_with_h(
         if try_add(y, x, lora_a, lora_b, g, rows, scaling, h, True):
             return y, h
     checks.check_product(x, lora_a, lora_b, g, rows, scaling)
-    return matmul.forward(x, lora_a, lora_b, g, rows, scaling)
+    return forward_with_h(x, lora_a, lora_b, g, rows, scaling)
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     # An operator returns tensors only: an empty one stands for a gradient that nobody needs.
-    found = matmul.backward(*arguments)
+    found = backward(*arguments)
     return tuple(arguments[0].new_empty(0) if gradient is None else gradient for gradient in found)
 
 
@@ -83,7 +83,7 @@ class Eager(torch.autograd.Function):
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, lora_a, lora_b, g, rows, h = ctx.saved_tensors
-        found = matmul.backward(grad, x, lora_a, lora_b, g, rows, h, ctx.scaling, ctx.needs_input_grad[:4])
+        found = backward(grad, x, lora_a, lora_b, g, rows, h, ctx.scaling, ctx.needs_input_grad[:4])
         return *found, None, None
 
 

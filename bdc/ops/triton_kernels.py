@@ -1,62 +1,39 @@
-"""The Triton backend: tile sizes and launches of ``bdc.kernels.lora``."""
+"""The Triton backend: launches of ``bdc.kernels``.
+
+A product is made of planes, [splits, T, R] in float32, whose sum is h = x A^T: :func:`shrink` or a producer of x makes them,
+and :func:`expand` or :func:`gate` takes them. The arguments were checked by the caller.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bdc.errors import InputError
+from bdc.ops.triton_plan import Tiles, tiles
+
 # The sum over the ranks is a step or two: buffers for more would only cost shared memory.
 EXPAND_STAGES = 1
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """Sizes of one call, per program: tokens, ranks of shrink and of a step of expand, inputs of a step, outputs.
-
-    ``splits`` programs share a sum over the inputs, each taking ``steps`` of it.
-    """
-
-    tokens: int
-    ranks: int
-    ranks_step: int
-    inputs: int
-    outputs: int
-    splits: int
-    steps: int
-
-
-def tiles(tokens: int, ranks: int, d_in: int, *, processors: int, wide: bool) -> Tiles:
-    """Tiles for a device with so many processors; ``wide`` inputs are float32, which fill its memory sooner."""
-    block_t = min(max(16, power_of_two(tokens)), 32 if wide else 64)
-    block_r = min(max(16, power_of_two(ranks)), 64 if wide else 128)
-    block_k = 32 if wide else 64
-    steps = -(-d_in // block_k)
-    programs = -(-tokens // block_t) * -(-ranks // block_r)
-    splits = max(1, min(processors // programs, steps // 4, 16))
-    per_split = -(-steps // splits)
-    return Tiles(block_t, block_r, min(block_r, 32 if wide else 64), block_k, 64, -(-steps // per_split), per_split)
-
-
-def power_of_two(n: int) -> int:
-    """The least power of two that is not below ``n``."""
-    return 1 << max(0, n - 1).bit_length()
+# Of a kernel that has an element of [T, R] to itself.
+ELEMENTWISE = {"BLOCK_T": 16, "BLOCK_R": 64}
 
 
 @cache
 def load() -> Any | None:
-    """The kernels' module; None without it, without Triton, or without a GPU and the interpreter (TRITON_INTERPRET=1)."""
+    """The kernels' modules; None without them, without Triton, or without a GPU and the interpreter (TRITON_INTERPRET=1)."""
     if any(importlib.util.find_spec(name) is None for name in ("triton", "bdc.kernels")):
         return None
     if not (torch.cuda.is_available() or interpreted()):
         return None
-    return importlib.import_module("bdc.kernels.lora")
+    names = ("shrink", "expand", "layer", "producers", "gradients")
+    return SimpleNamespace(**{name: importlib.import_module(f"bdc.kernels.{name}") for name in names})
 
 
 def interpreted() -> bool:
@@ -74,55 +51,158 @@ def supports(y: Tensor, x: Tensor) -> bool:
 
 def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> None:
     """Add the product to ``y``, copying arguments into the layout of the kernels where they have another."""
-    kernels = load()
-    assert kernels is not None
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
         # The interpreter multiplies the bits of bfloat16 as integers, and truncates where a GPU rounds.
         wide = y.float()
         add(wide, x.float(), lora_a.float(), lora_b.float(), g, rows, scaling)
         y.copy_(wide)
         return
-    x, lora_a, lora_b = (t if t.stride(1) == 1 else t.contiguous() for t in (x, lora_a, lora_b))
-    g = g.float().contiguous()
-    place = g if rows is None else rows.to(torch.int32).contiguous()
-    (tokens, d_in), (d_out, ranks) = x.shape, lora_b.shape
-    if not (d_out and ranks):
-        return
-    count = 1 if x.device.type == "cpu" else torch.cuda.get_device_properties(x.device).multi_processor_count
-    tile = tiles(tokens, ranks, d_in, processors=count, wide=x.dtype == torch.float32)
-    planes = torch.empty(tile.splits, tokens, ranks, dtype=torch.float32, device=x.device)
-    across = -(-tokens // tile.tokens)
-    kernels.shrink[(across, -(-ranks // tile.ranks), tile.splits)](
-        x,
-        lora_a,
-        planes,
-        tokens,
-        ranks,
-        d_in,
-        x.stride(0),
-        lora_a.stride(0),
-        BLOCK_T=tile.tokens,
-        BLOCK_R=tile.ranks,
-        BLOCK_K=tile.inputs,
-        STEPS=tile.steps,
+    if lora_b.numel():
+        expand(y, shrink(x, lora_a), lora_b, g, rows, scaling)
+
+
+def shrink(x: Tensor, a: Tensor, *, transposed: bool = False) -> Tensor:
+    """Planes of ``x A^T`` for x [T, d_in] and ``a`` [R, d_in], or [d_in, R] if ``transposed``."""
+    x, a = contiguous_rows(x), contiguous_rows(a)
+    (tokens, d_in), ranks = x.shape, a.shape[1] if transposed else a.shape[0]
+    tile = shrink_tiles(x, ranks)
+    planes = empty_planes(x, tile, ranks)
+    kernels_for(x).shrink.shrink[shrink_grid(tile, tokens, ranks)](
+        x, a, planes, tokens, ranks, d_in, x.stride(0), a.stride(0), transposed, **shrink_blocks(tile)
     )
-    kernels.expand[(across, -(-d_out // tile.outputs))](
+    return planes
+
+
+def expand(
+    y: Tensor,
+    planes: Tensor,
+    lora_b: Tensor,
+    g: Tensor,
+    rows: Tensor | None,
+    scaling: float,
+    bounds: Tensor | None = None,
+) -> None:
+    """Gate the planes' sum, multiply by B, add to ``y`` [T, d_out].
+
+    Args:
+        lora_b: [d_out, R].
+        bounds: [S + 1] int32, for S outputs side by side in y, of columns ``bounds[i]`` to ``bounds[i + 1]``, with ranks of their
+            own: planes and g then have S * R, ``lora_b`` holds the outputs' B one below the other.
+    """
+    lora_b, (g, place, g_stride) = contiguous_rows(lora_b), gates(g, rows)
+    (d_out, ranks), (splits, tokens, all_ranks) = lora_b.shape, planes.shape
+    slices = 1 if bounds is None else len(bounds) - 1
+    if all_ranks != slices * ranks or g.shape[1] != all_ranks:
+        raise InputError(f"{slices} outputs of {ranks} ranks need planes and g of {slices * ranks}, got {all_ranks}")
+    tile = tiles(tokens, ranks, 1, d_out, processors=processors(y), wide=y.dtype == torch.float32)
+    kernels_for(y).expand.expand[(-(-tokens // tile.tokens), -(-d_out // tile.outputs), slices)](
         y,
         planes,
         g,
         place,
         lora_b,
+        place if bounds is None else bounds,
         float(scaling),
         tokens,
         ranks,
         d_out,
         y.stride(0),
-        0 if rows is None and len(g) == 1 else g.stride(0),
+        g_stride,
         lora_b.stride(0),
-        SPLITS=tile.splits,
+        all_ranks,
+        SPLITS=splits,
         HAS_ROWS=rows is not None,
+        SLICED=bounds is not None,
         BLOCK_T=tile.tokens,
         BLOCK_N=tile.outputs,
         BLOCK_R=tile.ranks_step,
         num_stages=EXPAND_STAGES,
+        num_warps=tile.warps,
     )
+
+
+def gate(
+    out: Tensor, planes: Tensor, g: Tensor, rows: Tensor | None, scaling: float, h: Tensor | None = None
+) -> Tensor:
+    """Write the gated sum of the planes, s h g, to ``out`` [T, R], zero for tokens without adapter.
+
+    With ``out`` the last R columns of a buffer whose first are x, a library multiplies ``[x | s h g]`` by ``[W | B]``: the layer
+    in one GEMM. ``h``, float32 [T, R] contiguous, takes the sum before the gate, for the gradients.
+    """
+    g, place, g_stride = gates(g, rows)
+    splits, tokens, ranks = planes.shape
+    kernels_for(out).shrink.gate[elementwise_grid(tokens, ranks)](
+        planes,
+        g,
+        place,
+        out,
+        planes if h is None else h,
+        float(scaling),
+        tokens,
+        ranks,
+        g_stride,
+        out.stride(0),
+        SPLITS=splits,
+        HAS_ROWS=rows is not None,
+        SAVE_H=h is not None,
+        **ELEMENTWISE,
+    )
+    return out
+
+
+def kernels_for(x: Tensor) -> Any:
+    """The kernels' modules, where they run on tensors like ``x``."""
+    kernels = load()
+    if kernels is None or x.dtype not in _DTYPES or (x.device.type == "cpu") != interpreted():
+        raise InputError(f"the Triton kernels need a GPU or TRITON_INTERPRET=1, got {x.dtype} on {x.device}")
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        raise InputError("Triton's interpreter cannot multiply bfloat16: pass float32 or float16 there")
+    return kernels
+
+
+def contiguous_rows(matrix: Tensor) -> Tensor:
+    """The matrix with neighbouring elements in its rows, copied where it has not."""
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+
+
+def gates(g: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, int]:
+    """g in float32, the tokens' rows (or anything, without), and the stride from one token's or row's weights to the next."""
+    g = g.float().contiguous()
+    if rows is not None:
+        return g, rows.to(torch.int32).contiguous(), g.stride(0)
+    return g, g, 0 if len(g) == 1 else g.stride(0)
+
+
+@cache
+def _processors_of(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def processors(x: Tensor) -> int:
+    """Of the device of ``x``; one in the interpreter, which runs programs one by one."""
+    return _processors_of(x.device)
+
+
+def shrink_tiles(x: Tensor, ranks: int) -> Tiles:
+    """Tiles of a shrink of ``x``."""
+    return tiles(len(x), ranks, x.shape[1], 1, processors=processors(x), wide=x.dtype == torch.float32)
+
+
+def empty_planes(x: Tensor, tile: Tiles, ranks: int) -> Tensor:
+    """Room for the planes of h."""
+    return x.new_empty(tile.splits, len(x), ranks, dtype=torch.float32)
+
+
+def shrink_grid(tile: Tiles, tokens: int, ranks: int) -> tuple[int, int, int]:
+    """Programs of a shrink."""
+    return -(-tokens // tile.tokens), -(-ranks // tile.ranks), tile.splits
+
+
+def shrink_blocks(tile: Tiles) -> dict[str, int]:
+    """Constants of a shrink."""
+    return {"BLOCK_T": tile.tokens, "BLOCK_R": tile.ranks, "BLOCK_K": tile.inputs, "STEPS": tile.steps}
+
+
+def elementwise_grid(tokens: int, ranks: int) -> tuple[int, int]:
+    """Programs of a kernel that has an element of [T, R] to itself."""
+    return -(-tokens // ELEMENTWISE["BLOCK_T"]), -(-ranks // ELEMENTWISE["BLOCK_R"])

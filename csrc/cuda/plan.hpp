@@ -129,8 +129,9 @@ BDC_BOTH constexpr std::int64_t rounds(int tiles, const Split& split, int blocks
     return std::int64_t(divide_up(tiles * split.splits, blocks)) * (split.per_split + 2);
 }
 
-BDC_BOTH constexpr TilePlan tile_plan(int tokens, int d_in, int d_out, int ranks, bool base,
-                                      int blocks) {
+// `slice_ranks` of the ranks are for each output.
+BDC_BOTH constexpr TilePlan tile_plan(int tokens, int d_in, int d_out, int ranks, int slice_ranks,
+                                      bool base, int blocks) {
     TilePlan plan{};
     plan.token_tile = tokens <= 16 ? 16 : tokens <= 32 ? 32 : kMostTileTokens;
     plan.rank_tiles = divide_up(ranks, kRankTile);
@@ -138,7 +139,7 @@ BDC_BOTH constexpr TilePlan tile_plan(int tokens, int d_in, int d_out, int ranks
                                least(kMaxSplits, divide_up(blocks, plan.rank_tiles)));
     plan.output_tiles = divide_up(d_out, kOutputTile);
     plan.base_steps = base ? divide_up(d_in, kStepInputs) : 0;
-    const int steps = plan.base_steps + divide_up(ranks, kStepInputs);
+    const int steps = plan.base_steps + divide_up(slice_ranks, kStepInputs);
     plan.sums = split_evenly(steps, 1);
     for (int wanted = 2; wanted <= kMaxSplits && wanted * 4 <= steps; ++wanted) {
         const Split candidate = split_evenly(steps, wanted);

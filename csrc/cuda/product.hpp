@@ -12,13 +12,15 @@ namespace bdc::cuda {
 enum class Storage : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 constexpr int bytes_of(Storage storage) { return storage == Storage::kFloat32 ? 4 : 2; }
 
+constexpr int kMostSlices = 4;
+
 // y[t] += s ((x[t] A^T) * g[row[t]]) B^T; with a base weight, y = x W^T + bias + the same.
 struct Product {
     Storage storage;
     void* y;                   // [tokens, d_out]
     const void* x;             // [tokens, d_in]
     const void* a;             // [ranks, d_in]
-    const void* b;             // [d_out, ranks]
+    const void* b;             // [d_out, slice_ranks]
     const void* w;             // [d_out, d_in]; null: y is added to
     const void* bias;          // [d_out] or null; with w only
     const float* g;            // [requests, ranks]
@@ -27,6 +29,11 @@ struct Product {
     std::int64_t g_stride;  // 0 where one row is for all tokens
     int tokens, d_in, d_out, ranks, requests;
     float scaling;
+    // Outputs that share x and lie side by side in y, such as q, k and v: slice i ends at column
+    // ends[i], has ranks [i * slice_ranks, (i + 1) * slice_ranks) of h, and B with slice_ranks
+    // columns. Only the persistent form takes more than one.
+    int slices, slice_ranks;
+    int ends[kMostSlices];
 };
 
 // Memory of one call, on its device.
@@ -45,7 +52,7 @@ inline bool in_chunks(const void* data, std::int64_t stride, std::int64_t column
 inline bool in_chunks(const Product& p) {
     const int bytes = bytes_of(p.storage);
     return in_chunks(p.x, p.x_stride, p.d_in, bytes) && in_chunks(p.a, p.a_stride, p.d_in, bytes) &&
-           in_chunks(p.b, p.b_stride, p.ranks, bytes) &&
+           in_chunks(p.b, p.b_stride, p.slice_ranks, bytes) &&
            (!p.w || in_chunks(p.w, p.w_stride, p.d_in, bytes));
 }
 

@@ -191,7 +191,16 @@ struct TileKernel {
         const int n = item % plan.output_tiles * kOutputTile + thread_index();
         if (n >= p.d_out) return;
         const S* row = static_cast<const S*>(p.b) + n * p.b_stride;
-        for (int r = 0; r < p.ranks; r += kRowBytes / 2) prefetch(row + r);
+        for (int r = 0; r < p.slice_ranks; r += kRowBytes / 2) prefetch(row + r);
+    }
+
+    // Slices end where tiles end.
+    BDC_DEVICE int slice_of(int tile) const {
+        int slice = 0;
+#pragma unroll
+        for (int i = 0; i < kMostSlices - 1; ++i)
+            slice += i < p.slices - 1 && tile * kOutputTile >= p.ends[i];
+        return slice;
     }
 
     // One split of one tile of outputs.
@@ -200,9 +209,9 @@ struct TileKernel {
         const int warp = thread_index() / 32, lane = thread_index() % 32;
         const int first = plan.sums.first(split), last = plan.sums.last(split);
         const Rows<S> w{static_cast<const S*>(p.w), p.w_stride, p.d_out, p.d_in};
-        const Rows<S> b{static_cast<const S*>(p.b), p.b_stride, p.d_out, p.ranks};
-        const Rows<S> gated{static_cast<const S*>(work.gated), plan.padded_ranks(), kTokens,
-                            plan.padded_ranks()};
+        const Rows<S> b{static_cast<const S*>(p.b), p.b_stride, p.d_out, p.slice_ranks};
+        const Rows<S> gated{static_cast<const S*>(work.gated) + slice_of(tile) * p.slice_ranks,
+                            plan.padded_ranks(), kTokens, p.slice_ranks};
         const auto issue = [&](int step) {
             if (step < last && step < plan.base_steps) {
                 copy_tile<S, kOutputTile>(weights(step), w, tile * kOutputTile, step * kStepInputs);

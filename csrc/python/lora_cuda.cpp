@@ -2,7 +2,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
+#include <stdexcept>
+#include <vector>
 
 #include "product.hpp"
 
@@ -19,6 +22,7 @@ namespace {
 using Addresses = std::array<std::uintptr_t, 8>;  // y, x, a, b, w, bias, g, rows
 using Strides = std::array<std::int64_t, 6>;      // y, x, a, b, w, g
 using Sizes = std::array<int, 5>;                 // tokens, d_in, d_out, ranks, requests
+using Ends = std::vector<int>;                    // of the slices' columns of y
 
 template <class T>
 T* pointer(std::uintptr_t address) {
@@ -26,36 +30,51 @@ T* pointer(std::uintptr_t address) {
 }
 
 Product product(int storage, const Addresses& at, const Strides& strides, const Sizes& sizes,
-                float scaling) {
-    return {static_cast<Storage>(storage),
-            pointer<void>(at[0]),
-            pointer<const void>(at[1]),
-            pointer<const void>(at[2]),
-            pointer<const void>(at[3]),
-            pointer<const void>(at[4]),
-            pointer<const void>(at[5]),
-            pointer<const float>(at[6]),
-            pointer<const std::int32_t>(at[7]),
-            strides[0],
-            strides[1],
-            strides[2],
-            strides[3],
-            strides[4],
-            strides[5],
-            sizes[0],
-            sizes[1],
-            sizes[2],
-            sizes[3],
-            sizes[4],
-            scaling};
+                float scaling, const Ends& ends) {
+    Product p{static_cast<Storage>(storage),
+              pointer<void>(at[0]),
+              pointer<const void>(at[1]),
+              pointer<const void>(at[2]),
+              pointer<const void>(at[3]),
+              pointer<const void>(at[4]),
+              pointer<const void>(at[5]),
+              pointer<const float>(at[6]),
+              pointer<const std::int32_t>(at[7]),
+              strides[0],
+              strides[1],
+              strides[2],
+              strides[3],
+              strides[4],
+              strides[5],
+              sizes[0],
+              sizes[1],
+              sizes[2],
+              sizes[3],
+              sizes[4],
+              scaling,
+              int(ends.size()),
+              sizes[3] / int(ends.size()),
+              {}};
+    std::copy(ends.begin(), ends.end(), p.ends);
+    return p;
+}
+
+// Slices that the persistent kernel has room for, and whose tiles are whole.
+void check(const Ends& ends, const Sizes& sizes) {
+    bool fit = !ends.empty() && ends.size() <= kMostSlices && ends.back() == sizes[2] &&
+               sizes[3] % int(ends.size()) == 0;
+    for (std::size_t i = 0; fit && i + 1 < ends.size(); ++i)
+        fit = ends[i] % kOutputTile == 0 && ends[i] < ends[i + 1] && ends[i] > 0;
+    if (!fit) throw std::invalid_argument("slices must end at multiples of 64 outputs, at most 4");
 }
 
 VectorPlan vectors_for(int storage, const Sizes& s, int processors) {
     return vector_plan(s[0], s[1], s[2], s[3], bytes_of(static_cast<Storage>(storage)), processors);
 }
 
-TilePlan tiles_for(const Sizes& s, bool base, int blocks) {
-    return tile_plan(s[0], s[1], s[2], s[3], base, blocks);
+TilePlan tiles_for(const Sizes& s, const Ends& ends, bool base, int blocks) {
+    check(ends, s);
+    return tile_plan(s[0], s[1], s[2], s[3], s[3] / int(ends.size()), base, blocks);
 }
 
 }  // namespace
@@ -72,8 +91,8 @@ PYBIND11_MODULE(BDC_MODULE, m) {
         return vectors_for(storage, sizes, processors).planes(sizes[0], sizes[3]);
     });
     // Floats of the planes, elements of the gated sums, and counters.
-    m.def("tiles_workspace", [](const Sizes& sizes, bool base, int blocks) {
-        const TilePlan plan = tiles_for(sizes, base, blocks);
+    m.def("tiles_workspace", [](const Sizes& sizes, const Ends& ends, bool base, int blocks) {
+        const TilePlan plan = tiles_for(sizes, ends, base, blocks);
         return py::make_tuple(plan.rank_planes() + plan.output_planes(),
                               std::int64_t(plan.token_tile) * plan.padded_ranks(), plan.counters());
     });
@@ -81,16 +100,17 @@ PYBIND11_MODULE(BDC_MODULE, m) {
           [](int storage, const Addresses& at, const Strides& strides, const Sizes& sizes,
              float scaling, int processors, std::uintptr_t planes, std::uintptr_t stream) {
               const py::gil_scoped_release release;
-              launch_vectors(product(storage, at, strides, sizes, scaling),
+              launch_vectors(product(storage, at, strides, sizes, scaling, {sizes[2]}),
                              vectors_for(storage, sizes, processors), pointer<float>(planes),
                              pointer<void>(stream));
           });
     m.def("tiles", [](int storage, const Addresses& at, const Strides& strides, const Sizes& sizes,
-                      float scaling, int blocks, const std::array<std::uintptr_t, 3>& work,
-                      std::uintptr_t stream) {
+                      float scaling, const Ends& ends, int blocks,
+                      const std::array<std::uintptr_t, 3>& work, std::uintptr_t stream) {
         const py::gil_scoped_release release;
         launch_tiles(
-            product(storage, at, strides, sizes, scaling), tiles_for(sizes, at[4] != 0, blocks),
+            product(storage, at, strides, sizes, scaling, ends),
+            tiles_for(sizes, ends, at[4] != 0, blocks),
             {pointer<float>(work[0]), pointer<void>(work[1]), pointer<std::uint32_t>(work[2])},
             pointer<void>(stream));
     });

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bdc.errors import BdcError, InputError
-from bdc.ops import cuda, rankwise_lora_
+from bdc.ops import counters, cuda, rankwise_lora_
 
 UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 # tokens, d_in, d_out, ranks, requests: the smallest, ends of tiles, more tiles and splits than blocks.
@@ -80,6 +80,31 @@ def test_layer_in_one_launch(problems: SimpleNamespace, dtype: torch.dtype, shap
     problem = on_device(problem)
     got = cuda.linear(problem.x, weight.to(problem.x.device), bias.to(problem.x.device), *problem.arguments[1:]).cpu()
     assert bool(((got.double() - expected).abs() <= bound).all())
+
+
+@pytest.mark.usefixtures("cuda_backend")
+@pytest.mark.parametrize("base", [False, True])
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_slices(problems: SimpleNamespace, tokens: int, base: bool) -> None:
+    """Three outputs of x, as q, k and v: one launch in all, each output with its own experts."""
+    widths, d_in, dtype = (128, 64, 72), 136, torch.bfloat16
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parts = [problems.make(tokens, d_in, width, 24, 3, dtype=dtype, seed=i) for i, width in enumerate(widths)]
+    weights = [torch.randn(width, d_in).to(dtype) * base for width in widths]
+    for part in parts:
+        part.x, part.rows = parts[0].x, parts[0].rows
+    a, b, weight = (torch.cat(m).to(device) for m in ([p.a for p in parts], [p.b for p in parts], weights))
+    g, y = (torch.cat(m, 1).to(device) for m in ([p.g for p in parts], [p.y for p in parts]))
+    x, rows = parts[0].x.to(device), parts[0].rows.to(device)
+    arguments = (None, a, b, g, rows, 0.7, None if base else y)
+    got = cuda.linear(x, weight if base else None, *arguments, (128, 192, 264)).cpu()
+    for part, own, piece in zip(parts, weights, got.split(widths, 1), strict=True):
+        expected, bound = layer_bound(part, own, torch.zeros(len(own)))
+        if not base:
+            expected, bound = expected + part.y.double(), bound + UNIT[dtype] * part.y.double().abs()
+        assert bool(((piece.double() - expected).abs() <= bound).all())
+    with pytest.raises(InputError, match="slices must end at multiples of 64 outputs"):
+        cuda.linear(x, weight, *arguments, (100, 192, 264))
 
 
 @pytest.mark.usefixtures("cuda_backend")
@@ -167,7 +192,7 @@ def test_bits_do_not_depend_on_who_comes_first(problems: SimpleNamespace, monkey
             layers.append(cuda.linear(problem.x, weight, None, *problem.arguments[1:]))
         assert all(torch.equal(result, results[0]) for result in results)
         assert all(torch.equal(layer, layers[0]) for layer in layers)
-        assert not any(arena.words.any() for arena in cuda._arenas.values())
+        assert counters.all_zero()
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -30,7 +30,7 @@ Machine machine_for(const Product& p) {
     allow_matrix(m, p.y, p.tokens, p.y_stride, p.d_out, bytes, true);
     allow_matrix(m, p.x, p.tokens, p.x_stride, p.d_in, bytes);
     allow_matrix(m, p.a, p.ranks, p.a_stride, p.d_in, bytes);
-    allow_matrix(m, p.b, p.d_out, p.b_stride, p.ranks, bytes);
+    allow_matrix(m, p.b, p.d_out, p.b_stride, p.slice_ranks, bytes);
     allow_matrix(m, p.w, p.d_out, p.w_stride, p.d_in, bytes);
     allow_matrix(m, p.g, p.requests, p.g_stride, p.ranks, 4);
     allow(m, p.bias, std::int64_t(p.d_out) * bytes);

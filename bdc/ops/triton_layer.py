@@ -1,0 +1,161 @@
+"""Layers for decoding on the Triton kernels: one launch for base and product, or shrink where the layer's input is made."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bdc.errors import InputError
+from bdc.ops import triton_kernels as launches
+from bdc.ops.counters import counters
+from bdc.ops.triton_plan import layer_tiles
+
+MOST_LAYER_TOKENS = 64
+
+
+def layer_options(block_t: int) -> dict[str, int]:
+    """Options of the one-launch layer: left alone, the assembler spills registers of small tiles to fit more blocks."""
+    return {"maxnreg": 128} if block_t <= 32 else {}
+
+
+def producer_warps(block_t: int) -> int:
+    """Warps of a producer, which holds both its inputs and a tile of x."""
+    return 8 if block_t > 16 else 4
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    g: Tensor,
+    rows: Tensor | None,
+    scaling: float,
+    out: Tensor | None = None,
+    ends: tuple[int, ...] | None = None,
+) -> Tensor:
+    """The layer ``x W^T + bias`` and the product in one launch, for up to 64 tokens; without ``weight``, the product added to ``out``.
+
+    Args:
+        weight: [d_out, d_in] or None; ``bias``: [d_out] or None; dtype of x.
+        ends: for up to four outputs side by side, such as q, k and v, the columns of y where each ends, the last d_out, the others
+            multiples of 64. Then ``lora_a`` [S * R, d_in] and g [N, S * R] hold ranks for each, ``lora_b`` [d_out, R] their B
+            one below the other.
+    """
+    (tokens, d_in), (d_out, slice_ranks), ranks = x.shape, lora_b.shape, len(lora_a)
+    ends = ends or (d_out,)
+    if len(ends) > 4 or ends[-1] != d_out or any(end % 64 for end in ends[:-1]) or ranks != len(ends) * slice_ranks:
+        raise InputError(
+            f"ends must be up to four, multiples of 64 but for the last, {d_out}, with {slice_ranks} ranks each, "
+            f"got {ends} and {ranks} ranks"
+        )
+    if tokens > MOST_LAYER_TOKENS:
+        raise InputError(f"the one-launch layer takes up to {MOST_LAYER_TOKENS} tokens, got {tokens}")
+    y = x.new_empty(tokens, d_out) if out is None else out
+    if not tokens:
+        return y
+    kernels = launches.kernels_for(x)
+    x, lora_a, lora_b, w = (
+        launches.contiguous_rows(x),
+        launches.contiguous_rows(lora_a),
+        launches.contiguous_rows(lora_b),
+        lora_b if weight is None else launches.contiguous_rows(weight),
+    )
+    g, place, g_stride = launches.gates(g, rows)
+    tile = layer_tiles(tokens, ranks, d_in, d_out, processors=launches.processors(x), wide=x.dtype == torch.float32)
+    rank_tiles = -(-ranks // tile.rank_tile)
+    planes = x.new_empty(rank_tiles, tile.splits, tile.tokens, tile.rank_tile, dtype=torch.float32)
+    kernels.layer.layer[(-(-d_out // tile.outputs),)](
+        y,
+        x,
+        w,
+        y if bias is None else bias,
+        lora_a,
+        lora_b,
+        g,
+        place,
+        planes,
+        x.new_empty(tile.tokens, rank_tiles * tile.rank_tile),
+        counters(x.device, 3 + rank_tiles),
+        float(scaling),
+        tokens,
+        ranks,
+        slice_ranks,
+        d_in,
+        d_out,
+        *(*ends, d_out, d_out, d_out)[:3],
+        y.stride(0),
+        x.stride(0),
+        w.stride(0),
+        lora_a.stride(0),
+        lora_b.stride(0),
+        g_stride,
+        HAS_BASE=weight is not None,
+        HAS_BIAS=bias is not None,
+        HAS_ROWS=rows is not None,
+        BLOCK_T=tile.tokens,
+        BLOCK_N=tile.outputs,
+        BLOCK_K=tile.inputs,
+        BLOCK_R=tile.ranks_step,
+        RANK_TILE=tile.rank_tile,
+        SPLITS=tile.splits,
+        STEPS=tile.steps,
+        SLICES=len(ends),
+        **layer_options(tile.tokens),
+    )
+    return y
+
+
+def rms_norm_shrink(
+    hidden: Tensor, weight: Tensor, epsilon: float, lora_a: Tensor, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """x = RMSNorm(hidden) [T, d_in], rounded before and after ``weight`` as transformers does, and the planes of x A^T."""
+    hidden, lora_a = launches.contiguous_rows(hidden), launches.contiguous_rows(lora_a)
+    (tokens, d_in), ranks = hidden.shape, len(lora_a)
+    x = torch.empty_like(hidden) if out is None else out
+    tile = launches.shrink_tiles(hidden, ranks)
+    planes = launches.empty_planes(hidden, tile, ranks)
+    launches.kernels_for(hidden).producers.rms_norm_shrink[launches.shrink_grid(tile, tokens, ranks)](
+        hidden,
+        weight,
+        lora_a,
+        x,
+        planes,
+        epsilon,
+        tokens,
+        ranks,
+        d_in,
+        hidden.stride(0),
+        lora_a.stride(0),
+        x.stride(0),
+        **launches.shrink_blocks(tile),
+        num_warps=producer_warps(tile.tokens),
+    )
+    return x, planes
+
+
+def silu_mul_shrink(gate: Tensor, up: Tensor, lora_a: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x = silu(gate) * up [T, d_in], rounded before and after the product, and the planes of x A^T."""
+    gate, up, lora_a = launches.contiguous_rows(gate), launches.contiguous_rows(up), launches.contiguous_rows(lora_a)
+    (tokens, d_in), ranks = gate.shape, len(lora_a)
+    x = gate.new_empty(tokens, d_in) if out is None else out
+    tile = launches.shrink_tiles(gate, ranks)
+    planes = launches.empty_planes(gate, tile, ranks)
+    launches.kernels_for(gate).producers.silu_mul_shrink[launches.shrink_grid(tile, tokens, ranks)](
+        gate,
+        up,
+        lora_a,
+        x,
+        planes,
+        tokens,
+        ranks,
+        d_in,
+        gate.stride(0),
+        up.stride(0),
+        lora_a.stride(0),
+        x.stride(0),
+        **launches.shrink_blocks(tile),
+        num_warps=producer_warps(tile.tokens),
+    )
+    return x, planes

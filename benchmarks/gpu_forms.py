@@ -1,0 +1,243 @@
+"""Ways to compute a layer with the rank-wise product, y = x W^T + s ((x A^T) * g[row]) B^T.
+
+Each form takes a Case and returns the launch that computes the whole layer, base included, or None where it does not apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from bdc.ops import cuda, triton_kernels, triton_layer
+
+Form = Callable[["Case"], Callable[[], Tensor] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One layer of S outputs side by side, such as q, k and v, each with experts of R ranks.
+
+    x [T, d_in], w [d_out, d_in], a [S * R, d_in], b [d_out, R], g [N, S * R] float32, rows [T] int32; ``ends`` says where in y
+    each output ends.
+    """
+
+    x: Tensor
+    w: Tensor
+    a: Tensor
+    b: Tensor
+    g: Tensor
+    rows: Tensor
+    scaling: float
+    ends: tuple[int, ...]
+
+    @classmethod
+    def random(
+        cls, tokens: int, d_in: int, widths: tuple[int, ...], rank: int, dtype: torch.dtype, device: torch.device
+    ) -> Case:
+        def normal(rows: int, columns: int, scale: float) -> Tensor:
+            return (torch.randn(rows, columns, device=device) * scale).to(dtype)
+
+        requests, ranks = min(tokens, 16), len(widths) * rank
+        g = torch.rand(requests, ranks, device=device) * 2
+        rows = torch.arange(tokens, device=device) * requests // tokens
+        return cls(
+            normal(tokens, d_in, 1),
+            normal(sum(widths), d_in, d_in**-0.5),
+            normal(ranks, d_in, d_in**-0.5),
+            normal(sum(widths), rank, rank**-0.5),
+            g,
+            rows.to(torch.int32),
+            0.5,
+            tuple(accumulate(widths)),
+        )
+
+    def slices(self) -> list[tuple[slice, slice]]:
+        """The columns of y and the ranks of each output."""
+        rank = self.b.shape[1]
+        starts = (0, *self.ends[:-1])
+        return [
+            (slice(*y), slice(i * rank, i * rank + rank)) for i, y in enumerate(zip(starts, self.ends, strict=True))
+        ]
+
+    def truth(self) -> Tensor:
+        """The layer of the first tokens in float64."""
+        x = self.x[:16].double()
+        h = x @ self.a.double().T * self.g[self.rows[:16].long()].double() * self.scaling
+        products = [h[:, ranks] @ self.b[columns].double().T for columns, ranks in self.slices()]
+        return x @ self.w.double().T + torch.cat(products, 1)
+
+
+def base(case: Case) -> Callable[[], Tensor] | None:
+    return lambda: linear(case.x, case.w)
+
+
+def two_gemms(case: Case) -> Callable[[], Tensor] | None:
+    gates = (case.g * case.scaling).to(case.x.dtype)
+    rows, a = case.rows.long(), case.a.T
+    parts = [(columns, ranks, case.b[columns].T) for columns, ranks in case.slices()]
+
+    def launch() -> Tensor:
+        y = linear(case.x, case.w)
+        h = (case.x @ a).mul_(gates[rows])
+        for columns, ranks, b in parts:
+            y[:, columns].addmm_(h[:, ranks], b)
+        return y
+
+    return launch
+
+
+def cuda_product(case: Case) -> Callable[[], Tensor] | None:
+    """One launch after the base GEMM; for one output and up to 8 tokens, two launches of the vector kernels."""
+    if cuda.load() is None or not cuda.supports(case.x, case.x):
+        return None
+    few = len(case.x) <= cuda.MOST_VECTOR_TOKENS and len(case.ends) == 1
+
+    def launch() -> Tensor:
+        y = linear(case.x, case.w)
+        if few:
+            cuda.add(y, case.x, case.a, case.b, case.g, case.rows, case.scaling)
+            return y
+        return cuda.linear(case.x, None, None, case.a, case.b, case.g, case.rows, case.scaling, y, case.ends)
+
+    return launch
+
+
+def cuda_layer(case: Case) -> Callable[[], Tensor] | None:
+    """The whole layer in one launch."""
+    if cuda.load() is None or not cuda.supports(case.x, case.x):
+        return None
+    return lambda: cuda.linear(case.x, case.w, None, case.a, case.b, case.g, case.rows, case.scaling, None, case.ends)
+
+
+def triton_product(case: Case) -> Callable[[], Tensor] | None:
+    """Two launches after the base GEMM."""
+    if triton_kernels.load() is None:
+        return None
+    bounds = torch.tensor((0, *case.ends), dtype=torch.int32, device=case.x.device) if len(case.ends) > 1 else None
+
+    def launch() -> Tensor:
+        y = linear(case.x, case.w)
+        planes = triton_kernels.shrink(case.x, case.a)
+        triton_kernels.expand(y, planes, case.b, case.g, case.rows, case.scaling, bounds)
+        return y
+
+    return launch
+
+
+def triton_added(case: Case) -> Callable[[], Tensor] | None:
+    """One launch after the base GEMM."""
+    if triton_kernels.load() is None or len(case.x) > triton_layer.MOST_LAYER_TOKENS:
+        return None
+
+    def launch() -> Tensor:
+        y = linear(case.x, case.w)
+        return triton_layer.linear(case.x, None, None, case.a, case.b, case.g, case.rows, case.scaling, y, case.ends)
+
+    return launch
+
+
+def triton_one_launch(case: Case) -> Callable[[], Tensor] | None:
+    """The whole layer in one launch."""
+    if triton_kernels.load() is None or len(case.x) > triton_layer.MOST_LAYER_TOKENS:
+        return None
+    return lambda: triton_layer.linear(
+        case.x, case.w, None, case.a, case.b, case.g, case.rows, case.scaling, None, case.ends
+    )
+
+
+def triton_produced(case: Case) -> Callable[[], Tensor] | None:
+    """Shrink in the launch that makes x (here an RMSNorm, which is timed too), the base GEMM, expand."""
+    if triton_kernels.load() is None:
+        return None
+    weight = torch.ones_like(case.x[0])
+    bounds = torch.tensor((0, *case.ends), dtype=torch.int32, device=case.x.device) if len(case.ends) > 1 else None
+
+    def launch() -> Tensor:
+        x, planes = triton_layer.rms_norm_shrink(case.x, weight, 1e-5, case.a)
+        y = linear(x, case.w)
+        triton_kernels.expand(y, planes, case.b, case.g, case.rows, case.scaling, bounds)
+        return y
+
+    return launch
+
+
+def norm_and_base(case: Case) -> Callable[[], Tensor] | None:
+    """What the form above does without the product."""
+    weight = torch.ones_like(case.x[0])
+    return lambda: linear(torch.nn.functional.rms_norm(case.x, case.x.shape[-1:], weight, 1e-5), case.w)
+
+
+def concatenated(case: Case) -> Callable[[], Tensor] | None:
+    """One library GEMM, [x | s h g] [W | B]^T; what makes x is taken to write it to the wider buffer."""
+    if triton_kernels.load() is None or len(case.ends) > 1:
+        return None
+    weights = torch.cat([case.w, case.b], 1)
+    d_in = case.x.shape[1]
+    inputs = torch.cat([case.x, case.x.new_zeros(len(case.x), len(case.a))], 1)
+
+    def launch() -> Tensor:
+        planes = triton_kernels.shrink(inputs[:, :d_in], case.a)
+        triton_kernels.gate(inputs[:, d_in:], planes, case.g, case.rows, case.scaling)
+        return linear(inputs, weights)
+
+    return launch
+
+
+def vllm(case: Case) -> Callable[[], Tensor] | None:
+    """vLLM's kernels, as one adapter of rank R without gates: less than our product, so their lower bound."""
+    return _vllm(case, adapters=1)
+
+
+def vllm_per_request(case: Case) -> Callable[[], Tensor] | None:
+    """vLLM's kernels, as one adapter of rank R for each request, with the gates merged into its A."""
+    return None if len(case.x) > 256 else _vllm(case, adapters=len(case.g))
+
+
+def _vllm(case: Case, adapters: int) -> Callable[[], Tensor] | None:
+    try:
+        from vllm.lora.ops.triton_ops import LoRAKernelMeta, lora_expand, lora_shrink
+    except ImportError:
+        return None
+    tokens, dtype, device = len(case.x), case.x.dtype, case.x.device
+    meta = LoRAKernelMeta.make(adapters, tokens, device=device)
+    meta.prepare_tensors(case.rows.long() if adapters > 1 else torch.zeros(tokens, dtype=torch.long, device=device))
+    try:
+        arguments = meta.meta_args(tokens)
+    except TypeError:
+        arguments = meta.meta_args(tokens, False)
+    gates = case.g if adapters > 1 else torch.ones_like(case.g[:1])
+    a = [(case.a[ranks].float() * gates[:, ranks, None]).to(dtype) for _, ranks in case.slices()]
+    b = [case.b[columns].expand(adapters, -1, -1).contiguous() for columns, _ in case.slices()]
+    planes = torch.zeros(len(a), tokens, case.b.shape[1], dtype=torch.float32, device=device)
+
+    def launch() -> Tensor:
+        y = linear(case.x, case.w)
+        planes.zero_()
+        lora_shrink(case.x, a, planes, *arguments, case.scaling)
+        lora_expand(planes, b, y, *arguments, offset_start=0, add_inputs=True)
+        return y
+
+    return launch
+
+
+FORMS: dict[str, Form] = {
+    "base": base,
+    "norm+base": norm_and_base,
+    "two GEMMs": two_gemms,
+    "cuda": cuda_product,
+    "cuda layer": cuda_layer,
+    "triton": triton_product,
+    "triton 1": triton_added,
+    "triton layer": triton_one_launch,
+    "norm+triton": triton_produced,
+    "concat": concatenated,
+    "vllm": vllm,
+    "vllm/request": vllm_per_request,
+}
+# Those that compute another product: of the base alone, without gates, of a normalised x.
+OTHER_PRODUCT = {"base", "norm+base", "vllm", "norm+triton"}
