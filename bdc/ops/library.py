@@ -44,7 +44,10 @@ def product_(
     if y.ndim == 2 and try_add(y, x, lora_a, lora_b, g, rows, scaling):
         return
     checks.check_product(x, lora_a, lora_b, g, rows, scaling)
-    checks.check_output(y, {"x": x, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": g}, len(x), len(lora_b))
+    others = {"x": x, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": g}
+    if rows is not None:
+        others["token_to_row"] = rows
+    checks.check_output(y, others, len(x), len(lora_b))
     add_product(y, x, lora_a, lora_b, g, rows, scaling)
 
 

@@ -81,7 +81,7 @@ int max_threads() {
 void run(const Kernel& kernel, const Product& given, int threads) {
     Product p = given;
     p.few = few(p);
-    if (threads <= 1 || flops(p, p.count) < kParallelFlops)
+    if (threads <= 1 || microseconds(p, p.count) < kParallelMicroseconds)
         return run_tokens(kernel, p, 0, p.count);
 #ifdef _OPENMP
     if (p.count >= threads * kOwnTokens) {

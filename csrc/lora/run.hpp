@@ -1,16 +1,23 @@
 // The product on several threads.
 #pragma once
 
+#include <algorithm>
+
 #include "product.hpp"
 
 namespace bdc::lora {
 
-// Below this, waking a second thread costs more than it saves.
-constexpr double kParallelFlops = 4e5;
-
-inline double flops(const Product& p, std::int64_t tokens) {
-    return 2.0 * double(tokens) * double(p.rank) * double(p.in + p.out);
+// About what one thread takes with wide vectors: operations, or bytes of A and B.
+inline double microseconds(const Product& p, std::int64_t tokens) {
+    const double weights = double(p.rank) * double(p.in + p.out);
+    const double operations =
+        2 * double(tokens) * weights / (p.storage == Storage::kBFloat16 ? 2e5 : 1e5);
+    return std::max(operations, weights * (p.storage == Storage::kFloat32 ? 4 : 2) / 8e4);
 }
+
+// Below these, waking a second thread, or letting other Python threads run, costs more than it
+// saves.
+constexpr double kParallelMicroseconds = 40, kUnlockedMicroseconds = 5;
 
 // Adds the product to y on at most `threads` threads; the same bits for any number of them.
 void run(const Kernel& kernel, const Product& product, int threads);

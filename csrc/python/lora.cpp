@@ -177,7 +177,7 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
         return fit;
     };
     // Giving up the interpreter lock costs as much as a tiny product.
-    if (flops(p, tokens) < kParallelFlops) return add();
+    if (microseconds(p, tokens) < kUnlockedMicroseconds) return add();
     const py::gil_scoped_release release;
     return add();
 }

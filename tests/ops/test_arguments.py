@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -48,6 +49,59 @@ def test_output(problems: SimpleNamespace) -> None:
         rankwise_lora_(torch.zeros(1, 29).expand(7, 29), *problem.arguments)
     with pytest.raises(InputError, match="no gradient"):
         rankwise_lora_(problem.y, problem.x.requires_grad_(), *problem.arguments[1:])
+
+
+def _forms() -> dict[str, Callable[..., object]]:
+    return {"eager": rankwise_lora_, "operator": torch.ops.bdc.rankwise_lora_}
+
+
+@pytest.mark.parametrize("form", _forms())
+@pytest.mark.parametrize("name", ["x", "a", "b", "g", "rows"])
+def test_shared_memory_is_refused_before_anything_is_written(
+    problems: SimpleNamespace, backend: str, form: str, name: str
+) -> None:
+    problem = problems.make(tokens=8, d_in=8, d_out=8, rank=8, requests=8)
+    problem.rows.clamp_min_(0)
+    storage = torch.randn(16 * 8)
+    y = storage[4 : 4 + 64].view(8, 8)
+    shared = storage[40 : 40 + 64].view(8, 8)
+    if name == "rows":
+        shared = storage.view(torch.int32)[40:48].zero_()
+    else:
+        shared.copy_(getattr(problem, name))
+    setattr(problem, name, shared)
+    before = storage.clone()
+    wanted = {"a": "lora_a", "b": "lora_b", "g": "rank_weights", "rows": "token_to_row"}.get(name, name)
+    with pytest.raises(InputError, match=f"y must not share memory with {wanted}"):
+        _forms()[form](y, *problem.arguments)
+    assert torch.equal(storage.view(torch.int32), before.view(torch.int32))
+
+
+@pytest.mark.parametrize("form", _forms())
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scaling": float("nan")}, "scaling must be finite, got nan"),
+        ({"scaling": float("inf")}, "scaling must be finite, got inf"),
+        ({"rows": torch.tensor([0, 1, 2, 3, 0, 1, 4])}, r"token_to_row must be in \[-1, 4\).*got 4"),
+        ({"rows": torch.tensor([0, 1, 2, 3, 0, 1, -2], dtype=torch.int32)}, r"token_to_row must be in .*got -2"),
+    ],
+)
+def test_bad_values_are_refused_before_anything_is_written(
+    problems: SimpleNamespace, backend: str, form: str, change: dict[str, object], message: str
+) -> None:
+    problem = problems.make()
+    for name, value in change.items():
+        setattr(problem, name, value)
+    before = problem.y.clone()
+    with pytest.raises(InputError, match=message):
+        _forms()[form](problem.y, *problem.arguments)
+    assert torch.equal(problem.y, before)
+    with pytest.raises(InputError, match=message):
+        rankwise_lora(*problem.arguments)
+    leaf = problem.x.requires_grad_()
+    with pytest.raises(InputError, match=message):
+        rankwise_lora(leaf, *problem.arguments[1:])
 
 
 def test_unknown_backend(problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
