@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bdc.errors import InputError
 from bdc.problems import Problem
+from bdc.problems.records import Record, read_records
 
 _PROBLEM_FIELDS = ("problem", "problem_id", "task_id", "id")
 _PROGRAM_FIELDS = ("program", "solution", "completion")
@@ -46,7 +44,10 @@ def read_submissions(path: Path, problems: Sequence[Problem]) -> list[Submission
         found = [_of_file(path, Path(path.name), _file_names(problems) | single)]
     else:
         by_id = {problem.id: problem for problem in problems}
-        found = [_of_record(f"{path}, line {number}", number, row, by_id) for number, row in _records(path)]
+        found = [
+            _of_record(f"{path}, line {number}", number, row, by_id)
+            for number, row in read_records(path, "program file")
+        ]
     if not found:
         raise InputError(f"{path} holds no programs")
     return found
@@ -79,27 +80,7 @@ def _text(file: Path) -> str:
         raise InputError(f"program {file} is not text in UTF-8 (byte {error.start})") from error
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, _object(line, f"{path}, line {number}")
-    except (OSError, EOFError) as error:
-        raise InputError(f"program file {path} cannot be read: {error}") from error
-
-
-def _object(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: it is not valid JSON in UTF-8 ({error})") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: it holds {type(row).__name__}; it must be an object")
-    return row
-
-
-def _of_record(place: str, number: int, row: dict[str, Any], problems: dict[str, Problem]) -> Submission:
+def _of_record(place: str, number: int, row: Record, problems: dict[str, Problem]) -> Submission:
     key = _first(row, _PROBLEM_FIELDS, place)
     problem = problems.get(str(row[key]))
     if problem is None:
@@ -111,7 +92,7 @@ def _of_record(place: str, number: int, row: dict[str, Any], problems: dict[str,
     return Submission(problem, f"line {number}", problem.starter_code + program if field == "completion" else program)
 
 
-def _first(row: dict[str, Any], names: Sequence[str], place: str) -> str:
+def _first(row: Record, names: Sequence[str], place: str) -> str:
     for name in names:
         if name in row:
             return name

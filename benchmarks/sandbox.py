@@ -126,11 +126,11 @@ def tree_cpu_seconds() -> float:
 
 def machine() -> dict[str, object]:
     """What the figures depend on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    from bdc.machine import processor, usable_cores
+
     return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
+        "cpu": processor(),
+        "cores": usable_cores(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "load_average_at_the_end": os.getloadavg()[0],

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from bdc.errors import InputError
+from bdc.machine import cpu_field
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -21,16 +22,7 @@ def auto_dtype() -> torch.dtype:
     """
     if torch.cuda.is_available():
         return torch.bfloat16
-    return torch.bfloat16 if _cpu_flags() & {"avx512_bf16", "amx_bf16"} else torch.float32
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return set()
-    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return set(line.split())
+    return torch.bfloat16 if set((cpu_field("flags") or "").split()) & {"avx512_bf16", "amx_bf16"} else torch.float32
 
 
 @contextlib.contextmanager

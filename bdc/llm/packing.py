@@ -7,11 +7,12 @@ goes into reading it badly. Laid out once for the product, float32 layers run 1.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from bdc.machine import memory_bytes
 
 _ROWS = 32  # hint for the layout; any from 8 to 512 was equally good at 1 to 2048 rows
 
@@ -68,7 +69,7 @@ def pack(model: nn.Module) -> int:
     if not layers or not torch.backends.mkldnn.is_available() or not _works(layers[0]):
         return 0
     needed = sum(layer.weight.nbytes for layer in layers)
-    available = _available_bytes()
+    available = memory_bytes("MemAvailable")
     if available is not None and 2 * needed > available:
         return 0
     for layer in layers:
@@ -93,12 +94,3 @@ def _works(layer: nn.Linear) -> bool:
         except (AttributeError, RuntimeError, NotImplementedError):
             return False
     return bool((got - expected).abs().max() <= 0.02 * expected.abs().max())
-
-
-def _available_bytes() -> int | None:
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    line = next((line for line in text.splitlines() if line.startswith("MemAvailable:")), None)
-    return int(line.split()[1]) * 1024 if line else None

@@ -150,7 +150,7 @@ def extract_program(text: str, starter_code: str = "") -> str | None:
     if blocks:
         code = max(blocks, key=len)
     elif re.search(r"^\s*(def |import |from |print\(|return |for |while |class |if )", text, re.MULTILINE):
-        code = "\n".join(line for line in text.splitlines() if not _FENCE.match(line))
+        code = "\n".join(_FENCE.sub(r"\1", line) for line in text.splitlines())
     else:
         return None
     code = code.strip("\n")

@@ -6,8 +6,6 @@ to the persistent kernel (one launch). Larger batches are for library GEMMs.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from functools import cache
 from typing import Any
 
@@ -15,17 +13,17 @@ import torch
 from torch import Tensor
 
 from bdc.errors import BdcError, InputError
+from bdc.ops import native
 from bdc.ops.counters import counters, raw_stream
 
 MOST_TOKENS = 64
 MOST_VECTOR_TOKENS = 8
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 @cache
 def built() -> bool:
     """Whether the extension is installed; it is left out where bdc was built without nvcc."""
-    return importlib.util.find_spec("bdc._lora_cuda") is not None
+    return native.built("_lora_cuda")
 
 
 @cache
@@ -33,10 +31,7 @@ def load() -> Any | None:
     """The extension module; None where it was not built or there is no GPU."""
     if not built() or not torch.cuda.is_available():
         return None
-    try:
-        return importlib.import_module("bdc._lora_cuda")
-    except ImportError as error:
-        raise InputError(f"the extension bdc._lora_cuda is there but does not load, build it again: {error}") from error
+    return native.load_extension("_lora_cuda")
 
 
 def supports(y: Tensor, x: Tensor) -> bool:
@@ -45,7 +40,7 @@ def supports(y: Tensor, x: Tensor) -> bool:
     return (
         module is not None
         and x.device.type == module.device_type
-        and x.dtype in _CODES
+        and x.dtype in native.DTYPE_CODES
         and y.stride(1) == 1
         and len(x) <= MOST_TOKENS
     )
@@ -70,11 +65,7 @@ def linear(
 ) -> Tensor:
     """The layer ``x W^T + bias`` and the product in one launch; without ``weight``, the product added to ``out``.
 
-    Args:
-        weight: [d_out, d_in] or None; ``bias``: [d_out] or None; dtype of x.
-        ends: for up to four outputs side by side, such as q, k and v, the columns of y where each ends, the last d_out, the others
-            multiples of 64. Then ``lora_a`` [S * R, d_in] and g [N, S * R] hold ranks for each, ``lora_b`` [d_out, R] their B
-            one below the other.
+    Args are those of :func:`bdc.ops.triton_layer.linear`.
 
     Raises:
         InputError: no such kernel: float32, more than 64 tokens, rows that are not multiples of 16 bytes, or other ends.
@@ -113,7 +104,7 @@ def _run(
             f"the one-launch layer takes up to {MOST_TOKENS} tokens in 16 bits with rows of multiples of 16 bytes, "
             f"got {tokens} tokens of {list(x.shape)} {x.dtype} and experts of rank {lora_b.shape[1]}"
         )
-    code = _CODES[x.dtype]
+    code = native.DTYPE_CODES[x.dtype]
     addresses = tuple(0 if t is None else t.data_ptr() for t in (y, x, lora_a, lora_b, weight, bias, g, place))
     g_stride = 0 if rows is None and len(g) == 1 else g.stride(0)
     w_stride = 0 if weight is None else weight.stride(0)

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bdc.errors import InputError
-
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+from bdc.ops import native
 
 
 @cache
 def load() -> Any | None:
     """The extension module, connected to torch's tensors; None where it was not built."""
-    if importlib.util.find_spec("bdc._lora") is None:
+    if not native.built("_lora"):
         return None
-    try:
-        extension = importlib.import_module("bdc._lora")
-    except ImportError as error:
-        raise InputError(f"the extension bdc._lora is there but does not load, build it again: {error}") from error
+    extension = native.load_extension("_lora")
     exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     if exchange is not None:
         extension.connect(exchange)
@@ -56,7 +49,7 @@ def try_add(
 
 def supports(y: Tensor, x: Tensor) -> bool:
     """Whether :func:`add` takes these, of the same dtype."""
-    return x.device.type == "cpu" and x.dtype in _CODES and y.stride(1) == 1
+    return x.device.type == "cpu" and x.dtype in native.DTYPE_CODES and y.stride(1) == 1
 
 
 def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> None:
@@ -67,7 +60,7 @@ def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: T
     lora_a, lora_b, g = lora_a.contiguous(), lora_b.contiguous(), g.float().contiguous()
     place = None if rows is None else rows.to(torch.int32).contiguous()
     extension.add(
-        _CODES[x.dtype],
+        native.DTYPE_CODES[x.dtype],
         (y.data_ptr(), x.data_ptr(), lora_a.data_ptr(), lora_b.data_ptr(), g.data_ptr()),
         0 if place is None else place.data_ptr(),
         (len(x), x.shape[1], len(lora_b), len(lora_a), len(g)),

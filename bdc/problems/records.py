@@ -22,7 +22,7 @@ def read_problems(path: Path, parse: Callable[[Record], Problem]) -> list[Proble
     """
     problems: list[Problem] = []
     lines: dict[str, int] = {}
-    for number, record in _records(path):
+    for number, record in read_records(path, "problem file"):
         try:
             problem = parse(record)
         except InputError as error:
@@ -36,7 +36,12 @@ def read_problems(path: Path, parse: Callable[[Record], Problem]) -> list[Proble
     return problems
 
 
-def _records(path: Path) -> Iterator[tuple[int, Record]]:
+def read_records(path: Path, what: str) -> Iterator[tuple[int, Record]]:
+    """The line number and object of each line of a ``.jsonl`` or ``.jsonl.gz`` file; blank lines are skipped.
+
+    Raises:
+        InputError: the file, called ``what``, cannot be read, or a line is no JSON object.
+    """
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
@@ -48,7 +53,7 @@ def _records(path: Path) -> Iterator[tuple[int, Record]]:
                     raise InputError(f"{path}, line {number}: it holds {type(record).__name__}; it must be an object")
                 yield number, record
     except (OSError, EOFError) as error:
-        raise InputError(f"problem file {path} cannot be read after line {number}: {error}") from error
+        raise InputError(f"{what} {path} cannot be read after line {number}: {error}") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bdc import __version__
-from bdc.report.machine import describe_machine
+from bdc.machine import describe_machine
 from bdc.report.metrics import METRICS, OURS, number
 from bdc.report.sources import finite, read_json, read_traces
 from bdc.report.trees import collect_trees

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from bdc.machine import commit, processor, usable_cores
 from bdc.search.forest import Forest
 from bdc.search.rules import UCT
 
@@ -121,20 +122,7 @@ def systems(args: argparse.Namespace) -> dict[str, tuple[Rate, int]]:
 
 def device() -> str:
     """The processor's name and how many of them this process may use."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {len(os.sched_getaffinity(0))} processors"
-
-
-def commit() -> str | None:
-    """The checkout's commit, with a plus where files have changed since."""
-    folder = Path(__file__).parent
-    done = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=folder, capture_output=True, text=True)
-    return done.stdout.strip() or None
+    return f"{processor()}, {usable_cores()} processors"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

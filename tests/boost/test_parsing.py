@@ -63,6 +63,10 @@ def test_program_fenced_twice() -> None:
     assert extract_program("```text\nx = 1\n```\nso\n```py\ndef f(x):\n    return x\n```") == expected
 
 
+def test_code_before_a_stray_fence_is_kept() -> None:
+    assert extract_program("def f(x):\n    return x```") == "def f(x):\n    return x\n"
+
+
 def test_bare_body_goes_under_the_signature() -> None:
     assert extract_program("```python\ny = x + 1\nreturn y\n```", "def f(x):\n") == (
         "def f(x):\n    y = x + 1\n    return y\n"

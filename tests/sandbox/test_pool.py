@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import children, descriptors
 
 from bdc.errors import InputError
 from bdc.sandbox import LevelRefusedError, Limits, Sandbox, Verdict, detect_level, pool, run
@@ -25,27 +26,6 @@ from bdc.testcase import AssertTest, CallTest, StdinTest, Test
 
 ADD = "def f(a, b): return a + b"
 ONE: list[Test] = [CallTest("f", (1, 2), 3)]
-
-
-def children() -> list[int]:
-    """Process ids below this one, at any depth."""
-    parents: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents.setdefault(int(fields[1]), []).append(int(folder.name))
-    found, queue = [], [os.getpid()]
-    while queue:
-        below = parents.get(queue.pop(), [])
-        found += below
-        queue += below
-    return found
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
 def test_run_uses_the_strongest_level_on_offer() -> None:

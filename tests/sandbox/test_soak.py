@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import children, descriptors
 
 from bdc.sandbox import Limits, Sandbox
 from bdc.testcase import AssertTest, CallTest, StdinTest, Test
@@ -50,21 +51,9 @@ MIX: list[tuple[str, list[Test], str]] = [
 def counts() -> dict[str, int]:
     """What a leak would add to: processes below this one, its descriptors, threads, mounts, and its memory in MiB."""
     gc.collect()
-    parents: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents.setdefault(int(fields[1]), []).append(int(folder.name))
-    below, queue = 0, [os.getpid()]
-    while queue:
-        found = parents.get(queue.pop(), [])
-        below += len(found)
-        queue += found
     return {
-        "processes": below,
-        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "processes": len(children()),
+        "descriptors": descriptors(),
         "threads": len(list(Path("/proc/self/task").iterdir())),
         "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
         "memory": int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20,

@@ -5,15 +5,14 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import subprocess
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from bdc import __version__
+from bdc.machine import commit, cpu_field, processor
 from bdc.ops import backends
 from bdc.ops.bench.cells import Cell
 
@@ -83,22 +82,10 @@ def describe() -> dict[str, Any]:
         "bdc": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": _commit(),
+        "commit": commit() or "unknown",
         "date": datetime.date.today().isoformat(),
     }
 
 
 def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = dict(line.split(":", 1) for line in lines if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in found.items()}
-    return f"{fields.get('model name', platform.machine())}, family {fields.get('cpu family')}, model {fields.get('model')}"
-
-
-def _commit() -> str:
-    root = Path(__file__).resolve().parents[3]
-    done = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    return f"{processor()}, family {cpu_field('cpu family')}, model {cpu_field('model')}"

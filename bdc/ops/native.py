@@ -1,0 +1,31 @@
+"""What the compiled extensions of ``bdc.ops`` have in common."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+import torch
+
+from bdc.errors import InputError
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""The number of a dtype in calls of the extensions."""
+
+
+def built(name: str) -> bool:
+    """Whether the extension ``bdc.<name>`` is installed."""
+    return importlib.util.find_spec(f"bdc.{name}") is not None
+
+
+def load_extension(name: str) -> Any:
+    """The module ``bdc.<name>``, which is built.
+
+    Raises:
+        InputError: it does not load.
+    """
+    try:
+        return importlib.import_module(f"bdc.{name}")
+    except ImportError as error:
+        raise InputError(f"the extension bdc.{name} is there but does not load, build it again: {error}") from error
