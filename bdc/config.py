@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from bdc.customize.settings import CustomizeSettings
 from bdc.disentangle.settings import DisentangleSettings
 from bdc.errors import InputError
 from bdc.evaluation.settings import SYSTEMS, EvaluateSettings
+from bdc.ranges import MOST_SEED, check_ranges
+from bdc.sandbox import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +31,9 @@ class ProblemSettings:
     def __post_init__(self) -> None:
         if not self.sources:
             raise InputError("problems.sources is empty; name at least one problem set")
-        if self.train < 1 or self.validation < 0 or self.test < 1:
-            raise InputError(
-                f"problems.train, validation and test are {self.train}, {self.validation} and {self.test}; "
-                "train and test must be at least 1, validation 0 or more"
-            )
+        check_ranges(self, "problems.", "train", "test", low=1)
+        check_ranges(self, "problems.", "validation", low=0)
+        check_ranges(self, "problems.", "seed", low=0, high=MOST_SEED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,17 @@ class SandboxSettings:
     wall_seconds: float = 10.0
     memory_mb: int = 512
     output_kb: int = 64
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "sandbox.", "workers", low=0, high=4096)
+        try:
+            self.limits()
+        except InputError as error:
+            raise InputError(f"sandbox: {error}") from error
+
+    def limits(self) -> Limits:
+        """The limits of one test."""
+        return Limits(self.cpu_seconds, self.wall_seconds, self.memory_mb, self.output_kb)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +73,9 @@ class Config:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        names = [agent.name for agent in self.agents]
+        if len(set(names)) < len(names):
+            raise InputError(f"agent names must differ, got {', '.join(names)}")
         known = (*SYSTEMS, *self.customize.ablations)
         if unknown := [name for name in self.evaluate.systems if name not in known]:
             raise InputError(f"evaluate.systems names {unknown[0]!r}; this configuration makes {', '.join(known)}")
@@ -90,33 +105,47 @@ def parse_config(text: str, name: str) -> Config:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        data = tomllib.loads(text)
+        data = tomllib.loads(text.removeprefix("\ufeff"))  # a byte order mark is what some editors write
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{name} is not valid TOML: {error}") from error
+    except (RecursionError, ValueError) as error:  # tomllib's own limits
+        raise InputError(f"{name} is not valid TOML: a value is nested too deeply or a number is too long") from error
     _refuse_unknown(data, Config, name, "")
     if isinstance(seed := data.get("seed"), int):  # one seed for all stages that name none
         for section in ("problems", "boost", "disentangle", "customize", "evaluate"):
             data.setdefault(section, {}).setdefault("seed", seed)
     try:
-        return TypeAdapter(Config).validate_python(data)
+        # Strict, or a quoted number or a truth value would pass as a number; as JSON, where a list is a tuple too.
+        return TypeAdapter(Config).validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        if isinstance(reason := first.get("ctx", {}).get("error"), InputError):  # of a settings class: names its field
+            raise InputError(f"{name}: {reason}") from error
         raise InputError(f"{name}: {where}: {first['msg']}, got {first['input']!r:.80}") from error
 
 
 def _refuse_unknown(data: Any, kind: Any, name: str, where: str) -> None:
-    """pydantic ignores unknown keys of standard dataclasses; a typing error should not pass silently."""
+    """Refuse unknown keys, which pydantic ignores in standard dataclasses, other values in place of tables, and whole
+    numbers beyond TOML's 64 bits."""
     if not isinstance(data, dict):
-        return
+        raise InputError(f"{name}: {where.rstrip('.')} is {_shown(data)}; it must be a table")
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key, value in data.items():
         if key not in fields:
             known = ", ".join(sorted(fields))
             raise InputError(f"{name}: {where}{key} is not a known field; known here: {known}")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise InputError(f"{name}: {where}{key} is a whole number of more than 64 bits")
         default = fields[key].default_factory
         if key == "agents":
-            for item in value if isinstance(value, list) else []:
+            if not isinstance(value, list):
+                raise InputError(f"{name}: agents is {_shown(value)}; write one [[agents]] table per agent")
+            for item in value:
                 _refuse_unknown(item, AgentSettings, name, "agents.")
         elif dataclasses.is_dataclass(default):
             _refuse_unknown(value, default, name, f"{where}{key}.")
+
+
+def _shown(value: Any) -> str:
+    return f"of type {type(value).__name__}" if isinstance(value, dict | list) else f"{value!r:.80}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import bdc
 
 PACKAGE = Path(bdc.__file__).parent
-BASE = {"errors", "testcase", "machine"}
+BASE = {"errors", "testcase", "machine", "ranges"}
 STAGE = {"runs", "progress"}
 ALLOWED = {
     "machine": set(),

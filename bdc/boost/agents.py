@@ -14,22 +14,16 @@ def make_agents(settings: Sequence[AgentSettings]) -> list[Agent]:
     """Agents in the order given.
 
     Raises:
-        InputError: no agent, two of one name, or a server without ``base_url``.
+        InputError: no agent.
+        MissingExtraError: a backend's package is not installed.
     """
-    names = [agent.name for agent in settings]
-    if not names:
+    if not settings:
         raise InputError("the configuration names no agent; add at least one [[agents]] table with name and model")
-    if len(set(names)) < len(names):
-        raise InputError(f"agent names must differ, got {', '.join(names)}")
     return [Agent(agent.name, _backend(agent), agent) for agent in settings]
 
 
 def _backend(agent: AgentSettings) -> LLM:
     if agent.backend == "openai":
-        if not agent.base_url:
-            raise InputError(
-                f"agent {agent.name}: backend openai needs base_url, for instance http://localhost:8000/v1"
-            )
         return OpenAICompatible(
             agent.base_url,
             agent.model,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from bdc.errors import InputError
+from bdc.llm.openai import check_base_url
+from bdc.ranges import MOST_SEED, check_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +35,23 @@ class AgentSettings:
 
     def __post_init__(self) -> None:
         where = f"agent {self.name}"
-        if not self.name or not self.model:
-            raise InputError(f"{where}: name and model must not be empty")
-        for name in ("batch_size", "concurrency"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{where}: {name} is {getattr(self, name)}; it must be at least 1")
-        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
-            raise InputError(
-                f"{where}: temperature {self.temperature} and top_p {self.top_p} must be >= 0 and in (0, 1]"
-            )
-        if not self.timeout > 0:
-            raise InputError(f"{where}: timeout is {self.timeout}; it must be above 0 seconds")
+        for name in ("name", "model"):
+            text = getattr(self, name)
+            if not text.strip() or not text.isprintable():
+                raise InputError(f"{where}: {name} is {text!r}; it must be printable text and not empty")
+        check_ranges(self, f"{where}: ", "batch_size", "concurrency", low=1)
+        check_ranges(self, f"{where}: ", "temperature", low=0, high=100)
+        check_ranges(self, f"{where}: ", "top_p", low=0, above=True, high=1)
+        check_ranges(self, f"{where}: ", "timeout", low=0, above=True, high=1e6)
+        prices = ("usd_per_million_prompt_tokens", "usd_per_million_completion_tokens")
+        check_ranges(self, f"{where}: ", *prices, low=0, high=math.inf, below=True)
+        if self.base_url and self.backend != "openai":
+            raise InputError(f'{where}: base_url is given, but backend is {self.backend}; add backend = "openai"')
+        if self.backend == "openai":
+            try:
+                check_base_url(self.base_url)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +68,8 @@ class BudgetSettings:
     max_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("max_calls", "max_tokens", "max_usd", "max_seconds"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"boost.budget.{name} is {getattr(self, name)}; it must be 0 (no cap) or more")
+        names = ("max_calls", "max_tokens", "max_usd", "max_seconds")
+        check_ranges(self, "boost.budget.", *names, low=0, high=math.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +101,12 @@ class BoostSettings:
     budget: BudgetSettings = field(default_factory=BudgetSettings)
 
     def __post_init__(self) -> None:
-        for name in (
-            "rollouts",
-            "width",
-            "programs_per_agent",
-            "max_depth",
-            "max_failures",
-            "proposal_tokens",
-            "program_tokens",
-            "reflection_tokens",
-            "traces_per_problem",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"boost.{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 < self.gamma <= 1:
-            raise InputError(f"boost.gamma is {self.gamma}; it must lie in (0, 1]")
-        if not (self.c_base > 0 and self.c > 0):
-            raise InputError(f"boost.c_base and boost.c are {self.c_base} and {self.c}; they must be above 0")
+        counts = ("rollouts", "max_depth", "max_failures", "traces_per_problem")
+        check_ranges(self, "boost.", *counts, low=1)
+        check_ranges(self, "boost.", "width", "programs_per_agent", low=1, high=1000)
+        check_ranges(self, "boost.", "proposal_tokens", "program_tokens", "reflection_tokens", low=1, high=1e6)
+        check_ranges(self, "boost.", "gamma", low=0, above=True, high=1)
+        check_ranges(self, "boost.", "c_base", "c", low=0, above=True, high=math.inf, below=True)
+        check_ranges(self, "boost.", "seed", low=0, high=MOST_SEED)
         if not self.pairs or len(set(self.pairs)) < len(self.pairs):
             raise InputError(f"boost.pairs is {list(self.pairs)}; name at least one kind of pair, and each once")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from bdc.errors import InputError
+from bdc.ranges import MOST_SEED, check_ranges
 
 Weighting = Literal["rank", "release", "expert"]
 Ablation = Literal["expert-gate", "no-centroids"]
@@ -49,12 +50,13 @@ class CustomizeSettings:
         return replace(self, ablations=(), **changed)
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "layer_dim", "epochs", "batch_size", "micro_tokens", "max_length"):
-            if getattr(self, name) < 1:
-                raise InputError(f"customize.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"customize.{name} is {getattr(self, name)}; it must be above 0")
+        where = "customize."
+        check_ranges(self, where, "epochs", "batch_size", "micro_tokens", "max_length", low=1)
+        check_ranges(self, where, "hidden", "layer_dim", low=1, high=65536)
+        check_ranges(self, where, "lr", "max_grad_norm", low=0, above=True, high=math.inf, below=True)
+        check_ranges(self, where, "weight_decay", low=0, high=math.inf, below=True)
+        check_ranges(self, where, "warmup", low=0, high=1)
+        check_ranges(self, where, "seed", low=0, high=MOST_SEED)
 
 
 RELEASE = CustomizeSettings(weighting="release", epochs=1)

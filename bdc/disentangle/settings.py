@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from bdc.errors import InputError
+from bdc.ranges import MOST_SEED, check_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +53,26 @@ class DisentangleSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.k != "auto" and self.k < 1:
-            raise InputError(f"disentangle.k is {self.k}; it must be at least 1, or auto")
+        where = "disentangle."
+        for name in ("base_model", "encoder"):
+            if not getattr(self, name).strip():
+                raise InputError(f"{where}{name} is empty; name a model that `bdc models list` prints, or its folder")
+        if self.k != "auto":
+            check_ranges(self, where, "k", low=1, high=1000)
         low, high = self.k_range
-        if not 2 <= low <= high:
-            raise InputError(f"disentangle.k_range is {low}..{high}; it must be two numbers, 2 <= low <= high")
-        for name in ("min_cluster_size", "rank", "epochs", "batch_size", "micro_tokens", "max_length"):
-            if getattr(self, name) < 1:
-                raise InputError(f"disentangle.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("alpha", "lr", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"disentangle.{name} is {getattr(self, name)}; it must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"disentangle.dropout is {self.dropout}; it must lie in [0, 1)")
-        if not self.target_modules:
-            raise InputError('disentangle.target_modules is empty; name module endings or use ["all-linear"]')
+        if not 2 <= low <= high <= 1000:
+            raise InputError(f"{where}k_range is {low}..{high}; it must be two numbers, 2 <= low <= high <= 1000")
+        check_ranges(self, where, "min_cluster_size", "epochs", "batch_size", "micro_tokens", "max_length", low=1)
+        check_ranges(self, where, "rank", low=1, high=4096)
+        check_ranges(self, where, "alpha", "lr", "max_grad_norm", low=0, above=True, high=math.inf, below=True)
+        check_ranges(self, where, "weight_decay", low=0, high=math.inf, below=True)
+        check_ranges(self, where, "dropout", low=0, high=1, below=True)
+        check_ranges(self, where, "warmup", low=0, high=1)
+        check_ranges(self, where, "seed", low=0, high=MOST_SEED)
+        if not self.target_modules or not all(name.strip() for name in self.target_modules):
+            raise InputError(
+                f'{where}target_modules is {list(self.target_modules)}; name module endings or use ["all-linear"]'
+            )
 
 
 RELEASE = DisentangleSettings(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bdc.errors import InputError
+from bdc.ranges import MOST_SEED, check_ranges
 
 Protocol = Literal["direct", "thoughts"]
 
@@ -38,12 +39,12 @@ class EvaluateSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("program_tokens", "thought_tokens", "batch_size", "bootstrap"):
-            if getattr(self, name) < 1:
-                raise InputError(f"evaluate.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("temperature", "max_problems", "seed"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"evaluate.{name} is {getattr(self, name)}; it must be 0 or more")
+        where = "evaluate."
+        check_ranges(self, where, "batch_size", low=1)
+        check_ranges(self, where, "program_tokens", "thought_tokens", "bootstrap", low=1, high=1e6)
+        check_ranges(self, where, "temperature", low=0, high=100)
+        check_ranges(self, where, "max_problems", low=0)
+        check_ranges(self, where, "seed", low=0, high=MOST_SEED)
         if self.protocol not in ("direct", "thoughts"):
             raise InputError(f"evaluate.protocol is {self.protocol!r}; use direct or thoughts")
         if not self.systems or len(set(self.systems)) < len(self.systems):

@@ -31,9 +31,11 @@ class Request:
 class Completion:
     """The answer to one request.
 
+    ``text`` is valid Unicode without NUL characters, whatever the model wrote (see `storable`).
     ``finish_reason`` is ``stop`` (end of turn or a stop string), ``length`` (``max_tokens`` reached) or ``error`` (the
-    request itself was refused, for instance a prompt beyond the context; ``text`` is then empty). ``seconds`` is
-    wall time: from submission to answer at a server, the row's share of its batch's time in this process.
+    request itself was refused, for instance a prompt beyond the context; ``text`` then says why). Numbers of tokens are
+    0 where a server does not give them. ``seconds`` is wall time: from submission to answer at a server, the row's
+    share of its batch's time in this process.
     """
 
     text: str
@@ -41,6 +43,14 @@ class Completion:
     completion_tokens: int
     finish_reason: str
     seconds: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", storable(self.text))
+
+
+def storable(text: str) -> str:
+    """``text`` with U+FFFD for each character that no database, file or program can hold: lone surrogates and NUL."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
 
 
 @runtime_checkable

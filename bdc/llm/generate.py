@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bdc.errors import InputError
 from bdc.llm.attention import decoding
+from bdc.llm.base import storable
 from bdc.llm.kvcache import ROOM, KVCache
 from bdc.llm.sampling import sample, uniforms
 from bdc.llm.stopping import StopStrings, decode
@@ -32,7 +33,8 @@ _COMPACT_AT = 8  # rows leave the cache once 1/8 of those in it are done
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What one prompt got: ``tokens`` as sampled (an end-of-turn token included), ``text`` up to the stop."""
+    """What one prompt got: ``tokens`` as sampled (an end-of-turn token included), ``text`` up to the stop, made
+    `storable`."""
 
     tokens: list[int]
     text: str
@@ -173,7 +175,7 @@ class _Rows:
         out = []
         for tokens, reason, stops in zip(self.tokens, self.reason, self.stops, strict=True):
             ended = tokens[-1] in self.end_tokens
-            text = stops.cut(decode(self.tokenizer, tokens[:-1] if ended else tokens))
+            text = storable(stops.cut(decode(self.tokenizer, tokens[:-1] if ended else tokens)))
             out.append(Generation(tokens, text, reason))
         return out
 

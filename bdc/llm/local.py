@@ -85,7 +85,11 @@ class Local:
             order = []
             for i in sorted(range(len(requests)), key=lambda i: (len(prompts[i]), prompts[i])):
                 if context is not None and len(prompts[i]) + requests[i].max_tokens > context:
-                    answers[i] = Completion("", len(prompts[i]), 0, "error", 0.0)
+                    why = (
+                        f"the prompt has {len(prompts[i])} tokens and asks for {requests[i].max_tokens} more, "
+                        f"but the model's context is {context}"
+                    )
+                    answers[i] = Completion(why, len(prompts[i]), 0, "error", 0.0)
                 else:
                     order.append(i)
             step = self.batch_size or len(order)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from bdc.errors import InputError, LLMError, MissingExtraError
 from bdc.llm.base import Completion, Request
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _LONGEST_WAIT = 60.0
+_COUNTS = ("prompt_tokens", "completion_tokens")
 
 
 class OpenAICompatible:
@@ -26,7 +27,8 @@ class OpenAICompatible:
     Args:
         base_url: up to and including the version, such as ``http://localhost:8000/v1``.
         model: the server's name for the model.
-        api_key_env: environment variable that holds the key; it may be unset for servers that ask for none.
+        api_key_env: environment variable that holds the key; it may be unset for servers that ask for none. Blanks around
+            the key are left out.
         concurrency: requests in flight at once.
         timeout: seconds for one attempt.
         retries: further attempts after a timeout, a broken connection, an unreadable answer, or status 408, 409, 425,
@@ -34,8 +36,9 @@ class OpenAICompatible:
         backoff: seconds before the first retry; doubles each time, with jitter.
         extra: further fields for every request's body (for example ``{"chat_template_kwargs": ...}``).
 
-    Raises (from `complete`):
-        LLMError: a request failed for good; says which status and what the server wrote.
+    Raises:
+        InputError: the URL or the key cannot be sent.
+        LLMError (from `complete`): a request failed for good; says which status and what the server wrote.
     """
 
     def __init__(
@@ -50,8 +53,7 @@ class OpenAICompatible:
         backoff: float = 0.5,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise InputError(f"base_url must begin with http:// or https://, not {base_url!r}.")
+        check_base_url(base_url)
         self.base_url = base_url.rstrip("/")
         self.model = model
         self.name = f"openai:{self.base_url}:{model}"
@@ -59,7 +61,9 @@ class OpenAICompatible:
         self.concurrency = max(1, concurrency)
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self.extra = dict(extra or {})
-        key = os.environ.get(api_key_env, "")
+        key = os.environ.get(api_key_env, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise InputError(f"environment variable {api_key_env} holds no API key: it has characters that no key has")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -123,46 +127,94 @@ class OpenAICompatible:
             try:
                 response = await client.post(f"{self.base_url}/chat/completions", json=body)
                 if response.status_code == 200:
-                    return _completion(response.json(), time.perf_counter() - begin)
-                trouble = f"status {response.status_code}: {_said(response)}"
+                    if answered := _completion(response.json(), time.perf_counter() - begin):
+                        return answered
+                    trouble = f"an answer without a message: {_said(response)}"
+                else:
+                    trouble = f"status {response.status_code}: {_said(response)}"
                 if response.status_code in {400, 413, 422}:
-                    return Completion("", 0, 0, "error", time.perf_counter() - begin)
-                if response.status_code not in _RETRIED:
+                    return Completion(trouble, 0, 0, "error", time.perf_counter() - begin)
+                if response.status_code != 200 and response.status_code not in _RETRIED:
                     break
                 wait = _retry_after(response.headers.get("retry-after"), wait)
             except httpx.TimeoutException:
                 trouble = f"no answer within {self.timeout:g} s"
             except httpx.HTTPError as error:
                 trouble = f"{type(error).__name__}: {error}"
-            except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, ValueError) as error:
+            except httpx.InvalidURL as error:
+                raise InputError(f"base_url is {self.base_url!r:.200}: {error}") from error
+            except (ValueError, RecursionError) as error:
                 trouble = f"an unreadable answer ({type(error).__name__}: {error})"
             if attempt < self.retries:
                 await asyncio.sleep(wait)
         raise LLMError(f"{self.base_url} gave no completion from {self.model} after {attempt + 1} attempts: {trouble}")
 
 
-def _completion(answer: Any, seconds: float) -> Completion:
-    choice = answer["choices"][0]
-    text = choice["message"].get("content")
-    if not isinstance(text, str | None):
-        raise TypeError("content is not text")
-    usage = answer.get("usage") or {}
-    reason = choice.get("finish_reason") or "stop"
-    return Completion(
-        text or "",
-        int(usage.get("prompt_tokens", 0)),
-        int(usage.get("completion_tokens", 0)),
-        reason if reason in {"stop", "length"} else "error" if reason == "content_filter" else "stop",
-        seconds,
-    )
+def check_base_url(url: str) -> None:
+    """Check that requests can be sent below a URL.
+
+    Raises:
+        InputError: they cannot; says what is wrong with it.
+    """
+    wrong = ""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        host.encode("idna")
+    except ValueError as error:
+        wrong = str(error)
+    else:
+        if parts.scheme not in ("http", "https"):
+            wrong = "it must begin with http:// or https://"
+        elif not host or port == 0:
+            wrong = "it has no host" if not host else "no server has port 0"
+        elif not host.isascii():
+            wrong = "its host must be ASCII (a name in other letters has such a form, which begins with xn--)"
+        elif any(not char.isprintable() or char.isspace() for char in url):
+            wrong = "it has a blank or a control character in it"
+        elif parts.query or parts.fragment:
+            wrong = "it must end with the path, without ? and #"
+        elif parts.path.rstrip("/").endswith("/completions"):
+            wrong = "it must end before /chat/completions, which is added to it"
+    if wrong:
+        raise InputError(f"base_url is {url!r:.200}: {wrong}; a right one is http://localhost:8000/v1")
+
+
+def _completion(answer: Any, seconds: float) -> Completion | None:
+    """What a server answered, or None where that holds no message.
+
+    The answer has been paid for, and servers differ in all but the message itself: odd counts of tokens are 0, any
+    reason to finish but "length" is a stop, and a message without text (a refusal, a call of a tool) is an empty one.
+    """
+    try:
+        choice = answer["choices"][0]
+        content = choice["message"].get("content")
+    except (LookupError, TypeError, AttributeError):
+        return None
+    usage = answer.get("usage")
+    counts = [_count(usage.get(name)) for name in _COUNTS] if isinstance(usage, dict) else [0, 0]
+    reason = "length" if choice.get("finish_reason") == "length" else "stop"
+    return Completion(_text(content), counts[0], counts[1], reason, seconds)
+
+
+def _text(content: Any) -> str:
+    """The text of a message, which may come in parts."""
+    if isinstance(content, list):
+        return "".join(_text(part.get("text") if isinstance(part, dict) else part) for part in content)
+    return content if isinstance(content, str) else ""
+
+
+def _count(value: Any) -> int:
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if plain and 0 <= value < 2**53 else 0
 
 
 def _said(response: httpx.Response) -> str:
     try:
         error = response.json()["error"]
         return str(error.get("message") if isinstance(error, dict) else error)[:300]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return response.text[:300].strip() or "no message"
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return response.text[:300].strip() or "an empty body"
 
 
 def _retry_after(header: str | None, otherwise: float) -> float:

@@ -7,7 +7,10 @@ import re
 import textwrap
 from typing import Any, NamedTuple
 
+from bdc.llm.base import storable
+
 MAX_THOUGHT = 400  # characters; what is longer is no single step
+MAX_PROGRAM = 200_000  # characters; what is longer is a model that repeats itself
 
 
 class Proposal(NamedTuple):
@@ -17,7 +20,10 @@ class Proposal(NamedTuple):
     score: float
 
 
-_FENCE = re.compile(r"^(.*?)`{3,}[ \t]*([\w+-]*)[ \t]*$")
+# Models repeat themselves: no pattern here may take more than linear time in the length of a text.
+_FENCE_END = re.compile(r"[ \t]*+([\w+-]*+)[ \t]*+")
+_CODE = re.compile(r"^[^\S\n]*+(def |import |from |print\(|return |for |while |class |if )", re.MULTILINE)
+_DEFINITION = re.compile(r"^[^\S\n]*+(async )?def ", re.MULTILINE)
 _PYTHON = ("", "python", "py", "python3")
 _MARK = re.compile(r"^\s*(?:(?:step|idea|thought)\s*\d*\s*[:.)-]|\(?\d{1,2}[.):]|[-*•])\s*", re.IGNORECASE)
 _SCORE = re.compile(
@@ -25,6 +31,7 @@ _SCORE = re.compile(
     re.IGNORECASE,
 )
 _DEFAULT_SCORE = 0.5
+_FRILLS = 100  # characters that a mark and a score may take beside a thought
 
 
 def parse_proposals(text: str, limit: int) -> list[Proposal]:
@@ -67,24 +74,24 @@ def _from_json(text: str) -> list[Proposal]:
         return []
     try:
         items = json.loads(text[start : end + 1])
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return [proposal for item in items if (proposal := _json_item(item))] if isinstance(items, list) else []
 
 
 def _json_item(item: Any) -> Proposal | None:
     if isinstance(item, str):
-        return _clean(item)
+        return _clean(storable(item))
     if not isinstance(item, dict):
         return None
     words = next((item[key] for key in ("thought", "step", "idea", "text") if isinstance(item.get(key), str)), "")
     score = next(
         (item[key] for key in ("score", "reasonableness", "rating") if isinstance(item.get(key), int | float)), None
     )
-    cleaned = _clean(words)
+    cleaned = _clean(storable(words))
     if cleaned is None or score is None:
         return cleaned
-    return Proposal(cleaned.text, _scaled(float(score)))
+    return Proposal(cleaned.text, _scaled(score))
 
 
 def _from_lines(text: str) -> list[Proposal]:
@@ -94,7 +101,10 @@ def _from_lines(text: str) -> list[Proposal]:
 
 
 def _clean(line: str) -> Proposal | None:
-    line = _MARK.sub("", line.strip(), count=1)
+    line = " ".join(line.split())
+    if len(line) > MAX_THOUGHT + _FRILLS:
+        return None
+    line = _MARK.sub("", line, count=1)
     score = _DEFAULT_SCORE
     if found := _SCORE.search(line):
         score = _scaled(float(found.group(1)))
@@ -112,7 +122,9 @@ def _clean(line: str) -> Proposal | None:
 
 
 def _scaled(score: float) -> float:
-    return min(max(score / 10.0 if score > 1.0 else score, 0.0), 1.0)
+    if not 0 <= score <= 10:  # NaN too
+        return 1.0 if score > 10 else 0.0
+    return score / 10.0 if score > 1.0 else float(score)
 
 
 def _split_fences(text: str) -> tuple[list[str], list[tuple[str, str]]]:
@@ -124,12 +136,11 @@ def _split_fences(text: str) -> tuple[list[str], list[tuple[str, str]]]:
     blocks: list[tuple[str, list[str]]] = []
     inside = False
     for line in text.splitlines():
-        found = _FENCE.match(line)
         target = blocks[-1][1] if inside else prose
-        if found is None:
+        before, language = _cut_fence(line)
+        if language is None:
             target.append(line)
             continue
-        before, language = found.groups()
         if before.strip():
             target.append(before)
         inside = not inside or bool(language)
@@ -138,25 +149,32 @@ def _split_fences(text: str) -> tuple[list[str], list[tuple[str, str]]]:
     return prose, [(language, "\n".join(body)) for language, body in blocks]
 
 
+def _cut_fence(line: str) -> tuple[str, str | None]:
+    """What stands before a fence at the end of a line, and the fence's language; (the line, None) without a fence."""
+    at = line.rfind("```")
+    found = _FENCE_END.fullmatch(line, at + 3) if at >= 0 else None
+    return (line[:at].rstrip("`"), found.group(1)) if found else (line, None)
+
+
 def extract_program(text: str, starter_code: str = "") -> str | None:
     """The program in a reply: the longest fenced block of Python, else the reply itself if it looks like code.
 
     A block that only continues ``starter_code`` (a function's body, indented or not) is put under it.
 
     Returns:
-        Source text, or None when the reply holds no code.
+        Source text, or None when the reply holds no code or more than `MAX_PROGRAM` characters of it.
     """
     blocks = [body for language, body in _split_fences(text)[1] if language in _PYTHON and body.strip()]
     if blocks:
         code = max(blocks, key=len)
-    elif re.search(r"^\s*(def |import |from |print\(|return |for |while |class |if )", text, re.MULTILINE):
-        code = "\n".join(_FENCE.sub(r"\1", line) for line in text.splitlines())
+    elif _CODE.search(text):
+        code = "\n".join(_cut_fence(line)[0] for line in text.splitlines())
     else:
         return None
     code = code.strip("\n")
-    if not code.strip():
+    if not code.strip() or len(code) > MAX_PROGRAM:
         return None
-    if starter_code.strip() and not re.search(r"^\s*(async )?def ", code, re.MULTILINE):
+    if starter_code.strip() and not _DEFINITION.search(code):
         if re.search(r"^return\b", code, re.MULTILINE):
             code = textwrap.indent(code, "    ")
         if code[:1] in (" ", "\t"):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 
 from bdc.errors import InputError
 
+_MOST = 10**9  # what the kernel's limits hold, whatever the unit
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -35,9 +37,9 @@ class Limits:
                 isinstance(value, bool)
                 or not isinstance(value, (int, float))
                 or not math.isfinite(value)
-                or value < low
+                or not low <= value <= _MOST
             ):
-                raise InputError(f"limit {item.name} is {value!r}; it must be a positive, finite number")
+                raise InputError(f"limit {item.name} is {value!r}; it must be a positive number, at most {_MOST}")
         if self.wall_seconds < self.cpu_seconds:
             raise InputError(
                 f"limit wall_seconds ({self.wall_seconds}) is below cpu_seconds ({self.cpu_seconds}); raise the former"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,6 +78,41 @@ def test_bare_body_goes_under_the_signature() -> None:
 
 def test_unfinished_fence_is_read_to_the_end() -> None:
     assert extract_program("```python\ndef f(x):\n    return x") == "def f(x):\n    return x\n"
+
+
+LONG = 100_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" + " " * LONG + "b",
+        "1. " + "x" * 50 + " " * LONG + "y",
+        "\n" * LONG + "x",
+        "`" * LONG + "x!",
+        "```" + "\t" * LONG + "x y",
+        "[" * LONG + "]" * LONG,
+        "x" + "." * LONG + "!",
+        "(8" * LONG,
+        '["' + "\\ud800" * LONG + '"]',
+        "```python\n" + "x = 1\n" * LONG + "```",
+    ],
+    ids=lambda text: text[:12],
+)
+def test_a_model_that_repeats_itself_is_read_at_once(text: str) -> None:
+    began = time.process_time()
+    proposals, program = parse_proposals(text, 3), extract_program(text, "def f(x):")
+    assert time.process_time() - began < 5  # it was hours
+    assert all(len(proposal.text) <= 401 for proposal in proposals)
+    assert program is None
+
+
+def test_json_with_odd_values_is_read() -> None:
+    scores = ["9" * 400, "NaN", "1e999", "-Infinity", "-3", "true", "7"]
+    items = [f'{{"thought": "Sort the words {i}.\\ud800", "score": {score}}}' for i, score in enumerate(scores)]
+    found = parse_proposals(f"[{', '.join(items)}]", 9)
+    assert [proposal.score for proposal in found] == [1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.7]
+    assert found[0].text == "Sort the words 0.\ufffd."
 
 
 @given(st.text(max_size=400))

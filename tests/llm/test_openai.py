@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ def test_lasting_faults_are_named(local: Local, faults: list[int | str | float],
 def test_a_refused_request_fails_alone(local: Local) -> None:
     with ChatServer(local, faults=[400]) as server:
         first, second = run(server, [ask("Hi", max_tokens=2), ask("Hi", max_tokens=2)], concurrency=1)
-    assert (first.finish_reason, first.text) == ("error", "")
+    assert (first.finish_reason, first.text) == ("error", "status 400: fault 400")
     assert second.completion_tokens == 2
 
 
@@ -114,6 +115,92 @@ def test_a_client_survives_several_event_loops(local: Local) -> None:
     assert len(texts) == 1
 
 
-def test_the_url_must_be_one() -> None:
-    with pytest.raises(InputError, match="base_url"):
-        OpenAICompatible("localhost:8000/v1", "m")
+def answer(content: Any, usage: Any = None, **choice: Any) -> bytes:
+    """The body of an answer, escapes and all."""
+    message = {"role": "assistant", "content": content}
+    return json.dumps({"choices": [{"message": message, "finish_reason": "stop"} | choice], "usage": usage}).encode()
+
+
+PLAIN = "Paris."
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (answer("a\ud800b\udc00"), ("a\ufffdb\ufffd", 0, 0, "stop")),
+        (answer("\ud83d\ude00 \x00"), ("\U0001f600 \ufffd", 0, 0, "stop")),
+        (answer(None, refusal="no"), ("", 0, 0, "stop")),
+        (answer([{"type": "text", "text": "Par"}, {"type": "image_url"}, 7, "is."]), (PLAIN, 0, 0, "stop")),
+        (answer({"text": 1}), ("", 0, 0, "stop")),
+        (answer(PLAIN, finish_reason=None), (PLAIN, 0, 0, "stop")),
+        (answer(PLAIN, finish_reason=["length"]), (PLAIN, 0, 0, "stop")),
+        (answer(PLAIN, finish_reason="length"), (PLAIN, 0, 0, "length")),
+        (answer(PLAIN, finish_reason="content_filter"), (PLAIN, 0, 0, "stop")),
+        (answer(PLAIN, [1, 2]), (PLAIN, 0, 0, "stop")),
+        (answer(PLAIN, "many"), (PLAIN, 0, 0, "stop")),
+        (answer(PLAIN, {"prompt_tokens": None}), (PLAIN, 0, 0, "stop")),
+        (answer(PLAIN, {"prompt_tokens": "12", "completion_tokens": -1}), (PLAIN, 0, 0, "stop")),
+        (answer(PLAIN, {"prompt_tokens": 7.0, "completion_tokens": float("nan")}), (PLAIN, 7, 0, "stop")),
+        (answer(PLAIN, {"prompt_tokens": True, "completion_tokens": 10**30}), (PLAIN, 0, 0, "stop")),
+        (b'{"choices": [{"message": {"tool_calls": []}}]}', ("", 0, 0, "stop")),
+    ],
+)
+def test_a_paid_answer_is_taken_whatever_is_odd_about_it(body: bytes, expected: tuple[str, int, int, str]) -> None:
+    with ChatServer(None, faults=[body]) as server:  # type: ignore[arg-type]
+        (got,) = run(server, [ask("Hi")], retries=0)
+    assert (got.text, got.prompt_tokens, got.completion_tokens, got.finish_reason) == expected
+    got.text.encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"[]", "without a message"),
+        (b'{"choices": [{"message": null}]}', "without a message"),
+        (b'{"choices": {"0": 1}}', "without a message"),
+        (b'{"error": {"message": "no credit left", "code": 402}}', "without a message: no credit left"),
+        (b"[" * 100_000, "unreadable answer"),
+        (b"\xff\xfe\xfa", "unreadable answer"),
+        (b"", "unreadable answer"),
+    ],
+)
+def test_what_is_no_answer_is_asked_for_again_and_named(body: bytes, words: str) -> None:
+    with ChatServer(None, faults=[body] * 2) as server:  # type: ignore[arg-type]
+        with pytest.raises(LLMError, match=words):
+            run(server, [ask("Hi")], retries=1)
+        assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:8000/v1",
+        "ftp://host/v1",
+        "http://",
+        "http:///v1",
+        "http://[::1",
+        "http://a b/v1",
+        "http://host:99999999/v1",
+        "http://host:port/v1",
+        "http://host:0/v1",
+        "http://.../v1",
+        "http://host\n/v1",
+        "http://host/v1?key=1",
+        "http://host/v1/chat/completions",
+        "http://\u2603/v1",
+        "http://" + "a" * 300 + "/v1",
+    ],
+)
+def test_the_url_must_be_one(url: str) -> None:
+    with pytest.raises(InputError, match="base_url is"):
+        OpenAICompatible(url, "m")
+
+
+def test_the_key_must_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BDC_TEST_KEY", "sk-1\nsk-2")
+    with pytest.raises(InputError, match="BDC_TEST_KEY"):
+        OpenAICompatible("http://localhost/v1", "m", api_key_env="BDC_TEST_KEY")
+    monkeypatch.setenv("BDC_TEST_KEY", " sk-1\n")
+    llm = OpenAICompatible("http://localhost/v1", "m", api_key_env="BDC_TEST_KEY")
+    assert llm._headers == {"Authorization": "Bearer sk-1"}

@@ -78,7 +78,7 @@ def test_a_run_of_another_format_is_left_alone(finished: Path, capsys: pytest.Ca
         ("train = 8", "train = 0", "problems.train"),
         ("train = 8", "train = 800", "only 13 different"),
         ('sources = ["jsonl:', 'sources = ["cooking:', "cooking"),
-        ('backend = "openai"', 'backend = "local"', "'left'"),
+        ('backend = "openai"', 'backend = "local"', "agent left: base_url is given"),
         ("workers = 1", "wall_seconds = -1", "wall"),
         ('[[agents]]\nname = "right"', '[[agents]]\nname = "left"', "agent names must differ"),
         ("\nk = 2", "\nk = 0", "disentangle.k"),

@@ -18,10 +18,12 @@ class ChatServer:
     """Serves ``/v1/chat/completions`` from an `LLM`; before that, each queued fault answers one request.
 
     Faults: an int is that HTTP status, "garbage" a body that is not JSON, "shape" JSON of another shape, "drop" a
-    closed connection, a float a silence of that many seconds.
+    closed connection, a float a silence of that many seconds, bytes the body of an answer with status 200.
     """
 
-    def __init__(self, llm: LLM, faults: Sequence[int | str | float] = (), retry_after: str | None = None) -> None:
+    def __init__(
+        self, llm: LLM, faults: Sequence[int | str | float | bytes] = (), retry_after: str | None = None
+    ) -> None:
         self.llm, self.faults, self.retry_after = llm, list(faults), retry_after
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -71,12 +73,14 @@ class ChatServer:
 
         return Handler
 
-    def _fail(self, handler: BaseHTTPRequestHandler, fault: int | str | float) -> bool:
+    def _fail(self, handler: BaseHTTPRequestHandler, fault: int | str | float | bytes) -> bool:
         """Play the fault; True if the request should still be answered."""
         if isinstance(fault, float):
             time.sleep(fault)
             return True
-        if fault == "drop":
+        if isinstance(fault, bytes):
+            self._send(handler, 200, fault)
+        elif fault == "drop":
             handler.close_connection = True
             handler.connection.close()
         elif fault == "garbage":
@@ -87,8 +91,8 @@ class ChatServer:
             self._send(handler, int(fault), json.dumps({"error": {"message": f"fault {fault}"}}))
         return False
 
-    def _send(self, handler: BaseHTTPRequestHandler, status: int, text: str) -> None:
-        data = text.encode()
+    def _send(self, handler: BaseHTTPRequestHandler, status: int, body: str | bytes) -> None:
+        data = body.encode() if isinstance(body, str) else body
         handler.send_response(status)
         handler.send_header("Content-Type", "application/json")
         handler.send_header("Content-Length", str(len(data)))
