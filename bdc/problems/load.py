@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
 from bdc.errors import InputError
 from bdc.problems import apps, codecontests, hub, humaneval, mbpp
 from bdc.problems.problem import Problem
-from bdc.problems.records import Record, read_problems
+from bdc.problems.records import Parser, read_problems
 
-_READERS: dict[str, Callable[[Record], Problem]] = {
+_READERS: dict[str, Parser] = {
     "humaneval": humaneval.parse,
     "mbpp": mbpp.parse,
     "apps": apps.parse,
@@ -43,10 +42,17 @@ def load(source: str) -> list[Problem]:
         return hub.fetch(source, _READERS[source])
     name, colon, path = source.partition(":")
     if colon and path and name in _READERS:
-        return read_problems(Path(path).expanduser(), _READERS[name])
+        return read_problems(_place(path), _READERS[name])
     if source.endswith((".jsonl", ".jsonl.gz")):
-        return read_problems(Path(source).expanduser(), Problem.from_json)
+        return read_problems(_place(source), Problem.from_json)
     known = ", ".join(f"{name}:PATH" for name in _READERS)
     raise InputError(
-        f"problem source {source!r} is unknown; it must be mini, {', '.join(hub.SETS)}, {known} or a path to .jsonl"
+        f"problem source {source!r:.200} is unknown; it must be mini, {', '.join(hub.SETS)}, {known} or a path to .jsonl"
     )
+
+
+def _place(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~ of nobody
+        raise InputError(f"problem file {path} cannot be found: {error}") from error

