@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bdc import __version__, judging
 from bdc.errors import BdcError, InputError
-from bdc.runs import STAGES, Run, atomic_write
+from bdc.runs import STAGES, Run, atomic_write, describe_os_error
 
 if TYPE_CHECKING:
     from bdc.config import Config
@@ -23,9 +25,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     # Active waiting between small parallel regions makes shared cores crawl; it has to be set before OpenMP starts.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    args = _parser().parse_args(argv)
+    _open_standard_streams()
+    code = _run_command(argv)
     try:
-        return int(args.run(args))
+        sys.stderr.flush()
+    except OSError:  # nobody can be told, and the work's exit code stands
+        _to_nowhere(sys.stderr)
+    return code
+
+
+def _run_command(argv: Sequence[str] | None) -> int:
+    try:
+        try:
+            args = _parser().parse_args(argv)
+            return int(args.run(args))
+        finally:
+            sys.stdout.flush()  # here a failure is one to report; when the interpreter exits it is too late
     except InputError as error:
         return _fail(error, 2)
     except BdcError as error:
@@ -33,14 +48,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed; install the pipeline's packages with: pip install 'bdc[run]'", 2)
     except BrokenPipeError:  # the reader of stdout went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _to_nowhere(sys.stdout)
         return 1
+    except OSError as error:
+        _to_nowhere(sys.stdout)
+        # What was opened by name has it; the rest is standard output, or a call such as fork.
+        where = error.filename or "standard output or the operating system"
+        return _fail(f"{where}: {describe_os_error(error)}", 2)
+    except MemoryError:
+        return _fail("the memory is full; the same command goes on where it stopped once there is more", 1)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on where it stopped", 1)
 
 
+def _open_standard_streams() -> None:
+    """Point closed standard streams to nowhere: files opened later would get their descriptors, and output with them."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+            os.set_inheritable(descriptor, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    """Let what is left in the buffer of a broken stream vanish."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _fail(message: object, code: int) -> int:
-    print(f"bdc: {' '.join(str(message).split())}", file=sys.stderr)
+    text = " ".join(str(message).split())
+    with contextlib.suppress(OSError):
+        print(f"bdc: {''.join(char if char.isprintable() else '?' for char in text)}", file=sys.stderr)
     return code
 
 

@@ -56,8 +56,11 @@ class Progress:
             return
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
-        else:
+            return
+        try:
             print(text, file=sys.stderr, flush=True)
+        except OSError:  # a log on a full disk, a terminal that is gone: no reason to stop the work
+            self.mode = "quiet"
 
     @contextlib.contextmanager
     def task(self, label: str, total: int | None = None) -> Iterator[Task]:

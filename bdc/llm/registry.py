@@ -21,12 +21,21 @@ Notify = Callable[[str], None]
 
 
 def cache_home(home: str | Path | None = None) -> Path:
-    """Where conversions are kept: ``home``, else ``BDC_HOME``, else ``XDG_CACHE_HOME/bdc``, else ``~/.cache/bdc``."""
-    if home is not None:
-        return Path(home).expanduser()
-    if os.environ.get("BDC_HOME"):
-        return Path(os.environ["BDC_HOME"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdc"
+    """Where conversions are kept: ``home``, else ``BDC_HOME``, else ``XDG_CACHE_HOME/bdc``, else ``~/.cache/bdc``.
+
+    Raises:
+        InputError: a home folder is named that does not exist.
+    """
+    try:
+        if home is not None:
+            return Path(home).expanduser()
+        if os.environ.get("BDC_HOME"):
+            return Path(os.environ["BDC_HOME"]).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdc"
+    except RuntimeError as error:  # nobody's ~, or a user without a home
+        raise InputError(
+            "There is no place for the model cache: the home folder is unknown; set BDC_HOME to a folder."
+        ) from error
 
 
 def resolve(
