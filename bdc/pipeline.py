@@ -67,8 +67,9 @@ class Pipeline:
 
         experts = self.config.disentangle
         agents = [agent.model for agent in self.config.agents if agent.backend == "local"]
-        for name in dict.fromkeys((*agents, experts.base_model, experts.encoder)):
-            resolve(name, progress=self.progress.say)
+        for name in dict.fromkeys((*agents, experts.base_model)):
+            resolve(name, kind="causal", progress=self.progress.say)
+        resolve(experts.encoder, kind="encoder", progress=self.progress.say)
 
     def stage(self, name: str) -> dict[str, Any]:
         """Run one stage; its upstream must have finished on the present settings.

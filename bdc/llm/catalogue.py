@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bdc.llm.folders import Kind
+
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
@@ -21,7 +23,7 @@ class KnownModel:
     packages: tuple[str, ...]
     members: str  # ending of the data members' names, or "model/" for a folder
     sha256: str
-    kind: str = "causal"
+    kind: Kind = "causal"
     terms: str = ""  # where the licence must be accepted first: what to read
 
 

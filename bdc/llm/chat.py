@@ -16,14 +16,19 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     separated by blank lines; its prompt must not end in a newline, since such models then often answer nothing.
 
     Raises:
-        InputError: no messages.
+        InputError: no messages, or a chat template that does not take them.
     """
     if not messages:
         raise InputError("A request has no messages; it needs at least one.")
     if not tokenizer.chat_template:
         return list(tokenizer.encode("\n\n".join(message["content"] for message in messages).rstrip("\n")))
     resume = messages[-1]["role"] == "assistant"
-    text = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=not resume, continue_final_message=resume
-    )
+    import jinja2
+
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=not resume, continue_final_message=resume
+        )
+    except jinja2.TemplateError as error:
+        raise InputError(f"The chat template of {tokenizer.name_or_path} does not work: {error}") from error
     return list(tokenizer.encode(text, add_special_tokens=False))

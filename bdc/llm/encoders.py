@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bdc.errors import InputError
+from bdc.llm.folders import KINDS, read_json
 
 DEFAULT_ENCODER = "all-minilm-l6-v2"
 
@@ -26,19 +26,19 @@ class SentenceEncoder:
 
     def __init__(self, model: str | Path = DEFAULT_ENCODER, *, max_tokens: int | None = None) -> None:
         import torch
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
-        from bdc.llm.loading import quiet
+        from bdc.llm.loading import load_folder
         from bdc.llm.registry import resolve
 
-        folder = resolve(model)
+        folder = resolve(model, kind="encoder")
         self.name = str(model)
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            with quiet():
-                self._model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{folder} does not load as a text encoder: {error}") from error
+        # A pooling layer, if the architecture has one, is not used.
+        loaded = load_folder(AutoModel, folder, KINDS["encoder"], torch.float32, unused="pooler.")
+        self._model: Any = loaded[0]
+        self._tokenizer: Any = loaded[1]
+        if self._tokenizer.pad_token_id is None:
+            raise InputError(f"{folder}: the tokenizer names no padding token (pad_token), which a text encoder needs")
         self.max_tokens = min(_limit(folder, self._model.config), max_tokens or 2**31)
         self.dim: int = self._model.config.hidden_size
         if torch.cuda.is_available():
@@ -69,7 +69,11 @@ class SentenceEncoder:
 
 def _limit(folder: Path, config: Any) -> int:
     """Tokens per text: what the model was trained for if the folder says so, else what its positions allow."""
+    found = None
     published = folder / "sentence_bert_config.json"
     if published.is_file():
-        return int(json.loads(published.read_text(encoding="utf-8")).get("max_seq_length") or 512)
-    return int(getattr(config, "max_position_embeddings", None) or 512)
+        found = read_json(published, folder).get("max_seq_length")
+    found = found or getattr(config, "max_position_embeddings", None) or 512
+    if not isinstance(found, int) or found < 1:
+        raise InputError(f"{folder} limits texts to {found!r:.100} tokens; that must be a whole number from 1")
+    return found

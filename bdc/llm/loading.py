@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from bdc.errors import InputError
+from bdc.llm.chat import encode_chat
+from bdc.llm.folders import KINDS
 from bdc.machine import cpu_field
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,16 +29,47 @@ def auto_dtype() -> torch.dtype:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars from transformers: loading takes a second or two, and bdc shows its own progress."""
+    """No progress bars and warnings from transformers: bdc shows its own progress, and checks what it loads."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
+
+
+def load_folder(auto: Any, folder: Path, what: str, dtype: torch.dtype, unused: str = "") -> tuple[Any, Any]:
+    """(model in eval mode, tokenizer), every weight of the model read from the folder.
+
+    Args:
+        auto: the transformers class that loads it.
+        what: "a causal language model" or whatever it should be.
+        unused: beginning of the names of weights that may be missing.
+
+    Raises:
+        InputError: it does not load, or lacks weights; transformers would make up those.
+    """
+    from transformers import AutoTokenizer
+
+    options = {"local_files_only": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    try:
+        with quiet():
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model, info = auto.from_pretrained(folder, dtype=dtype, **options)
+    # transformers, tokenizers, safetensors and huggingface_hub raise their own and Python's errors for one cause.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{folder} does not load as {what}: {reason:.300}") from error
+    wrong = [f"{name} has shape {list(there)}, not {list(wanted)}" for name, there, wanted in info["mismatched_keys"]]
+    wrong += [f"{name} is missing" for name in info["missing_keys"] if not unused or not name.startswith(unused)]
+    if wrong:
+        raise InputError(f"{folder} does not hold {what} as its config.json describes it: {min(wrong)}")
+    return model.eval(), tokenizer
 
 
 def load_model(path_or_name: str | Path, dtype: str | torch.dtype = "auto") -> tuple[Any, Any]:
@@ -50,7 +83,7 @@ def load_model(path_or_name: str | Path, dtype: str | torch.dtype = "auto") -> t
         ModelNotFoundError: no source has the model.
         InputError: an unknown dtype, or a folder that holds no causal language model.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from bdc.llm.registry import resolve
 
@@ -58,15 +91,15 @@ def load_model(path_or_name: str | Path, dtype: str | torch.dtype = "auto") -> t
         if dtype != "auto" and dtype not in DTYPES:
             raise InputError(f"Unknown dtype {dtype!r}; use auto, {', '.join(DTYPES)}.")
         dtype = auto_dtype() if dtype == "auto" else DTYPES[dtype]
-    folder = resolve(path_or_name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        with quiet():
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder} does not load as a causal language model: {error}") from error
+    folder = resolve(path_or_name, kind="causal")
+    model, tokenizer = load_folder(AutoModelForCausalLM, folder, KINDS["causal"], dtype)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise InputError(
+            f"{folder}: the tokenizer names no end-of-text token (eos_token), which training and answers need"
+        )
+    encode_chat(tokenizer, [{"role": "user", "content": "x"}])  # a chat template that cannot be used is found here
     if torch.cuda.is_available():
         model.to("cuda")
-    return model.eval(), tokenizer
+    return model, tokenizer

@@ -16,6 +16,7 @@ from pathlib import Path
 from bdc.errors import InputError, ModelNotFoundError
 from bdc.llm import hub
 from bdc.llm.catalogue import KNOWN, KnownModel, known
+from bdc.llm.folders import KINDS, Kind, check_folder, is_folder
 
 Notify = Callable[[str], None]
 
@@ -39,37 +40,48 @@ def cache_home(home: str | Path | None = None) -> Path:
 
 
 def resolve(
-    name: str | Path, *, home: str | Path | None = None, progress: Notify | None = None, accept_terms: bool = False
+    name: str | Path,
+    *,
+    kind: Kind | None = None,
+    home: str | Path | None = None,
+    progress: Notify | None = None,
+    accept_terms: bool = False,
 ) -> Path:
     """A folder that transformers' ``from_pretrained`` loads.
 
     Args:
         name: a folder, a name of `bdc.llm.catalogue`, or a hub id; names in any case.
+        kind: "causal" or "encoder", what the model is wanted for (None: either).
         home: cache folder (see `cache_home`).
         progress: receives one line per step of a download or conversion.
         accept_terms: the licence terms of models that need it were read and accepted (`fetch` asks for it).
 
     Raises:
         ModelNotFoundError: no source has it; the message names what was tried.
-        InputError: a folder that is no model, or a model whose terms were not accepted.
+        InputError: a folder that holds no whole model, a model of the other kind, or one whose terms were not accepted.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder} is not a model folder: it has no config.json.")
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError as error:  # ~ of nobody
+        raise ModelNotFoundError(f"No model {str(name)!r:.200}: there is no such home folder.") from error
+    if is_folder(folder):
+        check_folder(folder, kind)
         return folder
     text = str(name)
     model = known(text)
     if model is not None:
+        if kind not in (None, model.kind):
+            raise InputError(f"{model.name} is {KINDS[model.kind]}, not {KINDS[kind]}; name another model.")
         return _resolve_known(model, cache_home(home), progress or _silent, accept_terms)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         names = ", ".join(sorted(KNOWN))
-        raise ModelNotFoundError(f"No model {text!r}: it is not a folder, not a hub id, and not one of {names}.")
+        raise ModelNotFoundError(f"No model {text!r:.200}: it is not a folder, not a hub id, and not one of {names}.")
     found = hub.cached(text)
     if found is None:
         found, why = hub.download(text)
         if found is None:
-            raise ModelNotFoundError(f"No model {text!r}: it is not a folder, and the hub has it not ({why}).")
+            raise ModelNotFoundError(f"No model {text!r:.200}: it is not a folder, and the hub has it not ({why}).")
+    check_folder(found, kind)
     return found
 
 

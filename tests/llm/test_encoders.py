@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bdc.errors import InputError
 from bdc.llm import SentenceEncoder
 
 pytestmark = pytest.mark.models
@@ -57,9 +56,3 @@ def test_long_texts_are_cut_at_the_published_limit(encoder: SentenceEncoder) -> 
 
 def test_no_texts(encoder: SentenceEncoder) -> None:
     assert encoder.encode([]).shape == (0, 384)
-
-
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(InputError, match="text encoder"):
-        SentenceEncoder(tmp_path)

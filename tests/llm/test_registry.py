@@ -47,9 +47,10 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_folders_come_first(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    assert resolve(tmp_path) == tmp_path
+def test_folders_come_first(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("smollm2-135m-instruct").symlink_to(tiny)
+    assert resolve("smollm2-135m-instruct") == Path("smollm2-135m-instruct")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no config\.json"):
         resolve(tmp_path / "empty")
@@ -66,6 +67,20 @@ def test_unknown_names_list_the_known_ones(offline: Path) -> None:
         resolve("nope")
     with pytest.raises(ModelNotFoundError, match="offline mode is set"):
         resolve("nobody/nothing")
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/model", "a" * 5000, "a\0b", "/dev/null", "", " "])
+def test_names_that_no_model_has_are_refused(name: str, offline: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        resolve(name)
+    assert len(str(caught.value)) < 500
+
+
+def test_known_models_are_wanted_for_what_they_are(offline: Path) -> None:
+    with pytest.raises(InputError, match="all-minilm-l6-v2 is a text encoder, not a causal language model"):
+        resolve("all-minilm-l6-v2", kind="causal")
+    with pytest.raises(InputError, match="is a causal language model, not a text encoder"):
+        resolve("HuggingFaceTB/SmolLM2-135M-Instruct", kind="encoder")
 
 
 def test_every_source_that_failed_is_named(offline: Path) -> None:
