@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -53,8 +52,8 @@ class CustomizeSettings:
         where = "customize."
         check_ranges(self, where, "epochs", "batch_size", "micro_tokens", "max_length", low=1)
         check_ranges(self, where, "hidden", "layer_dim", low=1, high=65536)
-        check_ranges(self, where, "lr", "max_grad_norm", low=0, above=True, high=math.inf, below=True)
-        check_ranges(self, where, "weight_decay", low=0, high=math.inf, below=True)
+        check_ranges(self, where, "lr", "max_grad_norm", low=0, above=True, high=1e30)
+        check_ranges(self, where, "weight_decay", low=0, high=1e30)
         check_ranges(self, where, "warmup", low=0, high=1)
         check_ranges(self, where, "seed", low=0, high=MOST_SEED)
 

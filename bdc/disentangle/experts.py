@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -75,8 +76,7 @@ class AdapterTrainer:
         )
         try:
             fit = trainer.fit(job.train, job.validation, on_step)
-            record = _record(job, fit, key)
-            _store(adapter, target, record, self.settings.base_model)
+            record = _store(adapter, target, _record(job, fit, key), self.settings.base_model)
         finally:
             self.model = adapter.unload().eval()
         checkpoint.unlink(missing_ok=True)
@@ -124,20 +124,40 @@ def _record(job: AdapterJob, fit: Fit, key: str) -> dict[str, Any]:
 
 
 def _stored(target: Path, key: str) -> dict[str, Any] | None:
+    """The record of an adapter whose inputs were the same and whose files are still what they were."""
     try:
         record = json.loads((target / _RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        whole = record["key"] == key and record["files"] == _digests(target)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    return dict(record) if record.get("key") == key else None
+    return record if whole else None
 
 
-def _store(adapter: Any, target: Path, record: dict[str, Any], base_model: str) -> None:
-    """Write the adapter's folder whole or not at all (the record is inside, so its presence proves the rest)."""
+def _digests(folder: Path) -> dict[str, str]:
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def _store(adapter: Any, target: Path, record: dict[str, Any], base_model: str) -> dict[str, Any]:
+    """Write the adapter's folder whole or not at all (the record is inside, so its presence proves the rest).
+
+    Returns:
+        The record with the digests of the files.
+    """
+    from safetensors import SafetensorError
+
     adapter.peft_config["default"].base_model_name_or_path = base_model
     with atomic_folder(target) as temporary:
-        adapter.save_pretrained(temporary, save_embedding_layers=False)
+        try:
+            adapter.save_pretrained(temporary, save_embedding_layers=False)
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise InputError(
+                f"{target} cannot be written: {error}; free some space and run the command again"
+            ) from error
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        record["files"] = _digests(temporary)
         (temporary / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return record
 
 
 def cluster_jobs(

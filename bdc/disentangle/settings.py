@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,8 +63,8 @@ class DisentangleSettings:
             raise InputError(f"{where}k_range is {low}..{high}; it must be two numbers, 2 <= low <= high <= 1000")
         check_ranges(self, where, "min_cluster_size", "epochs", "batch_size", "micro_tokens", "max_length", low=1)
         check_ranges(self, where, "rank", low=1, high=4096)
-        check_ranges(self, where, "alpha", "lr", "max_grad_norm", low=0, above=True, high=math.inf, below=True)
-        check_ranges(self, where, "weight_decay", low=0, high=math.inf, below=True)
+        check_ranges(self, where, "alpha", "lr", "max_grad_norm", low=0, above=True, high=1e30)
+        check_ranges(self, where, "weight_decay", low=0, high=1e30)
         check_ranges(self, where, "dropout", low=0, high=1, below=True)
         check_ranges(self, where, "warmup", low=0, high=1)
         check_ranges(self, where, "seed", low=0, high=MOST_SEED)

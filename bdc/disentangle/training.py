@@ -6,8 +6,9 @@ training that was killed goes on from its last checkpoint to the very same resul
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
-import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from bdc.errors import BdcError
 from bdc.runs import atomic_write
 
 _CHECKPOINT_SECONDS = 60.0
+_SEAL = hashlib.sha256().digest_size  # a checkpoint begins with the digest of the rest
 
 
 class FitSettings(Protocol):
@@ -87,8 +89,20 @@ class Trainer:
         """Train, and leave the best parameters by validation loss (without validation: the last).
 
         Raises:
-            BdcError: the loss is no longer finite.
+            BdcError: the loss is no longer finite, or the memory does not suffice.
         """
+        try:
+            return self._fit(train, validation, on_step)
+        except RuntimeError as error:  # torch has no class of its own for a CPU without memory
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            raise BdcError(
+                "training needs more memory than there is; lower micro_tokens, max_length or rank"
+            ) from error
+
+    def _fit(
+        self, train: Sequence[Example], validation: Sequence[Example], on_step: Callable[[str], None] | None
+    ) -> Fit:
         settings = self.settings
         optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=settings.lr, weight_decay=settings.weight_decay
@@ -148,9 +162,7 @@ class Trainer:
                 (nll / count).backward()
                 total += float(nll.detach())
         if not math.isfinite(total):
-            raise BdcError(
-                f"training diverged at epoch/step {name.split('/', 1)[1]} (loss {total}); lower the learning rate"
-            )
+            raise _diverged(f"at epoch/step {name.split('/', 1)[1]}", total)
         nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -181,6 +193,10 @@ class Trainer:
 
     def _end_epoch(self, state: dict[str, Any], epoch: int, validation: Sequence[Example]) -> None:
         loss = self.evaluate(validation)
+        if not math.isfinite(sum(float(parameter.detach().abs().sum()) for parameter in self.parameters.values())):
+            raise _diverged(f"in epoch {epoch}", math.nan)
+        if loss is not None and not math.isfinite(loss):
+            raise _diverged(f"in epoch {epoch}", loss)
         state["history"].append({"epoch": epoch, "train": state["nll"] / state["count"], "validation": loss})
         if loss is None or loss < state["best_loss"]:
             state |= {"best": self._copy(), "best_epoch": epoch, "best_loss": math.inf if loss is None else loss}
@@ -195,26 +211,31 @@ class Trainer:
                 parameter.copy_(values[name])
 
     def _save(self, optimizer: Any, state: dict[str, Any]) -> None:
-        import io
-
         buffer = io.BytesIO()
         payload = {"key": self.key, "state": state, "parameters": self._copy(), "optimizer": optimizer.state_dict()}
         torch.save(payload, buffer)
-        atomic_write(self.checkpoint, buffer.getvalue())
+        data = buffer.getvalue()
+        atomic_write(self.checkpoint, hashlib.sha256(data).digest() + data)
 
     def _load(self, optimizer: Any) -> dict[str, Any] | None:
         try:
-            saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except (FileNotFoundError, EOFError, RuntimeError, pickle.UnpicklingError):
+            stored = self.checkpoint.read_bytes()
+        except OSError:
             return None
-        if saved.get("key") != self.key:
+        seal, data = stored[:_SEAL], stored[_SEAL:]
+        if hashlib.sha256(data).digest() != seal:  # cut, damaged or foreign: this training starts anew
+            return None
+        saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if saved["key"] != self.key:
             return None
         self._restore(saved["parameters"])
         optimizer.load_state_dict(saved["optimizer"])
         return dict(saved["state"])
 
 
-def _seed(name: str) -> int:
-    import hashlib
+def _diverged(where: str, loss: float) -> BdcError:
+    return BdcError(f"training diverged {where} (loss {loss}); lower the learning rate")
 
+
+def _seed(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")

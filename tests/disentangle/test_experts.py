@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +124,72 @@ def test_a_finished_adapter_is_taken_as_it_is_and_other_settings_train_anew(
     assert len(other["history"]) == 1
 
 
-def test_a_damaged_checkpoint_is_ignored(tiny: Path, tmp_path: Path, reference: tuple[Path, dict[str, Any]]) -> None:
-    (tmp_path / ".0.checkpoint.pt").write_bytes(b"PK\x03\x04 torn")
+def checkpointed(tiny: Path, out: Path) -> bytes:
+    """A real checkpoint of unfinished training."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(_: str) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 4:  # the first step after an epoch's end, where a checkpoint is written
+            raise Killed
+
+    steps = 0
+    model, tokenizer = load_model(tiny, "float32")
+    with pytest.raises(Killed):
+        AdapterTrainer(model, tokenizer, SETTINGS, out).train(job(tokenizer), die)
+    return (out / ".0.checkpoint.pt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"PK\x03\x04 torn",
+        lambda data: b"\x80\x05garbage.",
+        lambda data: os.urandom(3000),
+        lambda data: data[:-1],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[32:],
+        lambda data: data[:5000] + b"?" + data[5001:],
+        lambda data: data + b"\0",
+    ],
+)
+def test_a_damaged_checkpoint_starts_that_job_anew(
+    damage: Callable[[bytes], bytes], tiny: Path, tmp_path: Path, reference: tuple[Path, dict[str, Any]]
+) -> None:
+    data = checkpointed(tiny, tmp_path)
+    (tmp_path / ".0.checkpoint.pt").write_bytes(damage(data))
     assert trained(tiny, tmp_path)["history"] == reference[1]["history"]
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("training.json", b"[]"),
+        ("training.json", b"{"),
+        ("training.json", b"[" * 100_000),
+        ("training.json", b"{}"),
+        ("adapter_model.safetensors", b"cut"),
+        ("adapter_config.json", b"{}"),
+        ("adapter_config.json", None),
+    ],
+)
+def test_a_damaged_adapter_is_trained_anew(
+    name: str, content: bytes | None, tiny: Path, tmp_path: Path, reference: tuple[Path, dict[str, Any]]
+) -> None:
+    shutil.copytree(reference[0], tmp_path / "0")
+    (tmp_path / ".0.tmp").mkdir()  # what a kill while storing leaves
+    if content is None:
+        (tmp_path / "0" / name).unlink()
+    else:
+        (tmp_path / "0" / name).write_bytes(content)
+    assert trained(tiny, tmp_path)["history"] == reference[1]["history"]
+    found, expected = weights(tmp_path / "0"), weights(reference[0])
+    assert all(torch.equal(found[part], expected[part]) for part in expected)
 
 
 def test_the_base_model_is_left_as_it_was(tiny: Path, tmp_path: Path) -> None:
@@ -151,6 +217,23 @@ def test_the_single_adapter_has_the_size_of_all_experts_and_the_same_scale(tiny:
 def test_divergence_is_an_error(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(BdcError, match="diverged"):
         trained(tiny, tmp_path, dataclasses.replace(SETTINGS, lr=1e30, max_grad_norm=1e30, warmup=0.0))
+
+
+def test_divergence_in_the_only_step_is_an_error(tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_model(tiny, "float32")
+    settings = dataclasses.replace(SETTINGS, lr=1e30, max_grad_norm=1e30, warmup=0.0, epochs=1, batch_size=8)
+    rows = job(tokenizer)
+    with pytest.raises(BdcError, match="diverged"):
+        AdapterTrainer(model, tokenizer, settings, tmp_path).train(dataclasses.replace(rows, validation=[]))
+
+
+def test_memory_that_does_not_suffice_is_an_error(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much(*_: object) -> None:
+        torch.empty(2**55)
+
+    monkeypatch.setattr(AdapterTrainer, "_nll", too_much)
+    with pytest.raises(BdcError, match="needs more memory"):
+        trained(tiny, tmp_path)
 
 
 def test_unknown_target_modules_are_an_input_error(tiny: Path, tmp_path: Path) -> None:
