@@ -10,9 +10,10 @@ from pathlib import Path
 import bdc
 
 PACKAGE = Path(bdc.__file__).parent
-BASE = {"errors", "testcase", "machine"}
+BASE = {"errors", "artefacts", "testcase", "machine"}
 STAGE = {"runs", "progress"}
 ALLOWED = {
+    "artefacts": set(),
     "machine": set(),
     "ops": {"_lora", "_lora_cuda", "kernels"},
     "search": {"_search"},

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bdc.artefacts import fingerprints, first_changed
 from bdc.disentangle.examples import Batch, Example
 from bdc.disentangle.loss import example_nll
 from bdc.disentangle.settings import DisentangleSettings
@@ -76,7 +77,7 @@ class AdapterTrainer:
         try:
             fit = trainer.fit(job.train, job.validation, on_step)
             record = _record(job, fit, key)
-            _store(adapter, target, record, self.settings.base_model)
+            record = _store(adapter, target, record, self.settings.base_model)
         finally:
             self.model = adapter.unload().eval()
         checkpoint.unlink(missing_ok=True)
@@ -128,16 +129,19 @@ def _stored(target: Path, key: str) -> dict[str, Any] | None:
         record = json.loads((target / _RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return dict(record) if record.get("key") == key else None
+    whole = isinstance(record, dict) and record.get("key") == key and isinstance(record.get("files"), dict)
+    return record if whole and first_changed(target, record["files"]) is None else None
 
 
-def _store(adapter: Any, target: Path, record: dict[str, Any], base_model: str) -> None:
-    """Write the adapter's folder whole or not at all (the record is inside, so its presence proves the rest)."""
+def _store(adapter: Any, target: Path, record: dict[str, Any], base_model: str) -> dict[str, Any]:
+    """Write the adapter's folder whole or not at all; returns the record that lies in it, with fingerprints of the rest."""
     adapter.peft_config["default"].base_model_name_or_path = base_model
     with atomic_folder(target) as temporary:
         adapter.save_pretrained(temporary, save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        record = record | {"files": fingerprints(temporary, [temporary])}
         (temporary / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return record
 
 
 def cluster_jobs(
