@@ -30,6 +30,9 @@ format: $(VENV)/.dev
 
 # torch first, from the constraints file, so that no dependency pulls another build of it.
 $(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "bdc needs Python >= 3.11; name one with: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@command -v $(firstword $(CXX)) >/dev/null || { echo "bdc needs a C++ compiler; $(firstword $(CXX)) was not found" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch numpy
 	touch $@

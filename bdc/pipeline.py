@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable
 from typing import Any
 
+from bdc.artefacts import sha256_of
 from bdc.config import Config, SandboxSettings
 from bdc.errors import InputError
+from bdc.problems import file_of, load, split
 from bdc.progress import Progress
 from bdc.runs import STAGES, Run, digest
 from bdc.sandbox import Limits, Sandbox
+
+# The sections of the configuration that are a stage's own settings.
+_SECTIONS = {
+    "boost": ("problems", "agents", "sandbox", "boost"),
+    "disentangle": ("disentangle",),
+    "customize": ("customize",),
+    "evaluate": ("evaluate",),
+    "report": (),
+}
 
 
 class Pipeline:
@@ -25,7 +37,6 @@ class Pipeline:
 
     def __init__(self, run: Run, config: Config, progress: Progress) -> None:
         self.run, self.config, self.progress = run, config, progress
-        self._inputs = self._digests()
         self._stages: dict[str, Callable[[], dict[str, Any]]] = {
             "boost": self._boost,
             "disentangle": self._disentangle,
@@ -34,20 +45,26 @@ class Pipeline:
             "report": self._report,
         }
 
-    def _digests(self) -> dict[str, str]:
-        """A stage's inputs: its own settings and everything upstream of it."""
-        own = {
-            "boost": ("problems", "agents", "sandbox", "boost"),
-            "disentangle": ("disentangle",),
-            "customize": ("customize",),
-            "evaluate": ("evaluate",),
-            "report": (),
-        }
-        digests: dict[str, str] = {}
-        upstream = ""
-        for stage in STAGES:
-            upstream = digests[stage] = digest(stage, upstream, [self.config.section(name) for name in own[stage]])
-        return digests
+    def _inputs(self, stage: str) -> str:
+        """Digest of all that a stage's result is a function of: its settings, the problem files, and what the stage before left."""
+        own = [self.config.section(name) for name in _SECTIONS[stage]]
+        position = STAGES.index(stage)
+        return digest(stage, own, self._left_by(STAGES[position - 1]) if position else self._sources)
+
+    def _left_by(self, stage: str) -> str:
+        return digest(self._inputs(stage), self.run.results(stage))
+
+    @functools.cached_property
+    def _sources(self) -> dict[str, str | None]:
+        """SHA-256 of each source's file. The run keeps a copy of its problems, so a file that is gone counts as unchanged."""
+        found: dict[str, str | None] = {}
+        for source in self.config.problems.sources:
+            file = file_of(source)
+            try:
+                found[source] = sha256_of(file) if file else None
+            except OSError:
+                found[source] = self.run.meta(f"source {source}")
+        return found
 
     def all(self) -> None:
         """Run every stage that has not finished on the present inputs.
@@ -61,7 +78,7 @@ class Pipeline:
 
     def _find_models(self) -> None:
         """Every local model in its folder, fetched if need be, unless the last stage to use models is done."""
-        if self.run.finished("evaluate", self._inputs["evaluate"]) is not None:
+        if self.run.finished("evaluate", self._inputs("evaluate")) is not None:
             return
         from bdc.llm import resolve
 
@@ -77,15 +94,13 @@ class Pipeline:
         Raises:
             StaleArtifactError: an upstream stage is missing or was made from other settings.
         """
-        inputs = self._inputs[name]
+        inputs = self._inputs(name)
         done = self.run.finished(name, inputs)
         if done is not None:
             self.progress.say(f"{name}: done already ({_short(done)})")
             return done
-        position = STAGES.index(name)
-        if position:
-            upstream = STAGES[position - 1]
-            self.run.require(upstream, self._inputs[upstream], wanted_by=name)
+        for upstream in STAGES[: STAGES.index(name)]:  # in order, so that the refusal names the first stage to repeat
+            self.run.require(upstream, self._inputs(upstream), wanted_by=name)
         self.progress.say(f"{name}: started")
         started = time.monotonic()
         summary = self._stages[name]()
@@ -96,8 +111,7 @@ class Pipeline:
 
     def _sandbox(self) -> tuple[Sandbox, Limits]:
         settings: SandboxSettings = self.config.sandbox
-        limits = Limits(settings.cpu_seconds, settings.wall_seconds, settings.memory_mb, settings.output_kb)
-        return Sandbox(workers=settings.workers or None, level=settings.level), limits
+        return Sandbox(workers=settings.workers or None, level=settings.level), settings.limits()
 
     def _boost(self) -> dict[str, Any]:
         from bdc.boost.stage import run as boost
@@ -108,8 +122,6 @@ class Pipeline:
             return boost(self.run, self.config.boost, self.config.agents, sandbox, limits, self.progress)
 
     def _store_problems(self) -> None:
-        from bdc.problems import load, split
-
         settings = self.config.problems
         problems = [problem for source in settings.sources for problem in load(source)]
         parts = split(problems, settings.train, settings.validation, settings.test, settings.seed)
@@ -125,6 +137,10 @@ class Pipeline:
             db.executemany(
                 "INSERT INTO problems (position, id, split, source, json) VALUES (?, ?, ?, ?, ?)",
                 [(at, *row.values()) for at, row in enumerate(rows)],
+            )
+            db.executemany(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+                [(f"source {source}", sha256) for source, sha256 in self._sources.items() if sha256],
             )
 
     def _disentangle(self) -> dict[str, Any]:
@@ -150,7 +166,7 @@ class Pipeline:
                 sandbox,
                 limits,
                 self.progress,
-                inputs=self._inputs["customize"],
+                inputs=self._left_by("customize"),
                 dtype=experts.dtype,
             )
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from bdc.artefacts import fingerprints, first_changed
 from bdc.errors import InputError, StaleArtifactError
 
 FORMAT_VERSION = 1
@@ -46,7 +47,11 @@ CREATE TABLE IF NOT EXISTS nodes (
 CREATE TABLE IF NOT EXISTS stages (
     name TEXT PRIMARY KEY, digest TEXT NOT NULL, format INTEGER NOT NULL, finished REAL NOT NULL, seconds REAL NOT NULL,
     summary TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS artefacts (
+    stage TEXT NOT NULL, path TEXT NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY (stage, path));
 """
+# What later stages compute from; the JSON records beside these hold times, which no result depends on.
+_RESULTS = (".parquet", ".npy", ".safetensors", "evaluation.json")
 
 
 def digest(*parts: Any) -> str:
@@ -153,15 +158,14 @@ class Run:
         tables = {row[0] for row in self.db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
         if tables and "meta" not in tables:
             raise InputError(f"{store} is not a bdc run store; choose another directory")
+        if tables and (found := self.meta("format")) != str(FORMAT_VERSION):
+            raise StaleArtifactError(
+                f"{self.path} has run format {found} and this bdc reads format {FORMAT_VERSION}; use the matching bdc or start a new run"
+            )
         with self.transaction():
             for statement in _SCHEMA.split(";"):
                 self.db.execute(statement)
             self.db.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (str(FORMAT_VERSION),))
-        (found,) = self.db.execute("SELECT value FROM meta WHERE key='format'").fetchone()
-        if found != str(FORMAT_VERSION):
-            raise StaleArtifactError(
-                f"{self.path} has run format {found} and this bdc reads format {FORMAT_VERSION}; use the matching bdc or start a new run"
-            )
 
     def close(self) -> None:
         self.db.close()
@@ -204,6 +208,10 @@ class Run:
         return self.path / "traces.parquet"
 
     @property
+    def preferences_path(self) -> Path:
+        return self.path / "preferences.parquet"
+
+    @property
     def clusters_dir(self) -> Path:
         return self.path / "clusters"
 
@@ -223,12 +231,22 @@ class Run:
     def report_path(self) -> Path:
         return self.path / "report.html"
 
+    def outputs(self, stage: str) -> tuple[Path, ...]:
+        """The files and folders that ``stage`` writes."""
+        return {
+            "boost": (self.traces_path, self.preferences_path),
+            "disentangle": (self.clusters_dir, self.experts_dir),
+            "customize": (self.solver_dir,),
+            "evaluate": (self.evaluation_path,),
+            "report": (self.report_path,),
+        }[stage]
+
     # Stage records.
 
     def finished(self, stage: str, inputs: str) -> dict[str, Any] | None:
-        """Summary of ``stage`` if it finished on the same inputs (a digest), else None."""
+        """Summary of ``stage`` if it finished on the same inputs (a digest) and all that it wrote is still there, else None."""
         row = self.stage(stage)
-        return row["summary"] if row and row["digest"] == inputs else None
+        return row["summary"] if row and row["digest"] == inputs and self.damaged(stage) is None else None
 
     def stage(self, name: str) -> dict[str, Any] | None:
         """The record of a finished stage (digest, finished, seconds, summary), whatever its inputs were."""
@@ -240,11 +258,22 @@ class Run:
             return None
         return {"digest": row[0], "finished": row[1], "seconds": row[2], "summary": json.loads(row[3])}
 
+    def damaged(self, stage: str) -> str | None:
+        """The first file that ``stage`` wrote and that is missing or has changed since, or None."""
+        return first_changed(self.path, self._artefacts(stage))
+
+    def results(self, stage: str) -> dict[str, str]:
+        """SHA-256 by path of the data that ``stage`` left for later stages, as it was when the stage finished."""
+        return {path: sha256 for path, sha256 in self._artefacts(stage).items() if path.endswith(_RESULTS)}
+
+    def _artefacts(self, stage: str) -> dict[str, str]:
+        return dict(self.db.execute("SELECT path, sha256 FROM artefacts WHERE stage=? ORDER BY path", (stage,)))
+
     def require(self, stage: str, inputs: str, wanted_by: str) -> dict[str, Any]:
         """Summary of an upstream stage.
 
         Raises:
-            StaleArtifactError: it has not finished, or it finished on other inputs.
+            StaleArtifactError: it has not finished, it finished on other inputs, or a file that it wrote is missing or changed.
         """
         row = self.stage(stage)
         if row is None:
@@ -255,16 +284,29 @@ class Run:
             raise StaleArtifactError(
                 f"{self.path}: the results of {stage} were made from other settings or inputs; run `bdc {stage} {self.path}` again"
             )
+        if (name := self.damaged(stage)) is not None:
+            raise StaleArtifactError(
+                f"{self.path / name} is missing or was changed after {stage} wrote it; run `bdc {stage} {self.path}` to make it again"
+            )
         return dict(row["summary"])
 
     def finish(self, stage: str, inputs: str, seconds: float, summary: dict[str, Any]) -> None:
+        """Record that ``stage`` has finished, and what it wrote."""
+        written = fingerprints(self.path, self.outputs(stage))
         with self.transaction() as db:
+            db.execute("DELETE FROM artefacts WHERE stage=?", (stage,))
+            db.executemany("INSERT INTO artefacts VALUES (?, ?, ?)", [(stage, *item) for item in written.items()])
             db.execute(
                 "INSERT OR REPLACE INTO stages VALUES (?, ?, ?, ?, ?, ?)",
                 (stage, inputs, FORMAT_VERSION, time.time(), seconds, json.dumps(summary)),
             )
 
     # Rows.
+
+    def meta(self, key: str) -> str | None:
+        """A value of the table ``meta``."""
+        row = self.db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+        return str(row[0]) if row else None
 
     def rows(self, query: str, parameters: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
         """Rows of a SELECT as dictionaries."""

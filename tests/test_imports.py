@@ -10,9 +10,10 @@ from pathlib import Path
 import bdc
 
 PACKAGE = Path(bdc.__file__).parent
-BASE = {"errors", "testcase", "machine", "ranges"}
+BASE = {"errors", "artefacts", "testcase", "machine", "ranges"}
 STAGE = {"runs", "progress"}
 ALLOWED = {
+    "artefacts": set(),
     "machine": set(),
     "ops": {"_lora", "_lora_cuda", "kernels"},
     "search": {"_search"},

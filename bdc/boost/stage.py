@@ -64,7 +64,7 @@ def run(
     rows = traces(trees, judged, splits, names, settings)
     _store_trees(run, search, judged, names)
     write_parquet(run.traces_path, rows, TRACE_COLUMNS)
-    write_parquet(run.path / "preferences.parquet", preferences(trees), PREFERENCE_COLUMNS)
+    write_parquet(run.preferences_path, preferences(trees), PREFERENCE_COLUMNS)
     with_trace = {row["problem_id"] for row in rows}
     summary = {
         "problems": len(trees),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bdc.artefacts import fingerprints, first_changed
 from bdc.customize.customizer import MAIN, network_scaling
 from bdc.customize.hypernetwork import Hypernetwork, HypernetworkConfig
 from bdc.customize.stacks import Stack
@@ -51,7 +51,7 @@ class SolverParts:
                 save_file(network.state_dict(), temporary / f"{name}.safetensors")
             if self.centroids is not None:
                 save_numpy({"centroids": np.ascontiguousarray(self.centroids)}, temporary / CENTROIDS)
-            files = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+            files = fingerprints(temporary, [temporary])
             (temporary / CONFIG).write_text(json.dumps(self._config(files), indent=1), encoding="utf-8")
 
     def _config(self, files: dict[str, str]) -> dict[str, Any]:
@@ -90,9 +90,8 @@ class SolverParts:
                     f"{folder} has solver format {config['format']} and this bdc reads format {FORMAT}; "
                     "run `bdc customize` again"
                 )
-            for name, expected in config["files"].items():
-                if _sha256(folder / name) != expected:
-                    raise InputError(f"{folder / name} does not match {CONFIG}: it was changed or cut; copy it again")
+            if (name := first_changed(folder, config["files"])) is not None:
+                raise InputError(f"{folder / name} is missing or does not match {CONFIG}; copy it again")
             sizes = {name: config[name] for name in ("k", "rank", "alpha")}
             stack = Stack.from_tensors(
                 load_file(folder / EXPERTS),
@@ -108,13 +107,8 @@ class SolverParts:
             centroids = load_numpy(folder / CENTROIDS)["centroids"] if CENTROIDS in config["files"] else None
         except FileNotFoundError as error:
             raise InputError(f"{folder} is no solver folder: {error.filename} does not exist") from error
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{folder} cannot be read as a solver: {error!r}; run `bdc customize` again") from error
         return cls(config["base_model"], stack, config["encoder"], networks, centroids, config["record"])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bdc.artefacts import fingerprints, first_changed
 from bdc.disentangle.examples import Batch, Example
 from bdc.disentangle.loss import example_nll
 from bdc.disentangle.settings import DisentangleSettings
@@ -76,7 +76,8 @@ class AdapterTrainer:
         )
         try:
             fit = trainer.fit(job.train, job.validation, on_step)
-            record = _store(adapter, target, _record(job, fit, key), self.settings.base_model)
+            record = _record(job, fit, key)
+            record = _store(adapter, target, record, self.settings.base_model)
         finally:
             self.model = adapter.unload().eval()
         checkpoint.unlink(missing_ok=True)
@@ -124,26 +125,16 @@ def _record(job: AdapterJob, fit: Fit, key: str) -> dict[str, Any]:
 
 
 def _stored(target: Path, key: str) -> dict[str, Any] | None:
-    """The record of an adapter whose inputs were the same and whose files are still what they were."""
     try:
         record = json.loads((target / _RECORD).read_text(encoding="utf-8"))
-        whole = record["key"] == key and record["files"] == _digests(target)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return record if whole else None
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    names = ("adapter_config.json", "adapter_model.safetensors")
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    whole = isinstance(record, dict) and record.get("key") == key and isinstance(record.get("files"), dict)
+    return record if whole and first_changed(target, record["files"]) is None else None
 
 
 def _store(adapter: Any, target: Path, record: dict[str, Any], base_model: str) -> dict[str, Any]:
-    """Write the adapter's folder whole or not at all (the record is inside, so its presence proves the rest).
-
-    Returns:
-        The record with the digests of the files.
-    """
+    """Write the adapter's folder whole or not at all; returns the record that lies in it, with fingerprints of the rest."""
     from safetensors import SafetensorError
 
     adapter.peft_config["default"].base_model_name_or_path = base_model
@@ -155,7 +146,7 @@ def _store(adapter: Any, target: Path, record: dict[str, Any], base_model: str) 
                 f"{target} cannot be written: {error}; free some space and run the command again"
             ) from error
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        record["files"] = _digests(temporary)
+        record = record | {"files": fingerprints(temporary, [temporary])}
         (temporary / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     return record
 

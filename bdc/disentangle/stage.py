@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from bdc.artefacts import fingerprints, first_changed
 from bdc.disentangle.clustering import cluster, nearest, project, terms
 from bdc.disentangle.examples import Example, encode
 from bdc.disentangle.experts import AdapterTrainer, cluster_jobs
@@ -45,15 +47,19 @@ class Clusters:
         """Read what the stage stored.
 
         Raises:
-            InputError: a file is missing or unreadable.
+            InputError: a file is missing, unreadable, or not the one that was stored.
         """
         try:
             record = json.loads((folder / "clusters.json").read_text(encoding="utf-8"))
+            if (name := first_changed(folder, record["files"])) is not None:
+                raise InputError(f"{folder / name} is missing or was changed; run `bdc disentangle` again")
             embeddings, centroids = np.load(folder / "embeddings.npy"), np.load(folder / "centroids.npy")
             ids = list(record["assignment"])
             return cls(ids, embeddings, np.array([record["assignment"][i] for i in ids]), centroids, record)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{folder} cannot be read ({error}); run `bdc disentangle` again") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{folder} cannot be read ({error!r}); run `bdc disentangle` again") from error
 
 
 def run(run: Run, settings: DisentangleSettings, progress: Progress | None = None) -> dict[str, Any]:
@@ -91,7 +97,7 @@ def make_clusters(folder: Path, traces: Sequence[Trace], settings: DisentangleSe
     ids = sorted(trained) + sorted(set(statements) - trained)
     chosen = {name: getattr(settings, name) for name in _CLUSTER_FIELDS}
     key = digest("clusters", chosen, [(i, statements[i], i in trained) for i in ids])
-    if (folder / "clusters.json").is_file():
+    with contextlib.suppress(InputError):  # none yet, or damaged: made again
         found = Clusters.load(folder)
         if found.record.get("key") == key:
             return found
@@ -123,8 +129,11 @@ def make_clusters(folder: Path, traces: Sequence[Trace], settings: DisentangleSe
         "assignment": {i: int(c) for i, c in zip(ids, assignment, strict=True)},
         "tsne": {i: [float(x), float(y)] for i, (x, y) in zip(ids, project(embeddings, settings.seed), strict=True)},
     }
-    atomic_write(folder / "embeddings.npy", _npy(embeddings))
-    atomic_write(folder / "centroids.npy", _npy(fit.centroids))
+    arrays = {"embeddings": embeddings, "centroids": fit.centroids}
+    files = {folder / f"{name}.npy": _npy(array) for name, array in arrays.items()}
+    for path, content in files.items():
+        atomic_write(path, content)
+    record["files"] = fingerprints(folder, files)
     atomic_write(folder / "clusters.json", json.dumps(record, indent=1))
     return Clusters(ids, embeddings, assignment, fit.centroids, record)
 

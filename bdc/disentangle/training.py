@@ -126,7 +126,7 @@ class Trainer:
                 if time.monotonic() - saved > _CHECKPOINT_SECONDS and step + 1 < per_epoch:
                     self._save(optimizer, state)
                     saved = time.monotonic()
-            self._end_epoch(state, epoch + 1, validation)
+            self._end_epoch(state, epoch + 1, validation, batches[-1])
             self._save(optimizer, state)
             saved = time.monotonic()
         self._restore(state["best"])
@@ -191,12 +191,13 @@ class Trainer:
             state["best_loss"] = loss
         return state
 
-    def _end_epoch(self, state: dict[str, Any], epoch: int, validation: Sequence[Example]) -> None:
+    def _end_epoch(
+        self, state: dict[str, Any], epoch: int, validation: Sequence[Example], last: Sequence[Example]
+    ) -> None:
         loss = self.evaluate(validation)
-        if not math.isfinite(sum(float(parameter.detach().abs().sum()) for parameter in self.parameters.values())):
-            raise _diverged(f"in epoch {epoch}", math.nan)
-        if loss is not None and not math.isfinite(loss):
-            raise _diverged(f"in epoch {epoch}", loss)
+        after = self.evaluate(last) if loss is None else loss
+        if after is None or not math.isfinite(after):
+            raise _diverged(f"in epoch {epoch}", after)
         state["history"].append({"epoch": epoch, "train": state["nll"] / state["count"], "validation": loss})
         if loss is None or loss < state["best_loss"]:
             state |= {"best": self._copy(), "best_epoch": epoch, "best_loss": math.inf if loss is None else loss}
@@ -233,7 +234,7 @@ class Trainer:
         return dict(saved["state"])
 
 
-def _diverged(where: str, loss: float) -> BdcError:
+def _diverged(where: str, loss: float | None) -> BdcError:
     return BdcError(f"training diverged {where} (loss {loss}); lower the learning rate")
 
 

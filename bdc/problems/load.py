@@ -33,22 +33,26 @@ def load(source: str) -> list[Problem]:
         InputError: unknown source, or a file, line or field that cannot be read; the message names it.
         MissingExtraError: a set without a path, and no installed package provides it.
     """
-    if source == "mini":
-        with resources.as_file(resources.files("bdc.problems") / "data" / "mini.jsonl") as shipped:
-            return read_problems(shipped, Problem.from_json)
-    if source == "humaneval" and (file := humaneval.installed()):
-        return read_problems(file, humaneval.parse)
+    if (file := file_of(source)) is not None:
+        return read_problems(file, _READERS.get(source.partition(":")[0], Problem.from_json))
     if source in hub.SETS:
         return hub.fetch(source, _READERS[source])
-    name, colon, path = source.partition(":")
-    if colon and path and name in _READERS:
-        return read_problems(_place(path), _READERS[name])
-    if source.endswith((".jsonl", ".jsonl.gz")):
-        return read_problems(_place(source), Problem.from_json)
     known = ", ".join(f"{name}:PATH" for name in _READERS)
     raise InputError(
         f"problem source {source!r:.200} is unknown; it must be mini, {', '.join(hub.SETS)}, {known} or a path to .jsonl"
     )
+
+
+def file_of(source: str) -> Path | None:
+    """The file that :func:`load` reads a source from, whether it exists or not; None for the hub and for unknown sources."""
+    if source == "mini":
+        return Path(str(resources.files("bdc.problems"))) / "data" / "mini.jsonl"
+    if source == "humaneval":
+        return humaneval.installed()
+    name, _, path = source.partition(":")
+    if path and name in _READERS:
+        return _place(path)
+    return _place(source) if source.endswith((".jsonl", ".jsonl.gz")) else None
 
 
 def _place(path: str) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,7 +54,7 @@ def test_each_stage_is_a_command_that_knows_its_inputs(finished: Path, capsys: p
     (finished / "config.toml").write_text(text.replace("rank = 2", "rank = 3"), encoding="utf-8")
     assert main(["evaluate", str(finished)]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and f"run `bdc customize {finished}` again" in error
+    assert error.count("\n") == 1 and f"run `bdc disentangle {finished}` again" in error
     assert main(["disentangle", str(finished), "--quiet"]) == 0
 
 
@@ -117,3 +119,75 @@ def test_a_dead_server_is_a_failure_of_the_work(
     assert error.count("\n") == 1 and "401" in error
     server.faults = []
     assert main(["run", str(config), "--dir", str(tmp_path / "run"), "--quiet"]) == 0
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: list[tuple[str, str, Callable[[Path], object]]] = [
+    ("boost", "traces.parquet", Path.unlink),
+    ("boost", "traces.parquet", _cut),
+    ("boost", "preferences.parquet", Path.unlink),
+    ("disentangle", "clusters", shutil.rmtree),
+    ("disentangle", "clusters/centroids.npy", _flip),
+    ("disentangle", "clusters/clusters.json", _cut),
+    ("disentangle", "experts", shutil.rmtree),
+    ("disentangle", "experts/0/adapter_model.safetensors", _cut),
+    ("disentangle", "experts/1/training.json", Path.unlink),
+    ("disentangle", "experts/single/adapter_model.safetensors", _flip),
+    ("customize", "solver", shutil.rmtree),
+    ("customize", "solver/hypernetwork.safetensors", _flip),
+    ("customize", "solver/bdc_config.json", _cut),
+    ("evaluate", "evaluation.json", _cut),
+    ("report", "report.html", Path.unlink),
+]
+
+
+def test_what_is_missing_or_damaged_is_made_again_and_nothing_is_paid_again(
+    finished: Path, config: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def weights() -> dict[Path, bytes]:
+        kinds = ("*.safetensors", "*.npy", "*.parquet")
+        return {path: path.read_bytes() for kind in kinds for path in finished.rglob(kind)}
+
+    expected, asked = weights(), len(server.bodies)
+    for stage, name, damage in DAMAGES:
+        damage(finished / name)
+        if stage != "report":  # the stage after it says what to do, and its advice works
+            following = STAGES[STAGES.index(stage) + 1]
+            with Run(finished) as run, run.transaction() as db:
+                db.execute("DELETE FROM stages WHERE name = ?", (following,))
+            assert main([following, str(finished), "--quiet"]) == 2, (name, damage)
+            error = capsys.readouterr().err
+            assert error.count("\n") == 1 and name in error and f"run `bdc {stage} {finished}`" in error
+        assert main([stage, str(finished), "--quiet"]) == 0, (name, damage)
+        assert main(["run", str(config), "--dir", str(finished), "--quiet"]) == 0
+        assert weights() == expected, (name, damage)
+        with Run(finished) as run:
+            assert [run.damaged(stage) for stage in STAGES] == [None] * len(STAGES)
+    assert len(server.bodies) == asked
+
+
+def test_a_changed_problem_file_is_noticed_and_one_that_is_gone_is_not_missed(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems = tmp_path / "problems.jsonl"
+    text = problems.read_text(encoding="utf-8")
+    problems.unlink()
+    for stage in STAGES:
+        assert main([stage, str(finished)]) == 0
+        assert "done already" in capsys.readouterr().err
+    problems.write_text(text.replace('x plus 3"', 'x plus 3 in all"'), encoding="utf-8")
+    (finished / "evaluation.json").unlink()
+    assert main(["evaluate", str(finished), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"run `bdc boost {finished}` again" in error
+    assert main(["boost", str(finished)]) == 0
+    assert "boost: started" in capsys.readouterr().err
