@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     # Active waiting between small parallel regions makes shared cores crawl; it has to be set before OpenMP starts.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if not sys.warnoptions:  # libraries tell one another's developers what will change; a user can do nothing about it
+        warnings.simplefilter("ignore", FutureWarning)
     _open_standard_streams()
     code = _run_command(argv)
     try:

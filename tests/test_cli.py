@@ -44,6 +44,12 @@ def test_errors_that_nobody_can_read_still_have_their_exit_code(tmp_path: Path) 
     assert shell(f"BDC run {tmp_path}/none.toml 2> /dev/full").returncode == 2
 
 
+def test_progress_that_nobody_can_read_does_not_stop_the_work() -> None:
+    work = "from bdc.progress import Progress; p = Progress(); p.say('a'); p.say('b'); print('done')"
+    command = f'{sys.executable} -c "{work}" 2> /dev/full'
+    assert (lambda done: (done.returncode, done.stdout))(shell(command)) == (0, "done\n")
+
+
 def test_a_reader_that_goes_away_is_no_traceback() -> None:
     done = shell("(BDC models list; echo $? >&2) | true")
     assert done.stderr.split() in (["0"], ["1"])  # the reader may be gone before or after the writing

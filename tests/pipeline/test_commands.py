@@ -99,6 +99,28 @@ def test_bad_input_is_one_line_before_any_call_is_paid(
     assert not server.bodies
 
 
+@pytest.mark.parametrize("field", ["base_model", "encoder"])
+def test_a_damaged_model_or_one_of_the_other_kind_is_refused_before_any_call_is_paid(
+    field: str,
+    config: Path,
+    tmp_path: Path,
+    tiny: Path,
+    tiny_encoder: Path,
+    server: ChatServer,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    right, other = (tiny, tiny_encoder) if field == "base_model" else (tiny_encoder, tiny)
+    cut = Path(shutil.copytree(right, tmp_path / "cut"))
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-100])
+    text = config.read_text(encoding="utf-8")
+    for model, words in ((other, "which is not"), (cut, "is cut or damaged")):
+        config.write_text(text.replace(f'{field} = "{right}"', f'{field} = "{model}"'), encoding="utf-8")
+        assert main(["run", str(config), "--dir", str(tmp_path / "run"), "--quiet"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and str(model) in error and words in error
+    assert not server.bodies
+
+
 @pytest.mark.parametrize("line", ["not json", '{"id": "p/1"}', '{"id": "p/1", "statement": "s", "private_tests": 3}'])
 def test_a_malformed_problem_file_is_named_with_its_line(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str
