@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import struct
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from bdc.errors import BdcError, InputError
@@ -66,12 +68,13 @@ class ForkServer:
         self.spawned = 0
         self._exits: dict[int, tuple[int, float]] = {}  # wait status, CPU seconds
         self._left: list[int] = []
+        self._random = ""
         self._socket, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        config = json.dumps({"level": level, "modules": modules})
+        config = json.dumps({"level": level, "modules": modules, "library": _library()})
         command = [python or sys.executable, "-S", "-B", "-X", "utf8", str(_BOOT), str(inner.fileno()), config]
         # An arena per thread would reserve 64 MiB of address space each, which is what the memory limit counts.
-        environment = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}
+        environment = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "LD_BIND_NOW": "1"}
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         try:
             self._process = subprocess.Popen(
@@ -114,6 +117,13 @@ class ForkServer:
         self._process.kill()
         _, errors = self._process.communicate()
         return errors.decode(errors="replace").strip().rpartition("\n")[2][:300]
+
+    def nonce(self) -> str:
+        """Return 16 hexadecimal digits that nobody can guess."""
+        if not self._random:
+            self._random = secrets.token_hex(1024)  # a call to the kernel for each would cost more than the rest
+        nonce, self._random = self._random[:16], self._random[16:]
+        return nonce
 
     @property
     def pid(self) -> int:
@@ -189,6 +199,14 @@ class ForkServer:
         if not data:
             raise ServerLostError("the sandbox's fork server died")
         return data, ancillary
+
+
+def _library() -> str:
+    """Return the path of the fork server's loop, which any interpreter can load."""
+    found = find_spec("bdc._forkserver")
+    if found is None or found.origin is None:
+        raise SandboxError("the compiled part _forkserver of bdc is missing; install bdc with `pip install .`")
+    return found.origin
 
 
 def _keep_on(pid: int, cpus: set[int]) -> None:

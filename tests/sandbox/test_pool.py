@@ -228,15 +228,15 @@ def test_what_the_wall_clock_decided_is_retried_once_alone(monkeypatch: pytest.M
 def test_a_verdict_of_a_busy_moment_is_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first attempt is stopped on the wall clock in the middle of loading, as on a machine that stood still."""
     held = threading.Event()
-    broken = Session.broken_limit
+    check = Session.check
 
     def stalled(self: Session, limits: Limits) -> End | None:
         if not held.is_set():
             held.set()
             return End("timeout", "the program did not answer within 0.4 s", by_wall=True)
-        return broken(self, limits)
+        return check(self, limits)
 
-    monkeypatch.setattr(Session, "broken_limit", stalled)
+    monkeypatch.setattr(Session, "check", stalled)
     with Sandbox(workers=2) as sandbox:
         (verdict,) = sandbox.judge_many([(ADD, ONE * 3)])
     assert held.is_set() and verdict.passed
