@@ -221,3 +221,12 @@ def cpu_seconds(pid: int) -> float:
         return time.clock_gettime((~pid << 3) | 2)
     except OSError as error:
         raise ServerLostError("the sandbox's fork server died with its children") from error
+
+
+def queued_seconds(pid: int) -> float:
+    """Return how long a process, the most delayed of its threads, was ready to run and had no core."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        return max(int((thread / "schedstat").read_text().split()[1]) for thread in threads) * 1e-9
+    except (OSError, ValueError, LookupError):  # it has ended, or this kernel does not say
+        return 0.0

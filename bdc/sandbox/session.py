@@ -17,7 +17,7 @@ from bdc.errors import InputError
 from bdc.sandbox.inside import frames
 from bdc.sandbox.inside.orders import CALLS, CONTROL, STDIN, STDOUT
 from bdc.sandbox.limits import Limits
-from bdc.sandbox.server import ForkServer, cpu_seconds
+from bdc.sandbox.server import ForkServer, cpu_seconds, queued_seconds
 
 _TICK = 0.001
 _SHORT = 0.02  # a program that runs longer may leave the core of its server
@@ -178,6 +178,8 @@ class Session:
         if cpu_left < 0:
             return End("timeout", f"{self.subject} used more than {limits.cpu_seconds:g} s of CPU time")
         wall_left = limits.wall_seconds - (time.monotonic() - self._wall_start)
+        if wall_left < 0:
+            wall_left += queued_seconds(self._child.pid)
         if wall_left < 0:
             return End("timeout", f"{self.subject} did not answer within {limits.wall_seconds:g} s", by_wall=True)
         self.patience = min(cpu_left, wall_left) + _TICK

@@ -34,6 +34,11 @@ def test_run_uses_the_strongest_level_on_offer() -> None:
     assert verdict.level == detect_level().level
 
 
+def test_a_worker_per_core() -> None:
+    with Sandbox() as sandbox:
+        assert sandbox.workers == len(os.sched_getaffinity(0))
+
+
 def test_many_programs_keep_their_order() -> None:
     with Sandbox(workers=2) as sandbox:
         jobs = [(f"def f(): return {n}", [CallTest("f", (), n - n % 2)]) for n in range(20)]
@@ -80,6 +85,31 @@ def test_a_server_that_dies_is_replaced(level: str) -> None:
             except (OSError, ProcessLookupError):
                 continue
         assert sandbox.judge_many([(ADD, ONE)])[0].passed
+
+
+@pytest.mark.parametrize("victim", ["server", "child"])
+@pytest.mark.parametrize("level", ["L3", "L2"])
+def test_a_death_in_the_middle_of_a_judgement(level: str, victim: str) -> None:
+    """The host goes on: a dead server is replaced and the program judged again; a dead child fails its test alone."""
+    before = set(children())
+    slow = "import time\ndef f(n):\n    time.sleep(n)\n    return n"
+    with Sandbox(workers=1, level=level) as sandbox:
+        sandbox.judge_many([(ADD, ONE)])
+        _, server = sandbox._idle.queue[0]
+        assert server is not None
+        found: list[Verdict] = []
+        tests: list[Test] = [CallTest("f", (n,), n) for n in (0, 1, 0)]
+        job = threading.Thread(target=lambda: found.extend(sandbox.judge_many([(slow, tests)])))
+        job.start()
+        time.sleep(0.4)
+        inner = server._inner
+        (child,) = [int(pid) for pid in Path(f"/proc/{inner}/task/{inner}/children").read_text().split()]
+        os.kill(inner if victim == "server" else child, signal.SIGKILL)
+        job.join()
+        statuses = [result.status for result in found[0].results]
+        assert statuses == (["passed"] * 3 if victim == "server" else ["passed", "memory", "passed"])
+        assert sandbox.judge_many([(ADD, ONE)])[0].passed
+    assert set(children()) <= before
 
 
 @pytest.mark.parametrize("level", ["L3", "L2"])
@@ -186,6 +216,27 @@ def test_verdicts_do_not_depend_on_load() -> None:
             burner.wait()
     for verdict in verdicts:
         assert [result.status for result in verdict.results] == ["passed", "passed", "timeout"]
+
+
+def test_waiting_for_a_core_is_not_the_program_s_time() -> None:
+    """The wall limit is a third of what the program needs on this machine while others keep every core busy."""
+    program = "def f(n):\n    s = 0\n    for i in range(n): s += i\n    return s"
+    cores = len(os.sched_getaffinity(0))
+    burners = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(8 * cores)]
+    try:
+        with Sandbox(workers=1) as sandbox:
+            (first,) = sandbox.judge_many([(program, [CallTest("f", (6_000_000,), 17999997000000)])])
+            cpu = first.results[0].seconds
+            limits = Limits(cpu_seconds=2 * cpu, wall_seconds=3 * cpu)
+            started = time.monotonic()
+            (verdict,) = sandbox.judge_many([(program, [CallTest("f", (6_000_000,), 17999997000000)])], limits)
+            elapsed = time.monotonic() - started
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+    assert first.passed and verdict.passed, verdict
+    assert elapsed > limits.wall_seconds  # else the machine was never busy, and the test says nothing
 
 
 SLEEP = "import time\ndef f(n):\n    time.sleep(n)\n    return n"

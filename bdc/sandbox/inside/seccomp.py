@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import signal
 import struct
 
 from bdc.sandbox.inside import kernel
@@ -76,6 +77,15 @@ def _one_of(index: int, values: tuple[int, ...]) -> _Code:
     return [*code, *_returns(_EPERM), *_returns(_ALLOW)]
 
 
+def _to_oneself(pid: int, number: int) -> _Code:
+    """Allow a signal to the process itself; argument ``number`` is the signal.
+
+    SIGKILL ends it here: process 1 would ignore it, and elsewhere the host would take it for a lack of memory.
+    """
+    code = [_argument(0), (_JUMP_EQ, 1, 0, pid), *_returns(_EPERM)]
+    return [*code, _argument(number), (_JUMP_EQ, 0, 1, signal.SIGKILL), *_returns(_KILL), *_returns(_ALLOW)]
+
+
 def _by_argument(pid: int) -> dict[tuple[int, int], _Code]:
     thread_only = [_argument(0), (_JUMP_SET, 0, 1, _CLONE_THREAD), *_returns(_ALLOW), *_returns(_EPERM)]
     no_address = [_argument(4), (_JUMP_EQ, 0, 3, 0), _argument(4, True), (_JUMP_EQ, 0, 1, 0), *_returns(_ALLOW)]
@@ -86,8 +96,8 @@ def _by_argument(pid: int) -> dict[tuple[int, int], _Code]:
             1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
         ),  # tty queries, FIONREAD, FIONBIO, close-on-exec
         (72, 25): _one_of(1, (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032)),  # no owner, lease, notification or pipe size
-        (62, 129): _one_of(0, (pid,)),
-        (234, 131): _one_of(0, (pid,)),
+        (62, 129): _to_oneself(pid, 1),
+        (234, 131): _to_oneself(pid, 2),
         (302, 261): _one_of(0, (0,)),  # prlimit64 of oneself
         (157, 167): _one_of(0, (15, 16, 0x53564D41)),  # prctl: thread names and mapping names
         (53, 199): [
