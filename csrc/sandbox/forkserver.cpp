@@ -157,10 +157,13 @@ bool answer(Server* s, pid_t pid) {
     return sent >= 0;
 }
 
+// The C library's fork without the handlers around it, which a process of one thread does without.
+extern "C" pid_t _Fork() noexcept __attribute__((weak));
+
 // The raw call leaves alone the thread id that the C library remembers: in a new namespace both
 // sides are process 1.
 pid_t fork_child(const Server* s) {
-    if (!s->new_pid_namespace) return fork();
+    if (!s->new_pid_namespace) return _Fork ? _Fork() : fork();
     return static_cast<pid_t>(syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0));
 }
 
