@@ -64,7 +64,7 @@ class ForkServer:
     def __init__(
         self, level: str, python: str | None = None, modules: tuple[str, ...] = (), cpu: int | None = None
     ) -> None:
-        self.level, self.cpu = level, cpu
+        self.level, self.cpu, self._python = level, cpu, python
         self.spawned = 0
         self._exits: dict[int, tuple[int, float]] = {}  # wait status, CPU seconds
         self._left: list[int] = []
@@ -103,6 +103,11 @@ class ForkServer:
                 _keep_on(self._inner, {self.cpu})
         except ServerLostError:
             answer = {"refused": self._last_words() or "the server died at its start"}
+            if self._python:
+                self.close()
+                raise InputError(
+                    f"interpreter {self._python!r} cannot serve the sandbox (Python 3.10 or newer can): {answer['refused']}"
+                ) from None
         if "ready" not in answer:
             self.close()
             if answer.get("module"):

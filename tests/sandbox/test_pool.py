@@ -206,7 +206,9 @@ def test_verdicts_do_not_depend_on_load() -> None:
     program = "def f(n):\n    s = 0\n    for i in range(n): s += i\n    return s"
     tests = [CallTest("f", (n,), n * (n - 1) // 2) for n in (10, 300_000)] + [CallTest("f", (10**9,), 0)]
     limits = Limits(cpu_seconds=0.4, wall_seconds=20.0)
-    burners = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(6)]
+    burners = [
+        subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"], start_new_session=True) for _ in range(6)
+    ]
     try:
         with Sandbox(workers=2) as sandbox:
             verdicts = sandbox.judge_many([(program, tests)] * 4, limits)
@@ -219,10 +221,16 @@ def test_verdicts_do_not_depend_on_load() -> None:
 
 
 def test_waiting_for_a_core_is_not_the_program_s_time() -> None:
-    """The wall limit is a third of what the program needs on this machine while others keep every core busy."""
+    """The wall limit is a fraction of what the program needs on this machine while others keep every core busy."""
     program = "def f(n):\n    s = 0\n    for i in range(n): s += i\n    return s"
     cores = len(os.sched_getaffinity(0))
-    burners = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(8 * cores)]
+    burn = [
+        sys.executable,
+        "-S",
+        "-c",
+        "while True: pass",
+    ]  # each in a session of its own, and so with a share of its own
+    burners = [subprocess.Popen(burn, start_new_session=True) for _ in range(8 * cores)]
     try:
         with Sandbox(workers=1) as sandbox:
             (first,) = sandbox.judge_many([(program, [CallTest("f", (6_000_000,), 17999997000000)])])
@@ -381,6 +389,37 @@ def test_extra_modules(tmp_path: Path) -> None:
     with Sandbox(workers=1, modules=["numpy"]) as sandbox:
         assert sandbox.judge_many([(program, [CallTest("f", (), 3)])])[0].passed
     assert run(program, [CallTest("f", (), 3)]).results[0].status == "runtime_error"
+
+
+def other_interpreters() -> list[Path]:
+    """Interpreters of other versions, from 3.10 on: beside this one as pyenv lays them, or the system's."""
+    version = f"3.{sys.version_info.minor}"
+    found = [*Path(sys.base_prefix).parent.glob("3.1[0-9]*/bin/python3"), *Path("/usr/bin").glob("python3.1[0-9]")]
+    return [path for path in found if f"/{version}." not in str(path) and not path.name.endswith(version)]
+
+
+def test_other_interpreters_run_programs() -> None:
+    """The host, the loop in C and the code inside meet interpreters of any version from 3.10 on."""
+    interpreters = other_interpreters()
+    if not interpreters:
+        pytest.skip("no other interpreter is installed; install Python 3.10, 3.12 or 3.13 to try one")
+    program = "import sys\ndef f(): return list(sys.version_info[:2])\nif __name__ == '__main__': print(input())"
+    for python in interpreters:
+        output = subprocess.run(
+            [python, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True
+        )
+        version = list(map(int, output.stdout.split()))
+        tests: list[Test] = [CallTest("f", (), version), AssertTest(f"v = {version}\nassert f() == v", "f")]
+        for level in ("L3", "L2"):
+            with Sandbox(workers=1, level=level, python=str(python)) as sandbox:
+                (verdict,) = sandbox.judge_many([(program, [*tests, StdinTest("x y", "x y")])])
+            assert verdict.passed and verdict.verified, (python, verdict)
+
+
+@pytest.mark.parametrize("level", ["auto", "L3"])
+def test_what_cannot_serve_as_interpreter_is_named(level: str) -> None:
+    with pytest.raises(InputError, match="'/bin/true' cannot serve"), Sandbox(1, level, python="/bin/true") as sandbox:
+        sandbox.judge_many([(ADD, ONE)])
 
 
 def test_bad_arguments_are_named() -> None:
