@@ -148,6 +148,41 @@ def test_the_pool_ends_with_its_process() -> None:
     assert not left
 
 
+@pytest.mark.parametrize("level", ["L3", "L2", "L1"])
+def test_a_program_ends_with_its_host(level: str) -> None:
+    """Also what it started at L1, where it can: the host is killed while the program runs."""
+    program = "import os, time\ndef f():\n    try:\n        if os.fork() == 0: os.setsid(), os.fork()\n    except OSError: pass\n    time.sleep(100)"
+    script = (
+        "from bdc.sandbox import Limits, Sandbox\nfrom bdc.testcase import CallTest\n"
+        f"Sandbox(1, {level!r}).judge_many([({program!r}, [CallTest('f', (), 1)])], Limits(wall_seconds=200))"
+    )
+    before = _servers()
+    host = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
+    expected = {"L3": 3, "L2": 2, "L1": 4}[level]  # the server (two processes at L3), the program and what it started
+    deadline = time.monotonic() + 30
+    while len(_servers() - before) < expected and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(_servers() - before) == expected
+    host.kill()
+    host.wait()
+    while _servers() - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _servers() - before
+
+
+def _servers() -> set[int]:
+    """Fork servers of this checkout and their children, whoever started them."""
+    boot = str(Path(pool.__file__).parent / "inside" / "boot.py").encode()
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if boot in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
 def _runs(pid: int) -> bool:
     try:
         return " Z " not in Path(f"/proc/{pid}/stat").read_text()

@@ -99,3 +99,4 @@ def _serve(
             confinement.clean(server)
         else:
             confinement.kill_strays(set(server.pids[: server.children]))
+    confinement.kill_strays(set())
