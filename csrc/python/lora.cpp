@@ -186,17 +186,18 @@ const Kernel* kernel = nullptr;  // set once, when the module is loaded
 
 // A plain function of CPython: pybind11's own call costs twice as much.
 PyObject* call_try_add(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-    if (count != 9) {
-        PyErr_Format(PyExc_TypeError, "try_add takes 9 arguments, got %zd", count);
+    if (count != 7 && count != 9) {
+        PyErr_Format(PyExc_TypeError, "try_add takes 7 or 9 arguments, got %zd", count);
         return nullptr;
     }
     const double scaling = PyFloat_AsDouble(arguments[6]);
     if (scaling == -1 && PyErr_Occurred()) return nullptr;
     try {
         const py::handle y = arguments[0], x = arguments[1], a = arguments[2], b = arguments[3],
-                         g = arguments[4], rows = arguments[5], h = arguments[7];
-        const bool done =
-            try_add(*kernel, y, x, a, b, g, rows, scaling, h, arguments[8] == Py_True);
+                         g = arguments[4], rows = arguments[5],
+                         h = count > 7 ? arguments[7] : Py_None;
+        const bool fresh = count > 8 && arguments[8] == Py_True;
+        const bool done = try_add(*kernel, y, x, a, b, g, rows, scaling, h, fresh);
         return PyBool_FromLong(done);
     } catch (const std::exception& error) {
         PyErr_SetString(PyExc_RuntimeError, error.what());
@@ -208,7 +209,8 @@ PyMethodDef try_add_method = {
     "try_add",
     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_try_add)),
     METH_FASTCALL,
-    "try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, h, fresh) -> bool",
+    "try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, h=None, fresh=False) -> "
+    "bool",
 };
 
 }  // namespace
