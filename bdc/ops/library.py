@@ -42,6 +42,7 @@ def product_(
 ) -> None:
     """The product added to ``y``, without a gradient; checks everything."""
     if y.ndim == 2 and try_add(y, x, lora_a, lora_b, g, rows, scaling):
+        touch(y)
         return
     checks.check_product(x, lora_a, lora_b, g, rows, scaling)
     others = {"x": x, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": g}
@@ -49,6 +50,13 @@ def product_(
         others["token_to_row"] = rows
     checks.check_output(y, others, len(x), len(lora_b))
     add_product(y, x, lora_a, lora_b, g, rows, scaling)
+    touch(y)
+
+
+def touch(y: Tensor) -> None:
+    """Tell autograd of a write that it did not see: a graph that saved ``y`` must not be used."""
+    if not y.is_inference():
+        torch.autograd.graph.increment_version(y)
 
 
 def product_with_h(
