@@ -93,7 +93,7 @@ class Judge:
     def _reply(self, session: Session, message: Any, watched: Sequence[Session] = ()) -> Any:
         """Send a message, if any, and wait for the next answer, or for an `End`."""
         if message is not None:
-            session.send(message)
+            session.send(message, self._stop)
         return wait(session, self._limits, self._stop, watched)
 
     @contextmanager

@@ -282,6 +282,22 @@ def test_waiting_for_a_core_is_not_the_program_s_time() -> None:
     assert elapsed > limits.wall_seconds  # else the machine was never busy, and the test says nothing
 
 
+def test_a_large_argument_reaches_a_child_that_had_no_core_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    send = Session.send
+
+    def stalled(self: Session, message: Any, *stop: Any) -> None:
+        if "steps" in message:
+            os.kill(self._child.pid, signal.SIGSTOP)
+            threading.Timer(1.5, os.kill, (self._child.pid, signal.SIGCONT)).start()
+        send(self, message, *stop)
+
+    monkeypatch.setattr(Session, "send", stalled)
+    with Sandbox(workers=1) as sandbox:
+        test = CallTest("f", ("x" * 3_000_000,), 3_000_000)
+        (verdict,) = sandbox.judge_many([("def f(x): return len(x)", [test])])
+    assert verdict.passed and verdict.seconds > 1.4, verdict
+
+
 SLEEP = "import time\ndef f(n):\n    time.sleep(n)\n    return n"
 
 
