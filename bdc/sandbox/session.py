@@ -55,7 +55,7 @@ class Session:
         self.patience = 0.0  # seconds until a limit could be broken
         self._cpu_start = self._wall_start = 0.0
         self.output = bytearray()
-        self.cap = max(limits.output_kb << 10, output_bytes)
+        self.cap = max(int(limits.output_kb * 1024), output_bytes)
         self._server, self._limits, self._buffer = server, limits, frames.Buffer()
         self._exit: tuple[int, float] | None = None  # wait status, CPU seconds
         self._ended = -1
@@ -71,8 +71,8 @@ class Session:
         if calls is not None:
             fds[CALLS] = calls.fileno()
         try:
-            cpu = int(limits.cpu_seconds * (tests + 1)) + 3
-            self._child = server.spawn(role, fds, cpu, limits.memory_mb << 20)
+            cpu = min(int(limits.cpu_seconds * (tests + 1)) + 3, (1 << 32) - 1)
+            self._child = server.spawn(role, fds, cpu, int(limits.memory_mb * (1 << 20)))
             self._ended = os.pidfd_open(self._child.pid)
         except BaseException:
             self._release()

@@ -106,6 +106,10 @@ BAD_OPTIONS = {
     "/nonexistent/python": ["--python", "/nonexistent/python"],
     "'/bin/true' cannot serve": ["--python", "/bin/true"],
     "no_such_module": ["--allow-module", "no_such_module"],
+    "cannot import an allowed module: ''": ["--allow-module", ""],
+    "memory_mb is 99999999999999999999": ["--memory-mb", "99999999999999999999"],
+    "cpu_seconds is 1e+300": ["--cpu-seconds", "1e300"],
+    "output_kb": ["--output-kb", "99999999999999999"],
     "no public tests": ["--tests", "public"],
 }
 
@@ -168,6 +172,28 @@ def test_other_bad_input_is_one_sentence(problems: Path, tmp_path: Path, capsys:
         captured = capsys.readouterr()
         assert words in captured.err
         assert (captured.err.count("\n"), captured.out) == (1, "")
+
+
+BAD_TESTS = {
+    "entry_point": {"kind": "call", "entry_point": 5, "args": "(1,)", "expected": "1"},
+    "args": {"kind": "call", "entry_point": "f", "args": "5", "expected": "1"},
+    "kwargs": {"kind": "call", "entry_point": "f", "args": "()", "expected": "1", "kwargs": "5"},
+    "malformed node": {"kind": "call", "entry_point": "f", "args": "(open,)", "expected": "1"},
+    "stdin": {"kind": "stdin", "stdin": 5, "expected": "1"},
+    "code": {"kind": "assert", "code": None, "entry_point": "f"},
+    "'magic' is unknown": {"kind": "magic"},
+}
+
+
+@pytest.mark.parametrize("words", BAD_TESTS)
+def test_a_test_that_cannot_be_read_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    bad = write(tmp_path / "problems.jsonl", PROBLEM | {"private_tests": [BAD_TESTS[words]]})
+    assert judge(bad, write(tmp_path / "programs.jsonl", GOOD)) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and "line 1" in captured.err
+    assert (captured.err.count("\n"), captured.out) == (1, "")
 
 
 def test_sandbox_check(capsys: pytest.CaptureFixture[str]) -> None:

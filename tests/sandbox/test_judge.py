@@ -259,8 +259,41 @@ def test_bad_input_is_named(isolated: Sandbox, program: str, tests: list[Test]) 
 
 
 @pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        *((CallTest, (5, (), 1)), (CallTest, ("f", "x", 1)), (CallTest, ("f", (), 1, [])), (StdinTest, (b"", ""))),
+        *((StdinTest, ("", None)), (AssertTest, (None, "f")), (AssertTest, ("", 1))),
+    ],
+)
+def test_tests_of_the_wrong_types_are_refused(kind: type, values: tuple[object, ...]) -> None:
+    with pytest.raises(InputError, match="it must be"):
+        kind(*values)
+
+
+def test_the_largest_limits_work(isolated: Sandbox) -> None:
+    limits = Limits(cpu_seconds=1e6, wall_seconds=1e6, memory_mb=1 << 24, output_kb=1 << 20, restarts=1_000_000)
+    assert judge(isolated, "def f(): return 1", [CallTest("f", (), 1)] * 5000, limits).passed
+    assert judge(isolated, "print(1)", [StdinTest("", "1")], limits).passed
+
+
+@pytest.mark.parametrize(
     "values",
-    [{"cpu_seconds": 0}, {"cpu_seconds": float("nan")}, {"memory_mb": -1}, {"wall_seconds": 1.0}, {"output_kb": True}],
+    [
+        *(
+            {"cpu_seconds": 0},
+            {"cpu_seconds": float("nan")},
+            {"memory_mb": -1},
+            {"wall_seconds": 1.0},
+            {"output_kb": True},
+        ),
+        *(
+            {"cpu_seconds": 1e12, "wall_seconds": 1e12},
+            {"memory_mb": 1 << 60},
+            {"output_kb": 1 << 50},
+            {"restarts": -1},
+        ),
+        {"cpu_seconds": "2"},
+    ],
 )
 def test_limits_that_make_no_sense_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(InputError):
