@@ -81,6 +81,17 @@ def test_python_files(problems: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "named after no problem" in capsys.readouterr().err
 
 
+def test_python_files_are_read_as_python_reads_them(problems: Path, tmp_path: Path) -> None:
+    name = "f\u00fcnf"
+    program = f"def add(a, b):\r\n    {name} = a + b\r\n    return {name}\r\n"
+    file = tmp_path / "mine_add.py"
+    for data in (program.encode("utf-8-sig"), f"# -*- coding: latin-1 -*-\n{program}".encode("latin-1")):
+        file.write_bytes(data)
+        assert judge(problems, file) == 0
+    file.write_bytes(program.encode("latin-1"))
+    assert judge(problems, file) == 2
+
+
 def test_the_reference_solutions_of_the_written_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"problem": problem.id, "program": problem.solution} for problem in load("mini")]
     assert judge("mini", write(tmp_path / "programs.jsonl", *rows)) == 0
