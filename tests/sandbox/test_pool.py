@@ -19,7 +19,7 @@ import pytest
 from processes import children, descriptors
 
 from bdc.errors import InputError
-from bdc.sandbox import LevelRefusedError, Limits, Sandbox, Verdict, detect_level, pool, run
+from bdc.sandbox import LevelRefusedError, Limits, Sandbox, SandboxError, Verdict, detect_level, pool, run, server
 from bdc.sandbox.server import ForkServer
 from bdc.sandbox.session import End, Session
 from bdc.testcase import AssertTest, CallTest, StdinTest, Test
@@ -484,6 +484,16 @@ def test_bad_arguments_are_named() -> None:
         pass
     with pytest.raises(InputError, match="closed"):
         sandbox.judge_many([(ADD, ONE)])
+
+
+def test_a_loop_that_is_missing_or_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No level may be taken for missing, and a weaker one chosen, where the compiled part is at fault."""
+    monkeypatch.setattr(server, "find_spec", lambda name: None)
+    with pytest.raises(SandboxError, match="_forkserver"):
+        Sandbox(workers=1)
+    monkeypatch.setattr(server, "_library", lambda: __file__)
+    with pytest.raises(SandboxError, match=r"no isolation level works here.*test_pool\.py"):
+        detect_level.__wrapped__()
 
 
 def test_a_level_that_is_refused_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
