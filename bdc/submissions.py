@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,11 +74,12 @@ def _of_file(file: Path, relative: Path, names: dict[str, Problem]) -> Submissio
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        with tokenize.open(file) as text:  # as Python reads it: UTF-8, unless the file declares something else
+            return text.read()
     except OSError as error:
         raise InputError(f"program {file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"program {file} is not text in UTF-8 (byte {error.start})") from error
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise InputError(f"program {file} is not text: {error}") from error
 
 
 def _of_record(place: str, number: int, row: Record, problems: dict[str, Problem]) -> Submission:

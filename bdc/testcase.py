@@ -25,6 +25,9 @@ class CallTest:
     expected: Any
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _check(self, entry_point=str, args=(tuple, list), kwargs=dict)
+
 
 @dataclass(frozen=True, slots=True)
 class StdinTest:
@@ -33,6 +36,9 @@ class StdinTest:
     stdin: str
     expected: str
 
+    def __post_init__(self) -> None:
+        _check(self, stdin=str, expected=str)
+
 
 @dataclass(frozen=True, slots=True)
 class AssertTest:
@@ -40,6 +46,19 @@ class AssertTest:
 
     code: str
     entry_point: str
+
+    def __post_init__(self) -> None:
+        _check(self, code=str, entry_point=str)
+
+
+def _check(test: object, **kinds: type | tuple[type, ...]) -> None:
+    for name, kind in kinds.items():
+        value = getattr(test, name)
+        if not isinstance(value, kind):
+            wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+            raise InputError(
+                f"field {name!r} of a {type(test).__name__} is of type {type(value).__name__}; it must be {wanted}"
+            )
 
 
 Test = CallTest | StdinTest | AssertTest

@@ -33,7 +33,8 @@ class Judge:
     def __init__(
         self, server: ForkServer, program: str, tests: Sequence[Test], limits: Limits, stop: threading.Event
     ) -> None:
-        self._server, self._program, self._limits, self._stop = server, program, limits, stop
+        self._server, self._limits, self._stop = server, limits, stop
+        self._program = program.removeprefix("\ufeff")  # as Python does with a file
         self._tests = tests
         self._plans: dict[int, tuple[Step, ...]] = {}
         self._found: dict[int, TestResult] = {}
@@ -93,7 +94,7 @@ class Judge:
     def _reply(self, session: Session, message: Any, watched: Sequence[Session] = ()) -> Any:
         """Send a message, if any, and wait for the next answer, or for an `End`."""
         if message is not None:
-            session.send(message)
+            session.send(message, self._stop)
         return wait(session, self._limits, self._stop, watched)
 
     @contextmanager

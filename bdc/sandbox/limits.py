@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 from bdc.errors import InputError
 
-_MOST = 10**9  # what the kernel's limits hold, whatever the unit
+_RANGES = {
+    "cpu_seconds": (1e-3, 1e6),
+    "wall_seconds": (1e-3, 1e6),
+    "memory_mb": (1, 1 << 24),
+    "output_kb": (1, 1 << 20),  # the host holds it
+    "restarts": (0, 1e6),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +37,9 @@ class Limits:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            low = 0 if item.name == "restarts" else 1e-3
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not math.isfinite(value)
-                or not low <= value <= _MOST
-            ):
-                raise InputError(f"limit {item.name} is {value!r}; it must be a positive number, at most {_MOST}")
+            low, high = _RANGES[item.name]
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise InputError(f"limit {item.name} is {value!r:.100}; it must be a number from {low:g} to {high:g}")
         if self.wall_seconds < self.cpu_seconds:
             raise InputError(
                 f"limit wall_seconds ({self.wall_seconds}) is below cpu_seconds ({self.cpu_seconds}); raise the former"

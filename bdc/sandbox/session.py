@@ -55,8 +55,8 @@ class Session:
         self.patience = 0.0  # seconds until a limit could be broken
         self._cpu_start = self._wall_start = 0.0
         self.output = bytearray()
-        self.cap = max(limits.output_kb << 10, output_bytes)
-        self._server, self._buffer = server, frames.Buffer()
+        self.cap = max(int(limits.output_kb * 1024), output_bytes)
+        self._server, self._limits, self._buffer = server, limits, frames.Buffer()
         self._exit: tuple[int, float] | None = None  # wait status, CPU seconds
         self._ended = -1
         self._control, inner = socket.socketpair()
@@ -71,8 +71,8 @@ class Session:
         if calls is not None:
             fds[CALLS] = calls.fileno()
         try:
-            cpu = int(limits.cpu_seconds * (tests + 1)) + 3
-            self._child = server.spawn(role, fds, cpu, limits.memory_mb << 20)
+            cpu = min(int(limits.cpu_seconds * (tests + 1)) + 3, (1 << 32) - 1)
+            self._child = server.spawn(role, fds, cpu, int(limits.memory_mb * (1 << 20)))
             self._ended = os.pidfd_open(self._child.pid)
         except BaseException:
             self._release()
@@ -102,8 +102,8 @@ class Session:
         """CPU seconds since `begin`."""
         return self.cpu() - self._cpu_start
 
-    def send(self, message: Any) -> None:
-        """Send a frame; a child that is gone or does not read is found out by the next `wait`."""
+    def send(self, message: Any, stop: threading.Event | None = None) -> None:
+        """Send a frame; a child that is gone or does not read in time is found out by the next `wait`."""
         try:
             data = frames.dump(message, limit=frames.MAX_ORDER)
         except frames.ProtocolError as error:
@@ -113,12 +113,19 @@ class Session:
             try:
                 view = view[self._control.send(view) :]
             except BlockingIOError:
-                poller = select.poll()
-                poller.register(self._control, select.POLLOUT)
-                if not poller.poll(1000):
+                if self._stuck() or (stop and stop.is_set()):
                     return
             except OSError:
                 return
+
+    def _stuck(self) -> bool:
+        """Wait until the child can take more of a message, for a moment at most; say whether it is to be given up."""
+        poller = select.poll()
+        poller.register(self._control, select.POLLOUT)
+        poller.register(self._ended, select.POLLIN)
+        ready = {fd for fd, _ in poller.poll(int(_STOP_SECONDS * 1000))}
+        self.drain()  # it may be waiting for its output to be read
+        return self._ended in ready or self.check(self._limits) is not None
 
     def take(self) -> Any | None:
         """Return the next frame that has arrived, or None. Raises ProtocolError."""

@@ -220,6 +220,9 @@ bool bind_child(Server* s) {
 
 extern "C" {
 
+// So that Python finds out when it holds another idea of `Server`.
+size_t bdc_server_size() { return sizeof(Server); }
+
 // Serves the host. Returns in a child with its role; in the server when the host hung up or an
 // order cannot be carried out, and when Python has to do something before the call is repeated:
 // empty the scratch folder, or end strays.

@@ -81,6 +81,17 @@ def test_python_files(problems: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "named after no problem" in capsys.readouterr().err
 
 
+def test_python_files_are_read_as_python_reads_them(problems: Path, tmp_path: Path) -> None:
+    name = "f\u00fcnf"
+    program = f"def add(a, b):\r\n    {name} = a + b\r\n    return {name}\r\n"
+    file = tmp_path / "mine_add.py"
+    for data in (program.encode("utf-8-sig"), f"# -*- coding: latin-1 -*-\n{program}".encode("latin-1")):
+        file.write_bytes(data)
+        assert judge(problems, file) == 0
+    file.write_bytes(program.encode("latin-1"))
+    assert judge(problems, file) == 2
+
+
 def test_the_reference_solutions_of_the_written_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"problem": problem.id, "program": problem.solution} for problem in load("mini")]
     assert judge("mini", write(tmp_path / "programs.jsonl", *rows)) == 0
@@ -106,6 +117,10 @@ BAD_OPTIONS = {
     "/nonexistent/python": ["--python", "/nonexistent/python"],
     "'/bin/true' cannot serve": ["--python", "/bin/true"],
     "no_such_module": ["--allow-module", "no_such_module"],
+    "cannot import an allowed module: ''": ["--allow-module", ""],
+    "memory_mb is 99999999999999999999": ["--memory-mb", "99999999999999999999"],
+    "cpu_seconds is 1e+300": ["--cpu-seconds", "1e300"],
+    "output_kb": ["--output-kb", "99999999999999999"],
     "no public tests": ["--tests", "public"],
 }
 
@@ -168,6 +183,28 @@ def test_other_bad_input_is_one_sentence(problems: Path, tmp_path: Path, capsys:
         captured = capsys.readouterr()
         assert words in captured.err
         assert (captured.err.count("\n"), captured.out) == (1, "")
+
+
+BAD_TESTS = {
+    "entry_point": {"kind": "call", "entry_point": 5, "args": "(1,)", "expected": "1"},
+    "args": {"kind": "call", "entry_point": "f", "args": "5", "expected": "1"},
+    "kwargs": {"kind": "call", "entry_point": "f", "args": "()", "expected": "1", "kwargs": "5"},
+    "malformed node": {"kind": "call", "entry_point": "f", "args": "(open,)", "expected": "1"},
+    "stdin": {"kind": "stdin", "stdin": 5, "expected": "1"},
+    "code": {"kind": "assert", "code": None, "entry_point": "f"},
+    "'magic' is unknown": {"kind": "magic"},
+}
+
+
+@pytest.mark.parametrize("words", BAD_TESTS)
+def test_a_test_that_cannot_be_read_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    bad = write(tmp_path / "problems.jsonl", PROBLEM | {"private_tests": [BAD_TESTS[words]]})
+    assert judge(bad, write(tmp_path / "programs.jsonl", GOOD)) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and "line 1" in captured.err
+    assert (captured.err.count("\n"), captured.out) == (1, "")
 
 
 def test_sandbox_check(capsys: pytest.CaptureFixture[str]) -> None:

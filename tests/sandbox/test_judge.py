@@ -188,6 +188,34 @@ def test_assertions(isolated: Sandbox, quick: Limits) -> None:
     assert "the test itself failed" in verdict.results[7].message
 
 
+def test_a_test_catches_what_the_program_raises(isolated: Sandbox, quick: Limits) -> None:
+    """The built-in base and the arguments of an exception travel, so `except` and `args` mean what they say."""
+    program = """
+class Mine(ValueError): pass
+def f(n): raise [KeyError("a"), Mine("b", 2), ZeroDivisionError, UnicodeDecodeError("ascii", b"x", 0, 1, "r"), KeyError(object())][n]
+"""
+    code = "try:\n    f(%d)\n    caught = None\nexcept %s as e:\n    caught = e.args\nassert caught == %r"
+    cases = [(0, "KeyError", ("a",)), (1, "ValueError", ("b", 2)), (2, "ArithmeticError", ())]
+    cases += [(3, "UnicodeError", ("ascii", b"x", 0, 1, "r")), (0, "LookupError", ("a",)), (0, "KeyError", ("b",))]
+    verdict = judge(isolated, program, [AssertTest(code % case, "f") for case in cases], quick)
+    assert statuses(verdict) == ["passed"] * 5 + ["wrong_answer"]
+    (result,) = judge(isolated, program, [AssertTest(code % (4, "KeyError", ()), "f")], quick).results
+    assert result.status == "runtime_error"
+
+
+@pytest.mark.parametrize("answer", ["return 'x' * (9 << 20)", "raise ValueError('x' * (9 << 20))"])
+def test_an_answer_that_is_too_large(isolated: Sandbox, quick: Limits, answer: str) -> None:
+    tests: list[Test] = [AssertTest("x = 1\nassert f() == x", "f"), AssertTest("assert f() == 1", "f")]
+    verdict = judge(isolated, f"def f(): {answer}", tests, quick)
+    assert statuses(verdict)[0] == "output_limit"
+    assert statuses(verdict)[1] in ("output_limit", "runtime_error")  # an exception's message is cut, and so fits
+    assert verdict.seconds < quick.wall_seconds
+
+
+def test_a_byte_order_mark_is_no_error(isolated: Sandbox, quick: Limits) -> None:
+    assert judge(isolated, "\ufeffdef f(): return 1", [CallTest("f", (), 1)], quick).passed
+
+
 def test_assertions_see_what_a_call_did_to_its_arguments(isolated: Sandbox, quick: Limits) -> None:
     program = "def f(a, d):\n    a.sort()\n    d['k'] = [1]"
     code = "a, d = [3, 1], {}\nassert f(a, d) is None\nassert a == [1, 3]\nassert d == {'k': [1]}"
@@ -259,8 +287,41 @@ def test_bad_input_is_named(isolated: Sandbox, program: str, tests: list[Test]) 
 
 
 @pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        *((CallTest, (5, (), 1)), (CallTest, ("f", "x", 1)), (CallTest, ("f", (), 1, [])), (StdinTest, (b"", ""))),
+        *((StdinTest, ("", None)), (AssertTest, (None, "f")), (AssertTest, ("", 1))),
+    ],
+)
+def test_tests_of_the_wrong_types_are_refused(kind: type, values: tuple[object, ...]) -> None:
+    with pytest.raises(InputError, match="it must be"):
+        kind(*values)
+
+
+def test_the_largest_limits_work(isolated: Sandbox) -> None:
+    limits = Limits(cpu_seconds=1e6, wall_seconds=1e6, memory_mb=1 << 24, output_kb=1 << 20, restarts=1_000_000)
+    assert judge(isolated, "def f(): return 1", [CallTest("f", (), 1)] * 5000, limits).passed
+    assert judge(isolated, "print(1)", [StdinTest("", "1")], limits).passed
+
+
+@pytest.mark.parametrize(
     "values",
-    [{"cpu_seconds": 0}, {"cpu_seconds": float("nan")}, {"memory_mb": -1}, {"wall_seconds": 1.0}, {"output_kb": True}],
+    [
+        *(
+            {"cpu_seconds": 0},
+            {"cpu_seconds": float("nan")},
+            {"memory_mb": -1},
+            {"wall_seconds": 1.0},
+            {"output_kb": True},
+        ),
+        *(
+            {"cpu_seconds": 1e12, "wall_seconds": 1e12},
+            {"memory_mb": 1 << 60},
+            {"output_kb": 1 << 50},
+            {"restarts": -1},
+        ),
+        {"cpu_seconds": "2"},
+    ],
 )
 def test_limits_that_make_no_sense_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(InputError):

@@ -19,7 +19,7 @@ import pytest
 from processes import children, descriptors
 
 from bdc.errors import InputError
-from bdc.sandbox import LevelRefusedError, Limits, Sandbox, Verdict, detect_level, pool, run
+from bdc.sandbox import LevelRefusedError, Limits, Sandbox, SandboxError, Verdict, detect_level, pool, run, server
 from bdc.sandbox.server import ForkServer
 from bdc.sandbox.session import End, Session
 from bdc.testcase import AssertTest, CallTest, StdinTest, Test
@@ -98,10 +98,10 @@ def test_a_death_in_the_middle_of_a_judgement(level: str, victim: str) -> None:
         _, server = sandbox._idle.queue[0]
         assert server is not None
         found: list[Verdict] = []
-        tests: list[Test] = [CallTest("f", (n,), n) for n in (0, 1, 0)]
+        tests: list[Test] = [CallTest("f", (n,), n) for n in (0, 3, 0)]
         job = threading.Thread(target=lambda: found.extend(sandbox.judge_many([(slow, tests)])))
         job.start()
-        time.sleep(0.4)
+        time.sleep(1.5)  # in the middle of the second test
         inner = server._inner
         (child,) = [int(pid) for pid in Path(f"/proc/{inner}/task/{inner}/children").read_text().split()]
         os.kill(inner if victim == "server" else child, signal.SIGKILL)
@@ -256,30 +256,43 @@ def test_verdicts_do_not_depend_on_load() -> None:
 
 
 def test_waiting_for_a_core_is_not_the_program_s_time() -> None:
-    """The wall limit is a fraction of what the program needs on this machine while others keep every core busy."""
+    """The wall limit is a fraction of what the program needs while others keep the one core busy."""
     program = "def f(n):\n    s = 0\n    for i in range(n): s += i\n    return s"
-    cores = len(os.sched_getaffinity(0))
-    burn = [
-        sys.executable,
-        "-S",
-        "-c",
-        "while True: pass",
-    ]  # each in a session of its own, and so with a share of its own
-    burners = [subprocess.Popen(burn, start_new_session=True) for _ in range(8 * cores)]
+    tests = [CallTest("f", (6_000_000,), 17999997000000)]
+    burn = [sys.executable, "-S", "-c", "while True: pass"]  # each in a session of its own, with a share of its own
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    burners = [subprocess.Popen(burn, start_new_session=True) for _ in range(10)]
     try:
         with Sandbox(workers=1) as sandbox:
-            (first,) = sandbox.judge_many([(program, [CallTest("f", (6_000_000,), 17999997000000)])])
+            (first,) = sandbox.judge_many([(program, tests)])
             cpu = first.results[0].seconds
-            limits = Limits(cpu_seconds=2 * cpu, wall_seconds=3 * cpu)
             started = time.monotonic()
-            (verdict,) = sandbox.judge_many([(program, [CallTest("f", (6_000_000,), 17999997000000)])], limits)
+            (verdict,) = sandbox.judge_many([(program, tests)], Limits(cpu_seconds=2 * cpu, wall_seconds=3 * cpu))
             elapsed = time.monotonic() - started
     finally:
+        os.sched_setaffinity(0, cores)
         for burner in burners:
             burner.kill()
             burner.wait()
     assert first.passed and verdict.passed, verdict
-    assert elapsed > limits.wall_seconds  # else the machine was never busy, and the test says nothing
+    assert elapsed > 3 * cpu  # else the core was never busy, and the test says nothing
+
+
+def test_a_large_argument_reaches_a_child_that_had_no_core_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    send = Session.send
+
+    def stalled(self: Session, message: Any, *stop: Any) -> None:
+        if "steps" in message:
+            os.kill(self._child.pid, signal.SIGSTOP)
+            threading.Timer(1.5, os.kill, (self._child.pid, signal.SIGCONT)).start()
+        send(self, message, *stop)
+
+    monkeypatch.setattr(Session, "send", stalled)
+    with Sandbox(workers=1) as sandbox:
+        test = CallTest("f", ("x" * 3_000_000,), 3_000_000)
+        (verdict,) = sandbox.judge_many([("def f(x): return len(x)", [test])])
+    assert verdict.passed and verdict.seconds > 1.4, verdict
 
 
 SLEEP = "import time\ndef f(n):\n    time.sleep(n)\n    return n"
@@ -471,6 +484,16 @@ def test_bad_arguments_are_named() -> None:
         pass
     with pytest.raises(InputError, match="closed"):
         sandbox.judge_many([(ADD, ONE)])
+
+
+def test_a_loop_that_is_missing_or_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No level may be taken for missing, and a weaker one chosen, where the compiled part is at fault."""
+    monkeypatch.setattr(server, "find_spec", lambda name: None)
+    with pytest.raises(SandboxError, match="_forkserver"):
+        Sandbox(workers=1)
+    monkeypatch.setattr(server, "_library", lambda: __file__)
+    with pytest.raises(SandboxError, match=r"no isolation level works here.*test_pool\.py"):
+        detect_level.__wrapped__()
 
 
 def test_a_level_that_is_refused_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

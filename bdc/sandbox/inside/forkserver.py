@@ -74,7 +74,10 @@ def _warm(modules: list[str]) -> list[str]:
     before = set(sys.path)
     site.main()
     for name in modules:
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # its own code runs
+            raise ImportError(f"{name!r}: {type(error).__name__}: {error}") from error
     return [path for path in sys.path if path not in before]
 
 

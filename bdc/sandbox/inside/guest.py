@@ -5,6 +5,7 @@ from __future__ import annotations
 import _sitebuiltins
 import atexit
 import builtins
+import contextlib
 import gc
 import io
 import sys
@@ -59,7 +60,7 @@ def _send(channel: Blocking, reply: dict[str, Any]) -> None:
     try:
         channel.send(reply)
     except ProtocolError:
-        channel.send({"status": "output_limit", "message": "the returned value is too large"})
+        channel.send({"status": "output_limit", "message": "the answer is too large", "id": reply.get("id")})
 
 
 def like_plain_python() -> None:
@@ -173,7 +174,7 @@ def _call(space: dict[str, Any], message: dict[str, Any], packed: Any, packed_kw
     try:
         result = _function(space, message["entry"])(*args, **kwargs)
     except BaseException as error:
-        return describe(error) | {"type": type(error).__name__, "id": message.get("id")}
+        return _raised(error, message)
     reply: dict[str, Any] = {"status": "returned"}
     try:
         reply["value"] = values.pack(result)
@@ -195,7 +196,18 @@ def _call(space: dict[str, Any], message: dict[str, Any], packed: Any, packed_kw
     except MemoryError as error:
         return describe(error)
     except BaseException as error:
-        return describe(error) | {"type": type(error).__name__, "id": message.get("id")}
+        return _raised(error, message)
+    return reply
+
+
+def _raised(error: BaseException, message: dict[str, Any]) -> dict[str, Any]:
+    """Return a failure frame; for a referee with what its test may catch: the built-in base and the arguments."""
+    reply = describe(error)
+    if "id" in message:
+        base = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
+        reply |= {"id": message["id"], "type": base.__name__}
+        with contextlib.suppress(BaseException):  # not plain, or a property of the program's own
+            reply["raised"] = values.pack(error.args)
     return reply
 
 

@@ -60,6 +60,8 @@ class Library:
 
     def __init__(self, path: str) -> None:
         self._library = ctypes.PyDLL(path)  # keeps the interpreter's lock, which a child could not take back
+        if self._library.bdc_server_size() != ctypes.sizeof(Server):
+            raise OSError(f"{path} was built from another version of bdc; install bdc again")
 
     def loop(self, server: Server) -> Callable[[], int]:
         """Return what serves until something is to be done in Python (`HANG_UP`, `DIRTY`, `STRAYS`), or is a child."""

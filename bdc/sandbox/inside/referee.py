@@ -64,14 +64,13 @@ class Candidate:
         return value
 
     def _exception(self, reply: dict[str, Any]) -> Exception:
-        kind = getattr(builtins, str(reply.get("type")), Exception)
-        if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(kind, UnicodeError):
+        kind, text = getattr(builtins, str(reply.get("type")), Exception), str(reply.get("message"))
+        if not (isinstance(kind, type) and issubclass(kind, Exception)):
             kind = Exception
-        text = str(reply.get("message"))
         try:
-            error = kind(text.partition(": ")[2] if ": " in text else "")
-        except TypeError:  # an exception group and the like want more than a text
-            error = Exception(text)
+            error = kind(*values.unpack(reply["raised"]))
+        except Exception:  # its arguments are no plain data, or not what its base takes
+            error = Exception(text.partition(": ")[2])
         status = reply.get("status") if reply.get("status") in _FAILURES else "runtime_error"
         self.failure = (error, {"status": status, "message": text, "line": reply.get("line")})
         return error

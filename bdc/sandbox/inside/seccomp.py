@@ -86,26 +86,29 @@ def _to_oneself(pid: int, number: int) -> _Code:
     return [*code, _argument(number), (_JUMP_EQ, 0, 1, signal.SIGKILL), *_returns(_KILL), *_returns(_ALLOW)]
 
 
-def _by_argument(pid: int) -> dict[tuple[int, int], _Code]:
-    thread_only = [_argument(0), (_JUMP_SET, 0, 1, _CLONE_THREAD), *_returns(_ALLOW), *_returns(_EPERM)]
+def _by_argument() -> dict[tuple[int, int], _Code]:
+    """Calls that are allowed with some arguments, to the server as well."""
     no_address = [_argument(4), (_JUMP_EQ, 0, 3, 0), _argument(4, True), (_JUMP_EQ, 0, 1, 0), *_returns(_ALLOW)]
     stream_pair: _Code = [_argument(0), (_JUMP_EQ, 0, 4, 1), _argument(1), (_AND, 0, 0, 15), (_JUMP_EQ, 0, 1, 1)]
+    terminal = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # queries, FIONREAD, FIONBIO, close-on-exec
+    return {
+        (16, 29): _one_of(1, terminal),
+        (72, 25): _one_of(1, (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032)),  # no owner, lease, notification or pipe size
+        (302, 261): _one_of(0, (0,)),  # prlimit64 of oneself
+        # asyncio needs a pair; a datagram one could address others
+        (53, 199): [*stream_pair, *_returns(_ALLOW), *_returns(_EPERM)],
+        (44, 206): [*no_address, *_returns(_EPERM)],
+    }
+
+
+def _of_child(pid: int) -> dict[tuple[int, int], _Code]:
+    """Calls that a child alone is refused with other arguments."""
+    thread_only = [_argument(0), (_JUMP_SET, 0, 1, _CLONE_THREAD), *_returns(_ALLOW), *_returns(_EPERM)]
     return {
         (56, 220): thread_only,
-        (16, 29): _one_of(
-            1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
-        ),  # tty queries, FIONREAD, FIONBIO, close-on-exec
-        (72, 25): _one_of(1, (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032)),  # no owner, lease, notification or pipe size
         (62, 129): _to_oneself(pid, 1),
         (234, 131): _to_oneself(pid, 2),
-        (302, 261): _one_of(0, (0,)),  # prlimit64 of oneself
         (157, 167): _one_of(0, (15, 16, 0x53564D41)),  # prctl: thread names and mapping names
-        (53, 199): [
-            *stream_pair,
-            *_returns(_ALLOW),
-            *_returns(_EPERM),
-        ],  # asyncio needs a pair; a datagram one could address others
-        (44, 206): [*no_address, *_returns(_EPERM)],
     }
 
 
@@ -160,18 +163,19 @@ def server_filter() -> Filter:
     column = list(_ARCH).index(kernel.MACHINE)
     actions = {numbers[column]: _returns(_ALLOW) for numbers in (*_PLAIN.values(), *_SERVER.values())}
     actions |= {numbers[column]: _returns(_ENOSYS) for numbers in _MISSING.values()}
-    actions |= {numbers[column]: _returns(_ALLOW) for numbers in _by_argument(OWN_PID)}
+    actions |= {numbers[column]: _returns(_ALLOW) for numbers in _of_child(OWN_PID)}
+    actions |= {numbers[column]: code for numbers, code in _by_argument().items()}
     return Filter(actions, _returns(_EPERM))
 
 
 def child_filter() -> Filter:
-    """Return what a child adds to `server_filter`: no call of the server alone, some calls by their arguments.
+    """Return what a child adds to `server_filter`: no call of the server alone, no process, a signal to itself alone.
 
-    A child may signal itself alone.
+    It is short, since the kernel compiles it in every child.
     """
     column = list(_ARCH).index(kernel.MACHINE)
     actions = {numbers[column]: _returns(_EPERM) for numbers in _SERVER.values()}
-    actions |= {numbers[column]: code for numbers, code in _by_argument(OWN_PID).items()}
+    actions |= {numbers[column]: code for numbers, code in _of_child(OWN_PID).items()}
     return Filter(actions, _returns(_ALLOW))
 
 
