@@ -84,7 +84,7 @@ def _sizes(wanted: tuple[float, float, float], total: int) -> list[int]:
         counts = [stop - start for start, stop in pairwise(edges)]
     if sum(counts) > total:
         raise InputError(
-            f"train, validation and test add up to {sum(counts)} problems, but only {total} different ones were given"
+            f"the split into train, validation and test asks for {sum(counts)} problems, but only {total} different ones were given"
         )
     return counts
 
