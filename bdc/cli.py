@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--accept-terms", action="store_true", help="accept the terms of a model that has some")
     command.add_argument("--json", action="store_true", help="the list, or the folder, as JSON on stdout")
     command = add("bench", _bench, "microbenchmarks: `bdc bench op --help`")
-    command.add_argument("what", choices=("op", "search"))
+    command.add_argument("what", choices=("op", "search", "solver"))
     command.add_argument("options", nargs=argparse.REMAINDER, help="options of the benchmark")
     return parser
 
@@ -229,6 +229,8 @@ def _models(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     if args.what == "search":
         from bdc.search.bench import main as bench
+    elif args.what == "solver":
+        from bdc.customize.bench import main as bench
     else:
         from bdc.ops.bench import main as bench
     return bench(args.options)

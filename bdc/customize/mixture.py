@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -35,10 +36,14 @@ class Mixture:
         apply_rankwise_lora(model, {m: (stack.lora_a[m], stack.lora_b[m]) for m in stack.modules}, scaling=scaling)
         self.model, self.modules = model, stack.modules
 
-    def weighted(self, weights: Tensor, token_to_row: Tensor) -> AbstractContextManager[Any]:
-        """Rank weights in force: ``weights`` [N, L, K, r]; ``token_to_row`` [T] is each token's row, or -1 for none."""
-        from bdc.ops import rank_weights
+    def weighing(self, weights: Tensor) -> Callable[[Tensor], AbstractContextManager[Any]]:
+        """``weights`` [N, L, K, r], made ready for many forwards: called with [T], each token's row or -1, they are in force."""
+        from bdc.ops import PreparedRankWeights
 
         per_layer = weights.flatten(2).to(self.model.device).unbind(1)
-        rows = token_to_row.to(self.model.device, torch.int32)
-        return rank_weights(self.model, dict(zip(self.modules, per_layer, strict=True)), rows)
+        prepared = PreparedRankWeights(self.model, dict(zip(self.modules, per_layer, strict=True)))
+        return lambda token_to_row: prepared(token_to_row.to(self.model.device, torch.int32))
+
+    def weighted(self, weights: Tensor, token_to_row: Tensor) -> AbstractContextManager[Any]:
+        """:meth:`weighing` for one forward."""
+        return self.weighing(weights)(token_to_row)

@@ -136,9 +136,10 @@ class Solver:
         from bdc.llm.generate import generate
 
         table, rows = self._rows(prompts, statements, weights)
+        weighted = self._mixture.weighing(table)
 
         def around(active: Tensor, tokens: int) -> AbstractContextManager[Any]:
-            return self._mixture.weighted(table, rows[active.cpu()].repeat_interleave(tokens))
+            return weighted(rows[active.cpu()].repeat_interleave(tokens))
 
         return generate(
             self.model,

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from bdc.ops.dispatch import backends
 from bdc.ops.functional import rankwise_lora, rankwise_lora_
-from bdc.ops.modules import RankwiseLoraLinear, apply_rankwise_lora, rank_weights, remove_rankwise_lora
+from bdc.ops.modules import (
+    PreparedRankWeights,
+    RankwiseLoraLinear,
+    apply_rankwise_lora,
+    rank_weights,
+    remove_rankwise_lora,
+)
+from bdc.ops.pools import rankwise_lora_pools, rankwise_lora_pools_
 
 __all__ = [
+    "PreparedRankWeights",
     "RankwiseLoraLinear",
     "apply_rankwise_lora",
     "backends",
     "rank_weights",
     "rankwise_lora",
     "rankwise_lora_",
+    "rankwise_lora_pools",
+    "rankwise_lora_pools_",
     "remove_rankwise_lora",
 ]

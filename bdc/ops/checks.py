@@ -80,6 +80,36 @@ def check_product(
         raise InputError(f"token_to_row must be on {x.device}, where x is, got {token_to_row.device}")
 
 
+def check_pools(
+    x: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    rank_weights: Tensor,
+    row_to_pool: Tensor,
+    token_to_row: Tensor | None,
+    scaling: float = 1.0,
+) -> None:
+    """All arguments of the product with several pools."""
+    if lora_a.ndim != 3 or not len(lora_a):
+        raise InputError(f"lora_a must be [P, R, d_in] with at least one pool, got {_shape(lora_a)}")
+    if lora_b.ndim != 3 or len(lora_b) != len(lora_a):
+        raise InputError(f"lora_b must be [P, d_out, R] with P = {len(lora_a)} as in lora_a, got {_shape(lora_b)}")
+    check_product(x, lora_a[0], lora_b[0], rank_weights, token_to_row, scaling)
+    if row_to_pool.dtype not in _INTEGERS:
+        raise InputError(f"row_to_pool must be int32 or int64, got {row_to_pool.dtype}")
+    if row_to_pool.shape != (len(rank_weights),):
+        raise InputError(
+            f"row_to_pool must be [{len(rank_weights)}], one pool per row of rank_weights, got {_shape(row_to_pool)}"
+        )
+    if row_to_pool.device != x.device:
+        raise InputError(f"row_to_pool must be on {x.device}, where x is, got {row_to_pool.device}")
+    if row_to_pool.device.type == "cpu" and len(row_to_pool):
+        low, high = (int(bound) for bound in torch.aminmax(row_to_pool))
+        if low < 0 or high >= len(lora_a):
+            wrong = low if low < 0 else high
+            raise InputError(f"row_to_pool must be in [0, {len(lora_a)}), the pools, got {wrong}")
+
+
 def check_not_mapped(*tensors: Tensor | None) -> None:
     """None of them is being mapped over by ``torch.func.vmap``."""
     if any(tensor is not None and torch._C._functorch.is_batchedtensor(tensor) for tensor in tensors):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bdc.errors import InputError
 from bdc.ops import native
 
 
@@ -23,28 +25,33 @@ def load() -> Any | None:
     return extension
 
 
-def try_add(
-    y: Tensor,
-    x: Tensor,
-    lora_a: Tensor,
-    lora_b: Tensor,
-    g: Tensor,
-    rows: Tensor | None,
-    scaling: float,
-    h: Tensor | None = None,
-    fresh: bool = False,
-) -> bool:
-    """Add the product to ``y`` if these are plain CPU tensors that fit; False, with nothing written, if not.
+def _bound() -> Callable[..., bool]:
+    """The function behind :data:`try_add`, looked up once: asking for the module costs as much as a check of the arguments."""
+    try:
+        module = load()
+    except InputError:
+        return _refused
+    found: Callable[..., bool] = _unavailable if module is None else module.try_add
+    return found
 
-    Checks what :mod:`bdc.ops.checks` checks, in C++, for a microsecond; a gradient, a mode or a subclass is the
-    caller's to see. ``h``, float32 [T, R], takes h before the gate where a token has a row. With ``fresh``, ``y`` and
-    ``h`` are written whole, whatever they held.
-    """
-    extension = load()
-    if extension is None:
-        return False
-    done: bool = extension.try_add(y, x, lora_a, lora_b, g, rows, scaling, h, fresh)
-    return done
+
+def _unavailable(*arguments: Any) -> bool:
+    return False
+
+
+def _refused(*arguments: Any) -> bool:
+    load()  # says why; importing this module must not
+    return False
+
+
+try_add = _bound()
+"""``try_add(y, x, lora_a, lora_b, g, rows, scaling, h=None, fresh=False, pools=None)``, positional: add the product to ``y`` if these are
+plain CPU tensors that fit; False, with nothing written, if not.
+
+Checks what :mod:`bdc.ops.checks` checks, in C++, for a microsecond; a gradient, a mode or a subclass is the caller's to see.
+``h``, float32 [T, R], takes h before the gate where a token has a row. With ``fresh``, ``y`` and ``h`` are written whole,
+whatever they held. With ``pools`` [N], ``lora_a`` and ``lora_b`` have a leading dimension, and a row of g takes its pool's.
+"""
 
 
 def supports(y: Tensor, x: Tensor) -> bool:

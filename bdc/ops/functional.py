@@ -99,18 +99,11 @@ def rankwise_lora_(
         torch.ops.bdc.rankwise_lora_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return y
     if type(y) in _PLAIN and y.ndim == 2 and try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling):
-        _touch(y)
+        library.touch(y)
         return y
     checks.check_not_mapped(y, x, lora_a, lora_b, rank_weights, token_to_row)
     if type(y) not in _PLAIN:
         torch.ops.bdc.rankwise_lora_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return y
     library.product_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
-    _touch(y)
     return y
-
-
-def _touch(y: Tensor) -> None:
-    """Tell autograd of a write that it did not see: a graph that saved ``y`` must not be used."""
-    if not y.is_inference():
-        torch.autograd.graph.increment_version(y)

@@ -42,6 +42,7 @@ def product_(
 ) -> None:
     """The product added to ``y``, without a gradient; checks everything."""
     if y.ndim == 2 and try_add(y, x, lora_a, lora_b, g, rows, scaling):
+        touch(y)
         return
     checks.check_product(x, lora_a, lora_b, g, rows, scaling)
     others = {"x": x, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": g}
@@ -49,6 +50,13 @@ def product_(
         others["token_to_row"] = rows
     checks.check_output(y, others, len(x), len(lora_b))
     add_product(y, x, lora_a, lora_b, g, rows, scaling)
+    touch(y)
+
+
+def touch(y: Tensor) -> None:
+    """Tell autograd of a write that it did not see: a graph that saved ``y`` must not be used."""
+    if not y.is_inference():
+        torch.autograd.graph.increment_version(y)
 
 
 def product_with_h(
@@ -127,14 +135,18 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _autograd(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> Tensor:
-    if torch.is_grad_enabled() and (x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or g.requires_grad):
-        if (
-            type(x) in _PLAIN
-            and type(g) in _PLAIN
-            and not torch._C._len_torch_dispatch_stack()
-            and not torch._C._are_functorch_transforms_active()
-        ):
-            return differentiable(x, lora_a, lora_b, g, rows, scaling)
+    wants_gradient = torch.is_grad_enabled() and (
+        x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or g.requires_grad
+    )
+    if (
+        type(x) in _PLAIN
+        and type(g) in _PLAIN
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._are_functorch_transforms_active()
+    ):
+        # Through the dispatcher again would cost more than a small product.
+        return (differentiable if wants_gradient else product)(x, lora_a, lora_b, g, rows, scaling)
+    if wants_gradient:
         out: Tensor = Traced.apply(x, lora_a, lora_b, g, rows, scaling)[0]  # type: ignore[no-untyped-call]
         return out
     with torch._C._AutoDispatchBelowAutograd():

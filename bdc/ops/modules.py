@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -33,7 +33,8 @@ class RankwiseLoraLinear(nn.Module):
         self.lora_a = nn.Parameter(lora_a.detach().to(**place), requires_grad=False)
         self.lora_b = nn.Parameter(lora_b.detach().to(**place), requires_grad=False)
         self.scaling = float(scaling)
-        self._weights: tuple[Tensor, Tensor | None] | None = None
+        # The arguments of the product while rank weights are in force.
+        self._arguments: tuple[Tensor, Tensor, Tensor, Tensor | None, float] | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -54,12 +55,14 @@ class RankwiseLoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [..., d_in]; its tokens in order are those of the ``token_to_row`` in force."""
-        y: Tensor = self.base(x)
-        if self._weights is None:
+        # As self.base does, without nn.Module's lookup of attributes, which adds up over the layers of a model.
+        y: Tensor = self._modules["base"](x)  # type: ignore[misc]
+        arguments = self._arguments
+        if arguments is None:
             return y
-        g, rows = self._weights
-        arguments = (self.lora_a, self.lora_b, g, rows, self.scaling)
-        if torch.is_grad_enabled() and (y.requires_grad or x.requires_grad or g.requires_grad or self._trains()):
+        if torch.is_grad_enabled() and (
+            y.requires_grad or x.requires_grad or arguments[2].requires_grad or self._trains()
+        ):
             return y + rankwise_lora(self._tokens(x), *arguments).view_as(y)
         if not torch.compiler.is_compiling() and try_add(y, x, *arguments):
             return y
@@ -72,8 +75,8 @@ class RankwiseLoraLinear(nn.Module):
 
     def _tokens(self, x: Tensor) -> Tensor:
         """``x`` as [T, d_in]; refused if the rank weights in force are for another number of tokens."""
-        assert self._weights is not None
-        g, rows = self._weights
+        assert self._arguments is not None
+        _, _, g, rows, _ = self._arguments
         tokens = x.reshape(-1, x.shape[-1])
         if rows is not None and rows.shape[0] != tokens.shape[0]:
             raise InputError(f"token_to_row has {rows.shape[0]} tokens, but the layer got {tokens.shape[0]}")
@@ -121,37 +124,62 @@ def remove_rankwise_lora(model: nn.Module) -> list[str]:
     return list(wrapped)
 
 
-@contextmanager
+class PreparedRankWeights:
+    """Rank weights for the wrapped layers of a model, checked once, to be put in force around many forwards.
+
+    Called with the tokens' rows, it is the context of :func:`rank_weights`; as it is, for one forward.
+
+    Args:
+        weights: as in :func:`rank_weights`.
+    """
+
+    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor] | Tensor) -> None:
+        wrapped = _wrapped(model)
+        if isinstance(weights, Tensor):
+            weights = dict.fromkeys(wrapped, weights)
+        unknown = [name for name in weights if name not in wrapped]
+        if unknown:
+            raise InputError(f"{unknown[0]} has no experts in this model: apply_rankwise_lora wraps a layer")
+        for name, g in weights.items():
+            layer = wrapped[name]
+            checks.check_weights(g, len(layer.lora_a), layer.lora_a.dtype, layer.lora_a.device)
+        self._counts = {len(g) for g in weights.values()}
+        self._layers = [(layer, weights.get(name)) for name, layer in wrapped.items()]
+
+    @contextmanager
+    def __call__(self, token_to_row: Tensor | None = None) -> Iterator[None]:
+        for count in self._counts:
+            checks.check_rows(token_to_row, None, count)
+        # On a CPU it costs nothing to see that no token has an adapter.
+        idle = token_to_row is not None and token_to_row.device.type == "cpu" and not bool((token_to_row >= 0).any())
+        before = [layer._arguments for layer, _ in self._layers]
+        try:
+            for layer, g in self._layers:
+                _put(layer, None if idle or g is None else (layer.lora_a, layer.lora_b, g, token_to_row, layer.scaling))
+            yield
+        finally:
+            for (layer, _), arguments in zip(self._layers, before, strict=True):
+                _put(layer, arguments)
+
+
 def rank_weights(
     model: nn.Module, weights: Mapping[str, Tensor] | Tensor, token_to_row: Tensor | None = None
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Rank weights in force in the wrapped layers of ``model`` inside a ``with``; blocks nest.
 
     Args:
         weights: g [N, R] for all layers, or by module name; layers without a name there compute the base alone.
         token_to_row: [T], each token's row of g or -1 for no adapter; None as in :func:`bdc.ops.rankwise_lora`.
+
+    Raises:
+        InputError: weights or rows do not fit the wrapped layers.
     """
-    wrapped = _wrapped(model)
-    if isinstance(weights, Tensor):
-        weights = dict.fromkeys(wrapped, weights)
-    unknown = [name for name in weights if name not in wrapped]
-    if unknown:
-        raise InputError(f"{unknown[0]} has no experts in this model: apply_rankwise_lora wraps a layer")
-    for count in {len(g) for g in weights.values()}:
-        checks.check_rows(token_to_row, None, count)
-    for name, g in weights.items():
-        layer = wrapped[name]
-        checks.check_weights(g, len(layer.lora_a), layer.lora_a.dtype, layer.lora_a.device)
-    # On a CPU it costs nothing to see that no token has an adapter.
-    idle = token_to_row is not None and token_to_row.device.type == "cpu" and not bool((token_to_row >= 0).any())
-    before = {name: module._weights for name, module in wrapped.items()}
-    try:
-        for name, module in wrapped.items():
-            module._weights = None if idle or name not in weights else (weights[name], token_to_row)
-        yield
-    finally:
-        for name, module in wrapped.items():
-            module._weights = before[name]
+    return PreparedRankWeights(model, weights)(token_to_row)
+
+
+def _put(layer: RankwiseLoraLinear, arguments: Any) -> None:
+    # nn.Module's __setattr__ looks for parameters first: milliseconds over the layers of a model.
+    layer.__dict__["_arguments"] = arguments
 
 
 def _wrapped(model: nn.Module) -> dict[str, RankwiseLoraLinear]:

@@ -27,3 +27,24 @@ def rankwise_lora(
         for token, row in zip(x, rows, strict=True)
     ]
     return torch.stack(out) if out else x.new_zeros(0, len(lora_b))
+
+
+def rankwise_lora_pools(
+    x: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    rank_weights: Tensor,
+    row_to_pool: Tensor,
+    token_to_row: Tensor | None = None,
+    scaling: float = 1.0,
+) -> Tensor:
+    """The same with ``lora_a[p]`` and ``lora_b[p]`` of each token's pool p = ``row_to_pool[row]``.
+
+    Args are those of :func:`bdc.ops.rankwise_lora_pools`.
+    """
+    rows = torch.arange(len(x)) % len(rank_weights) if token_to_row is None else token_to_row
+    out = x.new_zeros(len(x), lora_b.shape[1])
+    for pool, (a, b) in enumerate(zip(lora_a, lora_b, strict=True)):
+        here = torch.tensor([row if row >= 0 and row_to_pool[row] == pool else -1 for row in rows.tolist()])
+        out = out + rankwise_lora(x, a, b, rank_weights, here, scaling)
+    return out

@@ -121,7 +121,7 @@ def failure(reply: Any, seconds: float, prefix: str = "", **shown: Any) -> TestR
     return TestResult(
         status,
         clean(message, SHOWN),
-        line=line if isinstance(line, int) and not isinstance(line, bool) else None,
+        line=line if type(line) is int and 0 < line < 1 << 31 else None,
         seconds=seconds,
         **shown,
     )

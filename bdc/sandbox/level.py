@@ -41,10 +41,6 @@ def detect_level(python: str | None = None) -> LevelReport:
             missing.append((level, str(error)))
         else:
             return LevelReport(level, tuple(missing))
-    if python:
-        raise InputError(
-            f"interpreter {python!r} cannot serve the sandbox (Python 3.10 or newer can): {missing[-1][1]}"
-        )
     raise SandboxError(f"no isolation level works here: {missing[-1][1]}; only level 'L0' can be asked for")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import struct
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from bdc.errors import BdcError, InputError
@@ -62,16 +64,17 @@ class ForkServer:
     def __init__(
         self, level: str, python: str | None = None, modules: tuple[str, ...] = (), cpu: int | None = None
     ) -> None:
-        self.level, self.cpu = level, cpu
+        self.level, self.cpu, self._python = level, cpu, python
         self.spawned = 0
         self._exits: dict[int, tuple[int, float]] = {}  # wait status, CPU seconds
         self._left: list[int] = []
+        self._random = ""
         self._socket, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        config = json.dumps({"level": level, "modules": modules})
+        config = json.dumps({"level": level, "modules": modules, "library": _library()})
         command = [python or sys.executable, "-S", "-B", "-X", "utf8", str(_BOOT), str(inner.fileno()), config]
         # An arena per thread would reserve 64 MiB of address space each, which is what the memory limit counts.
-        environment = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}
+        environment = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "LD_BIND_NOW": "1"}
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         try:
             self._process = subprocess.Popen(
@@ -100,6 +103,11 @@ class ForkServer:
                 _keep_on(self._inner, {self.cpu})
         except ServerLostError:
             answer = {"refused": self._last_words() or "the server died at its start"}
+            if self._python:
+                self.close()
+                raise InputError(
+                    f"interpreter {self._python!r} cannot serve the sandbox (Python 3.10 or newer can): {answer['refused']}"
+                ) from None
         if "ready" not in answer:
             self.close()
             if answer.get("module"):
@@ -114,6 +122,13 @@ class ForkServer:
         self._process.kill()
         _, errors = self._process.communicate()
         return errors.decode(errors="replace").strip().rpartition("\n")[2][:300]
+
+    def nonce(self) -> str:
+        """Return 16 hexadecimal digits that nobody can guess."""
+        if not self._random:
+            self._random = secrets.token_hex(1024)  # a call to the kernel for each would cost more than the rest
+        nonce, self._random = self._random[:16], self._random[16:]
+        return nonce
 
     @property
     def pid(self) -> int:
@@ -191,6 +206,14 @@ class ForkServer:
         return data, ancillary
 
 
+def _library() -> str:
+    """Return the path of the fork server's loop, which any interpreter can load."""
+    found = find_spec("bdc._forkserver")
+    if found is None or found.origin is None:
+        raise SandboxError("the compiled part _forkserver of bdc is missing; install bdc with `pip install .`")
+    return found.origin
+
+
 def _keep_on(pid: int, cpus: set[int]) -> None:
     """Choose the cores of a process; where that is forbidden it runs on any."""
     with contextlib.suppress(OSError):
@@ -203,3 +226,12 @@ def cpu_seconds(pid: int) -> float:
         return time.clock_gettime((~pid << 3) | 2)
     except OSError as error:
         raise ServerLostError("the sandbox's fork server died with its children") from error
+
+
+def queued_seconds(pid: int) -> float:
+    """Return how long a process, the most delayed of its threads, was ready to run and had no core."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        return max(int((thread / "schedstat").read_text().split()[1]) for thread in threads) * 1e-9
+    except (OSError, ValueError, LookupError):  # it has ended, or this kernel does not say
+        return 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import select
 import signal
 import socket
@@ -18,7 +17,7 @@ from bdc.errors import InputError
 from bdc.sandbox.inside import frames
 from bdc.sandbox.inside.orders import CALLS, CONTROL, STDIN, STDOUT
 from bdc.sandbox.limits import Limits
-from bdc.sandbox.server import ForkServer, cpu_seconds
+from bdc.sandbox.server import ForkServer, cpu_seconds, queued_seconds
 
 _TICK = 0.001
 _SHORT = 0.02  # a program that runs longer may leave the core of its server
@@ -51,8 +50,9 @@ class Session:
         calls: socket.socket | None = None,
         output_bytes: int = 0,
     ) -> None:
-        self.nonce = secrets.token_hex(8)
+        self.nonce = server.nonce()
         self.subject = "the program" if role == "guest" else "the code of the test"
+        self.patience = 0.0  # seconds until a limit could be broken
         self._cpu_start = self._wall_start = 0.0
         self.output = bytearray()
         self.cap = max(limits.output_kb << 10, output_bytes)
@@ -105,15 +105,16 @@ class Session:
     def send(self, message: Any) -> None:
         """Send a frame; a child that is gone or does not read is found out by the next `wait`."""
         try:
-            view = memoryview(frames.dump(message, limit=frames.MAX_ORDER))
+            data = frames.dump(message, limit=frames.MAX_ORDER)
         except frames.ProtocolError as error:
             raise InputError(f"a program or a test is too large to be judged: {error}") from error
-        poller = select.poll()
-        poller.register(self._control, select.POLLOUT)
+        view = memoryview(data)
         while view:
             try:
                 view = view[self._control.send(view) :]
             except BlockingIOError:
+                poller = select.poll()
+                poller.register(self._control, select.POLLOUT)
                 if not poller.poll(1000):
                     return
             except OSError:
@@ -169,14 +170,19 @@ class Session:
                 return
             self.output += data
 
-    def broken_limit(self, limits: Limits) -> End | None:
-        """Say which limit the child has broken in this test, if any."""
+    def check(self, limits: Limits) -> End | None:
+        """Say which limit the child has broken in this test, if any; else set `patience`."""
         if len(self.output) > self.cap:
             return End("output_limit", f"{self.subject} printed more than {self.cap >> 10} KiB")
-        if self.spent() > limits.cpu_seconds:
+        cpu_left = limits.cpu_seconds - self.spent()
+        if cpu_left < 0:
             return End("timeout", f"{self.subject} used more than {limits.cpu_seconds:g} s of CPU time")
-        if time.monotonic() - self._wall_start > limits.wall_seconds:
+        wall_left = limits.wall_seconds - (time.monotonic() - self._wall_start)
+        if wall_left < 0:
+            wall_left += queued_seconds(self._child.pid)
+        if wall_left < 0:
             return End("timeout", f"{self.subject} did not answer within {limits.wall_seconds:g} s", by_wall=True)
+        self.patience = min(cpu_left, wall_left) + _TICK
         return None
 
     def set_free(self) -> bool:
@@ -185,11 +191,6 @@ class Session:
             self._free = True
             self._server.set_free(self._child)
         return self._free
-
-    def patience(self, limits: Limits) -> float:
-        """Seconds until a limit could be broken."""
-        wall = limits.wall_seconds - (time.monotonic() - self._wall_start)
-        return max(min(limits.cpu_seconds - self.spent(), wall), 0) + _TICK
 
     def ended(self) -> End | None:
         """Say how the child ended by itself, if it did."""
@@ -237,7 +238,7 @@ def wait(asked: Session, limits: Limits, stop: threading.Event, watched: Sequenc
                 raise CancelledError
             frame = asked.take()
             for session in sessions:
-                if end := session.broken_limit(limits):
+                if end := session.check(limits):
                     return end
             if frame is not None:
                 return frame
@@ -247,7 +248,7 @@ def wait(asked: Session, limits: Limits, stop: threading.Event, watched: Sequenc
             if frame is not None:
                 return frame
             longest = [_STOP_SECONDS if session.set_free() else _SHORT for session in sessions]
-            _poll(sessions, min(*longest, *(session.patience(limits) for session in sessions)))
+            _poll(sessions, min(*longest, *(session.patience for session in sessions)))
     except frames.ProtocolError as error:
         return End("runtime_error", f"the process wrote to the judge's channel: {error}")
 

@@ -46,7 +46,7 @@ struct Matrix {
     char* data;
     std::uint8_t code, bits;
     int ndim;
-    std::int64_t rows, columns, stride;
+    std::int64_t first, rows, columns, stride;  // first: the leading dimension
 
     // The first byte and the one past the last.
     const char* begin() const { return data; }
@@ -67,7 +67,7 @@ struct Matrix {
         if (t.device_type != kCpu || t.lanes != 1 || t.ndim < 1 || t.bits % 8) return false;
         const int last = t.ndim - 1;
         data = static_cast<char*>(t.data) + t.byte_offset;
-        code = t.code, bits = t.bits, ndim = t.ndim;
+        code = t.code, bits = t.bits, ndim = t.ndim, first = t.shape[0];
         rows = 1, columns = stride = t.shape[last];
         if (t.strides && columns > 1 && t.strides[last] != 1) return false;
         for (int d = last - 1; d >= 0; --d) {

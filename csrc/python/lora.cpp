@@ -24,40 +24,79 @@ namespace {
 
 const dlpack::ExchangeApi* tensors = nullptr;  // set once, by connect
 
-// The tokens that have an adapter, and the row of g of each.
+// The tokens that have an adapter, those of one pool of experts after those of another, and the row
+// of g of each.
 struct Tokens {
     std::vector<std::int64_t> active, rows;
+    std::vector<std::int64_t> pools, places, sorted;  // places: where each pool's tokens end
 
-    // False where a row is neither -1 nor one of g; nothing was written then.
-    template <class Row>
-    bool find(const Product& p, std::int64_t tokens, std::int64_t requests, const Row& row_of) {
+    // False where a row is neither -1 nor one of g, or its pool does not exist; nothing was written
+    // then.
+    template <class Row, class Pool>
+    bool find(const Product& p, std::int64_t tokens, std::int64_t requests, std::int64_t pool_count,
+              const Row& row_of, const Pool& pool_of) {
         active.clear();
         rows.clear();
+        pools.clear();
         for (std::int64_t t = 0; t < tokens; ++t) {
             const std::int64_t row = row_of(t);
             if (row < -1 || row >= requests) return false;
             if (row < 0) continue;
+            const std::int64_t pool = pool_of(row);
+            if (pool < 0 || pool >= pool_count) return false;
             const float* first = p.g + row * p.g_stride;
             // A gate of zeros adds nothing: y keeps its bits, even those of -0.
             if (!p.h && std::all_of(first, first + p.rank, [](float w) { return w == 0; }))
                 continue;
             active.push_back(t);
             rows.push_back(row);
+            if (pool_count > 1) pools.push_back(pool);
         }
         return true;
     }
 
-    void run(const Kernel& kernel, Product p, std::int64_t tokens) const {
-        p.active = active.data();
-        p.rows = rows.data();
-        p.count = std::int64_t(active.size());
-        if (p.fresh && p.count < tokens) clear_others(p, tokens);
-        if (p.count) lora::run(kernel, p, max_threads());
+    // The product of every pool; the A, and the B, of the pools lie one behind the other.
+    void run(const Kernel& kernel, Product p, std::int64_t tokens, std::int64_t pool_count) {
+        if (p.fresh && std::int64_t(active.size()) < tokens) clear_others(p, tokens);
+        if (pool_count > 1) sort(pool_count);
+        const std::size_t size = size_of(p);
+        std::int64_t first = 0;
+        for (std::int64_t pool = 0; pool < pool_count; ++pool) {
+            const std::int64_t end =
+                pool_count > 1 ? places[std::size_t(pool)] : std::int64_t(active.size());
+            p.active = active.data() + first;
+            p.rows = rows.data() + first;
+            p.count = end - first;
+            if (p.count) lora::run(kernel, p, max_threads());
+            p.a = static_cast<const char*>(p.a) + std::size_t(p.rank * p.a_stride) * size;
+            p.b = static_cast<const char*>(p.b) + std::size_t(p.out * p.b_stride) * size;
+            first = end;
+        }
+    }
+
+  private:
+    static std::size_t size_of(const Product& p) { return p.storage == Storage::kFloat32 ? 4 : 2; }
+
+    // By pool; tokens of one keep their order.
+    void sort(std::int64_t pool_count) {
+        places.assign(std::size_t(pool_count), 0);
+        for (const auto pool : pools)
+            if (pool + 1 < pool_count) ++places[std::size_t(pool + 1)];
+        for (std::size_t i = 1; i < places.size(); ++i) places[i] += places[i - 1];
+        sorted.resize(2 * active.size());
+        for (std::size_t i = 0; i < active.size(); ++i) {
+            const auto place = std::size_t(places[std::size_t(pools[i])]++);
+            sorted[place] = active[i];
+            sorted[active.size() + place] = rows[i];
+        }
+        const auto middle = sorted.begin() + std::ptrdiff_t(active.size());
+        std::copy(sorted.begin(), middle, active.begin());
+        std::copy(middle, sorted.end(), rows.begin());
     }
 
     // Zeros where a new y, and h, have no product to hold.
     void clear_others(const Product& p, std::int64_t tokens) const {
-        const std::size_t size = p.storage == Storage::kFloat32 ? 4 : 2;
+        const std::size_t size = size_of(p);
         auto next = active.begin();
         for (std::int64_t t = 0; t < tokens; ++t) {
             if (next != active.end() && *next == t) {
@@ -96,11 +135,14 @@ void add(const Kernel& kernel, int storage, const std::array<std::uintptr_t, 5>&
     p.b_stride = p.g_stride = rank;
     p.in = in, p.out = out, p.rank = rank;
     p.scaling = scaling;
-    const bool fit = chosen.find(p, tokens, requests, [&](std::int64_t t) -> std::int64_t {
-        return given ? given[t] : requests == 1 ? 0 : t;
-    });
+    const bool fit = chosen.find(
+        p, tokens, requests, 1,
+        [&](std::int64_t t) -> std::int64_t { return given           ? given[t]
+                                                     : requests == 1 ? 0
+                                                                     : t; },
+        [](std::int64_t) { return 0; });
     if (!fit) throw std::out_of_range("token_to_row is out of range");
-    chosen.run(kernel, p, tokens);
+    chosen.run(kernel, p, tokens, 1);
 }
 
 // Of a matrix of floats.
@@ -121,7 +163,8 @@ bool wanted(const Kernel& kernel) {
 // The product on tensors as they are; false, with nothing written, where anything about them needs
 // a closer look: bdc.ops then checks, copies, refuses or takes another backend.
 bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, py::handle b_,
-             py::handle g_, py::handle rows_, double scaling, py::handle h_, bool fresh) {
+             py::handle g_, py::handle rows_, double scaling, py::handle h_, bool fresh,
+             py::handle pools_) {
     if (!tensors || !wanted(kernel) || !std::isfinite(scaling)) return false;
     dlpack::Matrix y, x, a, b, g;
     if (!y.read(*tensors, y_) || !x.read(*tensors, x_) || !a.read(*tensors, a_) ||
@@ -131,9 +174,13 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
     if (!storage || storage_of(y) != storage || storage_of(a) != storage ||
         storage_of(b) != storage || storage_of(g) != Storage::kFloat32)
         return false;
-    if (a.ndim != 2 || b.ndim != 2 || g.ndim != 2 || y.ndim != x.ndim) return false;
-    if (a.columns != x.columns || b.columns != a.rows || g.columns != a.rows || y.rows != x.rows ||
-        y.columns != b.rows)
+    const bool pooled = !pools_.is_none();
+    if (a.ndim != 2 + pooled || b.ndim != a.ndim || g.ndim != 2 || y.ndim != x.ndim) return false;
+    const std::int64_t pool_count = pooled ? a.first : 1;
+    if (pool_count < 1 || (pooled && b.first != pool_count)) return false;
+    const std::int64_t rank = a.rows / pool_count, out = b.rows / pool_count;
+    if (a.columns != x.columns || b.columns != rank || g.columns != rank || y.rows != x.rows ||
+        y.columns != out)
         return false;
     if (y.rows > 1 && y.stride < y.columns) return false;
     if (!y.apart_from(x) || !y.apart_from(a) || !y.apart_from(b) || !y.apart_from(g)) return false;
@@ -143,19 +190,22 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
     if (!h_.is_none()) {
         dlpack::Matrix to;
         if (!to.read(*tensors, h_) || storage_of(to) != Storage::kFloat32 || to.rows != tokens ||
-            to.columns != a.rows || (tokens > 1 && to.stride != to.columns))
+            to.columns != rank || (tokens > 1 && to.stride != to.columns))
             return false;
         h = reinterpret_cast<float*>(to.data);
     }
-    dlpack::Matrix rows;
+    dlpack::Matrix rows, pools;
     const bool given = !rows_.is_none();
+    const auto is_index = [&](const dlpack::Matrix& m, std::int64_t length) {
+        return m.ndim == 1 && m.columns == length && m.code == dlpack::kInt &&
+               (m.bits == 32 || m.bits == 64) && y.apart_from(m);
+    };
     if (!given) {
         if (requests != 1 && requests != tokens) return false;
-    } else if (!rows.read(*tensors, rows_) || rows.ndim != 1 || rows.columns != tokens ||
-               rows.code != dlpack::kInt || (rows.bits != 32 && rows.bits != 64) ||
-               !y.apart_from(rows)) {
+    } else if (!rows.read(*tensors, rows_) || !is_index(rows, tokens)) {
         return false;
     }
+    if (pooled && (!pools.read(*tensors, pools_) || !is_index(pools, requests))) return false;
 
     Product p{};
     p.storage = *storage;
@@ -163,17 +213,22 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
     p.g = reinterpret_cast<const float*>(g.data);
     p.y_stride = y.stride, p.x_stride = x.stride, p.a_stride = a.stride, p.b_stride = b.stride;
     p.g_stride = g.stride;
-    p.in = x.columns, p.out = y.columns, p.rank = a.rows;
+    p.in = x.columns, p.out = out, p.rank = rank;
     p.scaling = float(scaling);
     p.h = h;
     p.fresh = fresh;
+    const auto index = [](const dlpack::Matrix& m, std::int64_t i) -> std::int64_t {
+        return m.bits == 32 ? reinterpret_cast<const std::int32_t*>(m.data)[i]
+                            : reinterpret_cast<const std::int64_t*>(m.data)[i];
+    };
     const auto add = [&] {
-        const bool fit = chosen.find(p, tokens, requests, [&](std::int64_t t) -> std::int64_t {
-            if (!given) return requests == 1 ? 0 : t;
-            return rows.bits == 32 ? reinterpret_cast<const std::int32_t*>(rows.data)[t]
-                                   : reinterpret_cast<const std::int64_t*>(rows.data)[t];
-        });
-        if (fit) chosen.run(kernel, p, tokens);
+        const bool fit = chosen.find(
+            p, tokens, requests, pool_count,
+            [&](std::int64_t t) -> std::int64_t {
+                return given ? index(rows, t) : requests == 1 ? 0 : t;
+            },
+            [&](std::int64_t row) -> std::int64_t { return pooled ? index(pools, row) : 0; });
+        if (fit) chosen.run(kernel, p, tokens, pool_count);
         return fit;
     };
     // Giving up the interpreter lock costs as much as a tiny product.
@@ -186,17 +241,19 @@ const Kernel* kernel = nullptr;  // set once, when the module is loaded
 
 // A plain function of CPython: pybind11's own call costs twice as much.
 PyObject* call_try_add(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-    if (count != 9) {
-        PyErr_Format(PyExc_TypeError, "try_add takes 9 arguments, got %zd", count);
+    if (count < 7 || count > 10) {
+        PyErr_Format(PyExc_TypeError, "try_add takes 7 to 10 arguments, got %zd", count);
         return nullptr;
     }
     const double scaling = PyFloat_AsDouble(arguments[6]);
     if (scaling == -1 && PyErr_Occurred()) return nullptr;
     try {
         const py::handle y = arguments[0], x = arguments[1], a = arguments[2], b = arguments[3],
-                         g = arguments[4], rows = arguments[5], h = arguments[7];
-        const bool done =
-            try_add(*kernel, y, x, a, b, g, rows, scaling, h, arguments[8] == Py_True);
+                         g = arguments[4], rows = arguments[5],
+                         h = count > 7 ? arguments[7] : Py_None,
+                         pools = count > 9 ? arguments[9] : Py_None;
+        const bool fresh = count > 8 && arguments[8] == Py_True;
+        const bool done = try_add(*kernel, y, x, a, b, g, rows, scaling, h, fresh, pools);
         return PyBool_FromLong(done);
     } catch (const std::exception& error) {
         PyErr_SetString(PyExc_RuntimeError, error.what());
@@ -208,7 +265,8 @@ PyMethodDef try_add_method = {
     "try_add",
     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_try_add)),
     METH_FASTCALL,
-    "try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, h, fresh) -> bool",
+    "try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, h=None, fresh=False, "
+    "row_to_pool=None) -> bool",
 };
 
 }  // namespace

@@ -116,9 +116,10 @@ def test_autocast(problems: SimpleNamespace) -> None:
 
 def test_inference_mode_and_versions(problems: SimpleNamespace) -> None:
     problem = problems.make()
-    before = problem.y._version
-    rankwise_lora_(problem.y, *problem.arguments)
-    assert problem.y._version > before
+    for form in (rankwise_lora_, torch.ops.bdc.rankwise_lora_):
+        before = problem.y._version
+        form(problem.y, *problem.arguments)
+        assert problem.y._version > before
     with torch.inference_mode():
         y = torch.zeros(7, 29)
         assert torch.equal(rankwise_lora_(y, *problem.arguments), rankwise_lora(*problem.arguments))

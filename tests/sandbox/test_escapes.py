@@ -375,9 +375,87 @@ def f(calls):
         "seccomp": 317, "clone3": 435, "timer_create": 222, "inotify_init": 253, "fanotify_init": 300, "quotactl": 179,
         "x32 read": 0x40000000, "x32 getpid": 0x40000027, "modify_ldt": 154, "iopl": 172, "syslog": 103, "acct": 163,
         "process_madvise": 440, "pidfd_getfd": 438, "sched_setaffinity": 203, "settimeofday": 164, "mknod": 133,
+        "pidfd_open": 434, "pidfd_send_signal": 424, "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312,
+        "io_uring_enter": 426, "memfd_secret": 447, "vmsplice": 278, "splice": 275, "sendmmsg": 307, "recvmmsg": 299,
+        "sendmsg": 46, "recvmsg": 47, "landlock_add_rule": 445, "landlock_restrict_self": 446, "fsmount": 432,
+        "finit_module": 313, "kexec_file_load": 320, "name_to_handle_at": 303, "link": 86, "linkat": 265,
+        "fchmodat": 268, "fchownat": 260, "mknodat": 259, "utimensat": 280, "setxattr": 188, "flock": 73, "fallocate": 285,
+        "setrlimit": 160, "sched_setscheduler": 144, "ioprio_set": 251, "mlockall": 151, "move_pages": 279, "arch_prctl": 158,
+        "set_mempolicy": 238, "migrate_pages": 256, "remap_file_pages": 216, "wait4": 61, "tkill": 200, "rt_sigqueueinfo": 129,
     }  # fmt: skip
     result = attack(isolated, program, calls)
     assert result.actual == "[]", result
+
+
+def test_a_child_begins_with_nothing_of_its_server(isolated: Sandbox) -> None:
+    """No descriptor but its own streams and channel, no user or group of root, no capability, no signal held back."""
+    program = """
+import os, ctypes, signal
+def f():
+    opened = []
+    for fd in range(1024):
+        try: opened.append((fd, os.fstat(fd).st_mode >> 12))
+        except OSError: pass
+    ids = {*os.getresuid(), *os.getresgid(), *os.getgroups()}
+    return opened, 0 in ids, ctypes.CDLL(None).prctl(23, 21), signal.pthread_sigmask(signal.SIG_BLOCK, []), os.getcwd()
+"""
+    result = attack(isolated, program)
+    place = "/" if isolated.level == "L2" else result.actual.rpartition(", '")[2][:-2]
+    assert place in ("/", "/tmp", "/scratch")
+    character, pipe, channel = 0o2, 0o1, 0o14
+    opened = [(0, character), (1, pipe), (2, character), (3, channel)]
+    assert result.actual == repr((opened, False, -1, set(), place)), result
+
+
+def test_a_program_that_stops_itself_is_ended(isolated: Sandbox) -> None:
+    before = mine()
+    program = """
+import os, signal, time
+def f():
+    for number in (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN):
+        os.kill(os.getpid(), number)
+    time.sleep(1000)
+"""
+    assert attack(isolated, program, limits=Limits(cpu_seconds=0.2, wall_seconds=0.5)).status == "timeout"
+    assert mine() <= before
+
+
+def test_a_program_that_kills_itself_has_ended(isolated: Sandbox, quick: Limits) -> None:
+    """Process 1 of a namespace ignores a SIGKILL of its own, and the host must not take one for a lack of memory."""
+    for kill in ("os.kill(os.getpid(), 9)", "signal.raise_signal(9)", "signal.pthread_kill(threading.get_ident(), 9)"):
+        program = f"import os, signal, threading\ndef f():\n    {kill}\n    return 1"
+        (result,) = isolated.judge_many([(program, [CallTest("f", (), 1)])], quick)[0].results
+        assert result.status == "runtime_error" and "ended by" in result.message, (kill, result)
+
+
+def test_what_a_program_says_of_its_failure_is_bounded(isolated: Sandbox, quick: Limits) -> None:
+    program = """
+import gc, os, json
+def f(n):
+    nonce = next(o for o in gc.get_objects() if type(o).__name__ == "Blocking").nonce
+    line = [10 ** 4000, -1, True, "x"][n]
+    body = nonce + json.dumps({"status": "runtime_error", "line": line, "message": ["\\x1b" * 9 ** 6] * 2}).encode()
+    data = len(body).to_bytes(4, "big") + body
+    while data: data = data[os.write(3, data):]
+    while True: pass
+"""
+    verdict = isolated.judge_many([(program, [CallTest("f", (n,), 1) for n in range(4)])], quick)[0]
+    assert [(r.status, r.line) for r in verdict.results] == [("runtime_error", None)] * 4
+    assert len(verdict.feedback()) < 4500 and "\x1b" not in verdict.feedback()
+
+
+def test_the_input_of_a_program_is_its_own(isolated: Sandbox, quick: Limits) -> None:
+    """What one test writes to or does with its input changes nothing for the next, and cannot grow it."""
+    program = """
+import os
+text = os.read(0, 100)
+for change in (lambda: os.write(0, b"x" * 9), lambda: os.ftruncate(0, 0), lambda: os.ftruncate(0, 1 << 40), lambda: os.lseek(0, 1, 0)):
+    try: change()
+    except OSError: pass
+print(text.decode(), os.fstat(0).st_size)
+"""
+    tests = [StdinTest("same", "same 4")] * 2
+    assert isolated.judge_many([(program, tests)], quick)[0].passed
 
 
 def test_limits_cannot_be_raised(isolated: Sandbox) -> None:

@@ -34,6 +34,11 @@ def test_run_uses_the_strongest_level_on_offer() -> None:
     assert verdict.level == detect_level().level
 
 
+def test_a_worker_per_core() -> None:
+    with Sandbox() as sandbox:
+        assert sandbox.workers == len(os.sched_getaffinity(0))
+
+
 def test_many_programs_keep_their_order() -> None:
     with Sandbox(workers=2) as sandbox:
         jobs = [(f"def f(): return {n}", [CallTest("f", (), n - n % 2)]) for n in range(20)]
@@ -82,6 +87,31 @@ def test_a_server_that_dies_is_replaced(level: str) -> None:
         assert sandbox.judge_many([(ADD, ONE)])[0].passed
 
 
+@pytest.mark.parametrize("victim", ["server", "child"])
+@pytest.mark.parametrize("level", ["L3", "L2"])
+def test_a_death_in_the_middle_of_a_judgement(level: str, victim: str) -> None:
+    """The host goes on: a dead server is replaced and the program judged again; a dead child fails its test alone."""
+    before = set(children())
+    slow = "import time\ndef f(n):\n    time.sleep(n)\n    return n"
+    with Sandbox(workers=1, level=level) as sandbox:
+        sandbox.judge_many([(ADD, ONE)])
+        _, server = sandbox._idle.queue[0]
+        assert server is not None
+        found: list[Verdict] = []
+        tests: list[Test] = [CallTest("f", (n,), n) for n in (0, 1, 0)]
+        job = threading.Thread(target=lambda: found.extend(sandbox.judge_many([(slow, tests)])))
+        job.start()
+        time.sleep(0.4)
+        inner = server._inner
+        (child,) = [int(pid) for pid in Path(f"/proc/{inner}/task/{inner}/children").read_text().split()]
+        os.kill(inner if victim == "server" else child, signal.SIGKILL)
+        job.join()
+        statuses = [result.status for result in found[0].results]
+        assert statuses == (["passed"] * 3 if victim == "server" else ["passed", "memory", "passed"])
+        assert sandbox.judge_many([(ADD, ONE)])[0].passed
+    assert set(children()) <= before
+
+
 @pytest.mark.parametrize("level", ["L3", "L2"])
 def test_a_program_dies_with_its_server(level: str) -> None:
     before = set(children())
@@ -116,6 +146,41 @@ def test_the_pool_ends_with_its_process() -> None:
     while (left := [pid for pid in pids if _runs(pid)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left
+
+
+@pytest.mark.parametrize("level", ["L3", "L2", "L1"])
+def test_a_program_ends_with_its_host(level: str) -> None:
+    """Also what it started at L1, where it can: the host is killed while the program runs."""
+    program = "import os, time\ndef f():\n    try:\n        if os.fork() == 0: os.setsid(), os.fork()\n    except OSError: pass\n    time.sleep(100)"
+    script = (
+        "from bdc.sandbox import Limits, Sandbox\nfrom bdc.testcase import CallTest\n"
+        f"Sandbox(1, {level!r}).judge_many([({program!r}, [CallTest('f', (), 1)])], Limits(wall_seconds=200))"
+    )
+    before = _servers()
+    host = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
+    expected = {"L3": 3, "L2": 2, "L1": 4}[level]  # the server (two processes at L3), the program and what it started
+    deadline = time.monotonic() + 30
+    while len(_servers() - before) < expected and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(_servers() - before) == expected
+    host.kill()
+    host.wait()
+    while _servers() - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _servers() - before
+
+
+def _servers() -> set[int]:
+    """Fork servers of this checkout and their children, whoever started them."""
+    boot = str(Path(pool.__file__).parent / "inside" / "boot.py").encode()
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if boot in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+        except OSError:
+            continue
+    return found
 
 
 def _runs(pid: int) -> bool:
@@ -176,7 +241,9 @@ def test_verdicts_do_not_depend_on_load() -> None:
     program = "def f(n):\n    s = 0\n    for i in range(n): s += i\n    return s"
     tests = [CallTest("f", (n,), n * (n - 1) // 2) for n in (10, 300_000)] + [CallTest("f", (10**9,), 0)]
     limits = Limits(cpu_seconds=0.4, wall_seconds=20.0)
-    burners = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(6)]
+    burners = [
+        subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"], start_new_session=True) for _ in range(6)
+    ]
     try:
         with Sandbox(workers=2) as sandbox:
             verdicts = sandbox.judge_many([(program, tests)] * 4, limits)
@@ -186,6 +253,33 @@ def test_verdicts_do_not_depend_on_load() -> None:
             burner.wait()
     for verdict in verdicts:
         assert [result.status for result in verdict.results] == ["passed", "passed", "timeout"]
+
+
+def test_waiting_for_a_core_is_not_the_program_s_time() -> None:
+    """The wall limit is a fraction of what the program needs on this machine while others keep every core busy."""
+    program = "def f(n):\n    s = 0\n    for i in range(n): s += i\n    return s"
+    cores = len(os.sched_getaffinity(0))
+    burn = [
+        sys.executable,
+        "-S",
+        "-c",
+        "while True: pass",
+    ]  # each in a session of its own, and so with a share of its own
+    burners = [subprocess.Popen(burn, start_new_session=True) for _ in range(8 * cores)]
+    try:
+        with Sandbox(workers=1) as sandbox:
+            (first,) = sandbox.judge_many([(program, [CallTest("f", (6_000_000,), 17999997000000)])])
+            cpu = first.results[0].seconds
+            limits = Limits(cpu_seconds=2 * cpu, wall_seconds=3 * cpu)
+            started = time.monotonic()
+            (verdict,) = sandbox.judge_many([(program, [CallTest("f", (6_000_000,), 17999997000000)])], limits)
+            elapsed = time.monotonic() - started
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+    assert first.passed and verdict.passed, verdict
+    assert elapsed > limits.wall_seconds  # else the machine was never busy, and the test says nothing
 
 
 SLEEP = "import time\ndef f(n):\n    time.sleep(n)\n    return n"
@@ -228,15 +322,15 @@ def test_what_the_wall_clock_decided_is_retried_once_alone(monkeypatch: pytest.M
 def test_a_verdict_of_a_busy_moment_is_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first attempt is stopped on the wall clock in the middle of loading, as on a machine that stood still."""
     held = threading.Event()
-    broken = Session.broken_limit
+    check = Session.check
 
     def stalled(self: Session, limits: Limits) -> End | None:
         if not held.is_set():
             held.set()
             return End("timeout", "the program did not answer within 0.4 s", by_wall=True)
-        return broken(self, limits)
+        return check(self, limits)
 
-    monkeypatch.setattr(Session, "broken_limit", stalled)
+    monkeypatch.setattr(Session, "check", stalled)
     with Sandbox(workers=2) as sandbox:
         (verdict,) = sandbox.judge_many([(ADD, ONE * 3)])
     assert held.is_set() and verdict.passed
@@ -330,6 +424,37 @@ def test_extra_modules(tmp_path: Path) -> None:
     with Sandbox(workers=1, modules=["numpy"]) as sandbox:
         assert sandbox.judge_many([(program, [CallTest("f", (), 3)])])[0].passed
     assert run(program, [CallTest("f", (), 3)]).results[0].status == "runtime_error"
+
+
+def other_interpreters() -> list[Path]:
+    """Interpreters of other versions, from 3.10 on: beside this one as pyenv lays them, or the system's."""
+    version = f"3.{sys.version_info.minor}"
+    found = [*Path(sys.base_prefix).parent.glob("3.1[0-9]*/bin/python3"), *Path("/usr/bin").glob("python3.1[0-9]")]
+    return [path for path in found if f"/{version}." not in str(path) and not path.name.endswith(version)]
+
+
+def test_other_interpreters_run_programs() -> None:
+    """The host, the loop in C and the code inside meet interpreters of any version from 3.10 on."""
+    interpreters = other_interpreters()
+    if not interpreters:
+        pytest.skip("no other interpreter is installed; install Python 3.10, 3.12 or 3.13 to try one")
+    program = "import sys\ndef f(): return list(sys.version_info[:2])\nif __name__ == '__main__': print(input())"
+    for python in interpreters:
+        output = subprocess.run(
+            [python, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True
+        )
+        version = list(map(int, output.stdout.split()))
+        tests: list[Test] = [CallTest("f", (), version), AssertTest(f"v = {version}\nassert f() == v", "f")]
+        for level in ("L3", "L2"):
+            with Sandbox(workers=1, level=level, python=str(python)) as sandbox:
+                (verdict,) = sandbox.judge_many([(program, [*tests, StdinTest("x y", "x y")])])
+            assert verdict.passed and verdict.verified, (python, verdict)
+
+
+@pytest.mark.parametrize("level", ["auto", "L3"])
+def test_what_cannot_serve_as_interpreter_is_named(level: str) -> None:
+    with pytest.raises(InputError, match="'/bin/true' cannot serve"), Sandbox(1, level, python="/bin/true") as sandbox:
+        sandbox.judge_many([(ADD, ONE)])
 
 
 def test_bad_arguments_are_named() -> None:

@@ -31,13 +31,14 @@ def measure() -> dict[str, float]:
         "rankwise_lora": lambda: rankwise_lora(*arguments),
         "torch.ops.bdc.rankwise_lora_": lambda: torch.ops.bdc.rankwise_lora_.default(y, *arguments),
         "torch.ops.bdc.rankwise_lora": lambda: torch.ops.bdc.rankwise_lora.default(*arguments),
+        "torch.ops.bdc.rankwise_lora, under autograd": lambda: torch.ops.bdc.rankwise_lora.default(*arguments),
         "rankwise_lora, with a gradient": lambda: rankwise_lora(*training),
         "torch.ops.bdc.rankwise_lora, with a gradient": lambda: torch.ops.bdc.rankwise_lora.default(*training),
     }
     times: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(ROUNDS):
         for name, form in forms.items():
-            with torch.inference_mode("gradient" not in name):
+            with torch.inference_mode("grad" not in name):
                 form()
                 started = time.perf_counter()
                 for _ in range(CALLS):

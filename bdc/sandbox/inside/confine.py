@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import resource
-import select
 import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from bdc.sandbox.inside import kernel, landlock, namespaces, seccomp
+from bdc.sandbox.inside import kernel, landlock, namespaces, native, seccomp
 
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo")
 _SCRATCH_MB = 16
@@ -29,7 +28,7 @@ def _interpreter_paths(extra: Iterable[str]) -> list[str]:
 
 
 class Confinement:
-    """Enter a level (the fork server, once) and bind children to it (each child, before it runs anything).
+    """Enter a level (the fork server, once) and say how its children are bound to it.
 
     Raises:
         OSError: the kernel or its policy does not offer the level.
@@ -39,6 +38,7 @@ class Confinement:
         self.level = level
         self._world: namespaces.World | None = None
         self._rules: tuple[int, ...] = ()
+        self._filter: seccomp.Filter | None = None
         self._readable = readable = _interpreter_paths(extra_readable)
         self._life = os.pidfd_open(os.getpid())
         self._others = 0
@@ -58,10 +58,6 @@ class Confinement:
                 raise OSError("landlock: not offered by this kernel")
             self._make_rules()
             self._filter = seccomp.child_filter()
-            if level == "L3":
-                self._filter.set_pid(1)
-        self.fork = kernel.forker(new_pid_namespace=self._world is not None)
-        self._drop = kernel.capabilities(0)
         self._limits_for_all()
 
     def _limits_for_all(self) -> None:
@@ -94,34 +90,24 @@ class Confinement:
         guest = landlock.ruleset((*self._readable, *devices), (*scratch, "/dev/null"))
         referee = landlock.ruleset((*self._readable, *devices), ("/dev/null",))
         self._rules = guest, referee
-        self._restrict = {"guest": landlock.restriction(guest), "referee": landlock.restriction(referee)}
 
-    def before_fork(self, alone: bool) -> None:
-        """Prepare the parent's side of the next child; ``alone`` says that no other child lives."""
-        if self._world and alone and self._world.clean():
-            self._make_rules()  # rules name an inode, and the folder is a new one
+    def describe(self, server: native.Server) -> None:
+        """Say in the terms of the loop how its children are to be bound."""
+        server.life, server.tasks = self._life, 0 if self._world else _THREADS + self._others
+        server.new_pid_namespace = server.drop_capabilities = self._world is not None
+        server.new_session = server.watch_strays = self.level == "L1"
+        server.base_memory, server.most_memory = self._base_memory, self._most_memory
+        server.scratch = self._world.folder if self._world else -1
+        server.rules[:] = self._rules or (-1, -1)
+        if self._filter:
+            server.filter, server.filter_length = self._filter.code()
 
-    def bind_child(self, role: str, memory: int, cpu_seconds: int) -> None:
-        """Confine the calling child for good: ``memory`` bytes more than now, ``cpu_seconds`` as the last resort."""
-        memory = min(self._base_memory + memory, self._most_memory)
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
-        if self.level in ("L3", "L2"):
-            self._restrict[role]()
+    def clean(self, server: native.Server) -> None:
+        """Give the next program an empty scratch folder."""
         if self._world:
-            self._drop()
-            self._filter.install()
-            return
-        # Below L3 the user is shared, and no pid namespace ends with the server.
-        _limit(resource.RLIMIT_NPROC, _THREADS + self._others)
-        if self.level == "L1":
-            os.setsid()
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL))
-        if select.select([self._life], [], [], 0)[0]:
-            os._exit(0)  # the server died before the line above
-        if self.level == "L2":
-            self._filter.set_pid(os.getpid())
-            self._filter.install()
+            self._world.renew()
+            self._make_rules()  # rules name an inode, and the folder is a new one
+            self.describe(server)
 
     def kill_strays(self, known: set[int]) -> None:
         """End what a child left behind, but for the ``known`` other children; from L2 on no program can fork."""

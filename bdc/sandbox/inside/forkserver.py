@@ -6,20 +6,18 @@ child, so the memory that a child inherits holds nothing of any other program an
 
 from __future__ import annotations
 
-import array
 import importlib
 import json
 import os
 import signal
 import socket
-import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
-from bdc.sandbox.inside import guest, referee, settle
+from bdc.sandbox.inside import native, settle
 from bdc.sandbox.inside.confine import Confinement
-from bdc.sandbox.inside.orders import CALLS, CONTROL, EXIT, ORDER, PID, ROLES, SLOTS
+from bdc.sandbox.inside.orders import CALLS, CONTROL, SLOTS
 
 # What programs import most; each megabyte more makes every fork dearer.
 _WARM = """
@@ -27,13 +25,13 @@ _WARM = """
     functools heapq io itertools json math numbers operator os random re string struct sys textwrap
     threading time traceback types typing encodings.latin_1 encodings.ascii
 """
-_ROOM = socket.CMSG_SPACE(8 * array.array("i").itemsize)
 
 
 def main(fd: int, config: dict[str, Any]) -> None:
     """Serve the host on the sequenced-packet socket ``fd`` until it hangs up.
 
-    ``config``: level ("L3".."L0"), modules (extra modules to import and keep readable with their site folders).
+    ``config``: level ("L3".."L0"), modules (extra modules to import and keep readable with their site folders), library
+    (the path of `native.Library`).
     The first message is ``{"ready": level}`` or ``{"refused": reason, "module": whether an import failed}``. Then each message of the host is an `ORDER`
     for a child (or none, role 0) with its descriptors, and the `PID` of each child to end before; the answer is the
     new child's `PID` (or 0) and an `EXIT` for each that ended. A child is reaped on order only, so that its process id
@@ -42,6 +40,10 @@ def main(fd: int, config: dict[str, Any]) -> None:
     host = socket.socket(fileno=fd)
     try:
         extra = _warm(config["modules"])
+        settle.fill_holes()
+        guest = importlib.import_module("bdc.sandbox.inside.guest")  # now, so that what every child runs lies together
+        referee = importlib.import_module("bdc.sandbox.inside.referee")
+        library = native.Library(config["library"])
         confinement = Confinement(config["level"], extra)
     except (OSError, ImportError) as error:
         host.send(json.dumps({"refused": str(error), "module": isinstance(error, ImportError)}).encode())
@@ -50,10 +52,11 @@ def main(fd: int, config: dict[str, Any]) -> None:
     guest.like_plain_python()
     os.environ.clear()
     sys.argv[:] = [""]
-    settle.settle()
+    settle.settle(guest)
+    library.settle()
     confinement.close_ranks()
     host.send(json.dumps({"ready": config["level"]}).encode())
-    _Server(host, confinement).serve()
+    _serve(library, host, confinement, {native.GUEST: guest.main, native.REFEREE: referee.main})
 
 
 def _warm(modules: list[str]) -> list[str]:
@@ -75,64 +78,25 @@ def _warm(modules: list[str]) -> list[str]:
     return [path for path in sys.path if path not in before]
 
 
-class _Server:
-    """Does as little as it can: every page that it touches after a fork is copied once more."""
-
-    def __init__(self, host: socket.socket, confinement: Confinement) -> None:
-        self._host, self._confinement = host, confinement
-        self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        while os.dup(self._null) < SLOTS:  # what arrives must not land on a slot of the child
-            pass
-        self._children: set[int] = set()
-
-    def serve(self) -> None:
-        os.dup2(self._null, 2)  # what programs write to stderr goes nowhere; until now it was the server's own
-        while True:
+def _serve(
+    library: native.Library, host: socket.socket, confinement: Confinement, roles: dict[int, Callable[[int, int], None]]
+) -> None:
+    """Let the loop run, and do what it leaves to Python; in a child, become what was ordered."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    while os.dup(null) < SLOTS:  # what arrives must not land on a slot of the child
+        pass
+    os.dup2(null, 2)  # what programs write to stderr goes nowhere; until now it was the server's own
+    server = native.Server(host=host.fileno())
+    confinement.describe(server)
+    loop = library.loop(server)
+    while (event := loop()) != native.HANG_UP:
+        if event in roles:
             try:
-                data, ancillary, _, _ = self._host.recvmsg(4096, _ROOM, socket.MSG_CMSG_CLOEXEC)
-            except OSError:
-                return
-            if not data:
-                return
-            fds = array.array("i", ancillary[0][2]) if ancillary else ()
-            role, mask, cpu, memory = ORDER.unpack_from(data)
-            reply = b"".join(self._end(pid) for (pid,) in PID.iter_unpack(data[ORDER.size :]))
-            pid = self._spawn(role, mask, cpu, memory, fds) if role else 0
-            credentials = []
-            if pid and self._confinement.level == "L3":  # the kernel translates the process id for the host
-                body = struct.pack("3i", pid, os.getuid(), os.getgid())
-                credentials = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, body)]
-            try:
-                self._host.sendmsg([PID.pack(pid), reply], credentials)
-            except OSError:
-                return
-
-    def _end(self, pid: int) -> bytes:
-        """Kill a child, if it still lives, and return how it ended."""
-        os.kill(pid, signal.SIGKILL)
-        _, status, usage = os.wait4(pid, 0)
-        self._children.discard(pid)
-        self._confinement.kill_strays(self._children)
-        return EXIT.pack(pid, status, usage.ru_utime + usage.ru_stime)
-
-    def _spawn(self, role: int, mask: int, cpu: int, memory: int, fds: Sequence[int]) -> int:
-        self._confinement.before_fork(alone=not self._children)
-        pid = self._confinement.fork()
-        if pid == 0:
-            self._become(role, mask, cpu, memory, fds)
-        for fd in fds:
-            os.close(fd)
-        self._children.add(pid)
-        return pid
-
-    def _become(self, role: int, mask: int, cpu: int, memory: int, fds: Sequence[int]) -> None:
-        """Turn the fork into the child that was ordered; never returns."""
-        try:
-            self._confinement.bind_child(ROLES[role], memory, cpu)
-            slots = [slot for slot in range(SLOTS) if mask >> slot & 1]
-            for slot, fd in zip(slots, fds, strict=True):
-                os.dup2(fd, slot)
-            os.closerange(SLOTS, 128)
-            (guest.main if ROLES[role] == "guest" else referee.main)(CONTROL, CALLS)
-        finally:
-            os._exit(0)
+                roles[event](CONTROL, CALLS)
+            finally:
+                os._exit(0)
+        elif event == native.DIRTY:
+            confinement.clean(server)
+        else:
+            confinement.kill_strays(set(server.pids[: server.children]))
+    confinement.kill_strays(set())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import _sitebuiltins
 import atexit
 import builtins
-import contextlib
 import gc
 import io
 import sys
@@ -53,8 +52,10 @@ def main(control: int, calls: int) -> None:
 
 
 def _send(channel: Blocking, reply: dict[str, Any]) -> None:
-    with contextlib.suppress(BaseException):
+    try:  # noqa: SIM105 (a context manager costs a fresh child five pages)
         flush()
+    except BaseException:
+        pass
     try:
         channel.send(reply)
     except ProtocolError:
@@ -167,20 +168,27 @@ def _function(space: dict[str, Any], name: str) -> Callable[..., Any]:
 
 
 def _call(space: dict[str, Any], message: dict[str, Any], packed: Any, packed_kwargs: Any) -> dict[str, Any]:
-    """Call the entry point; the reply carries the result and, where they changed, the arguments."""
+    """Call the entry point; the reply carries the result and, for a referee, the arguments where they changed."""
     args, kwargs = values.unpack(packed), values.unpack(packed_kwargs)
     try:
         result = _function(space, message["entry"])(*args, **kwargs)
     except BaseException as error:
         return describe(error) | {"type": type(error).__name__, "id": message.get("id")}
-    reply: dict[str, Any] = {"status": "returned", "id": message.get("id")}
+    reply: dict[str, Any] = {"status": "returned"}
     try:
         reply["value"] = values.pack(result)
-        changed = values.pack(args)
-        if changed != packed:
-            reply["args"] = changed
+        if "id" in message:
+            reply["id"] = message["id"]
+            changed = values.pack(args)
+            if changed != packed:
+                reply["args"] = changed
     except values.NotPlainError as error:
-        reply |= {"status": "not_plain", "message": str(error), "repr": assertions.short(result)}
+        reply |= {
+            "status": "not_plain",
+            "id": message.get("id"),
+            "message": str(error),
+            "repr": assertions.short(result),
+        }
         if message.get("truth"):
             reply["truth"] = _truth(result)
         return reply

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import signal
-from collections.abc import Callable
 
 _libc = ctypes.CDLL(None, use_errno=True)
 MACHINE = platform.machine()
@@ -16,7 +14,6 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_PRIVATE_REC, MNT_DETACH = 0x44000, 2
 MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
-_CLONE = {"x86_64": 56, "aarch64": 220}
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE, _OPEN_TREE_CLONE = -100, 0x1000, 0x8000, 1
 _MOUNT_READ_ONLY, _MOUNT_NOSUID = 1, 2
@@ -42,39 +39,6 @@ def prctl(option: int, *args: object) -> int:
     """prctl(2); integers are passed as C longs. Raises OSError."""
     padded = [*args, 0, 0, 0, 0][:4]
     return _checked("prctl", _libc.prctl(option, *(ctypes.c_long(a) if isinstance(a, int) else a for a in padded)))
-
-
-def prepared(name: str, *args: object) -> Callable[[], None]:
-    """Return a library call with its arguments converted already: what is cheap in a fresh child, or often repeated."""
-    function = getattr(_libc, name)
-    converted = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]
-
-    def call() -> None:
-        if function(*converted) == -1:
-            _checked(name, -1)
-
-    return call
-
-
-def forker(new_pid_namespace: bool) -> Callable[[], int]:
-    """Return fork(2) without Python's hooks around it, which a process of one thread does without; raises OSError.
-
-    In a new pid namespace the child is process 1. The C library knows the caller by its cached thread id; the raw
-    call leaves it alone, so the caller must be process 1 of its own namespace.
-    """
-    library = ctypes.PyDLL(None, use_errno=True)
-    if not new_pid_namespace:
-        return _raising(library._Fork) if hasattr(library, "_Fork") else os.fork
-    flags = [ctypes.c_long(CLONE_NEWPID | signal.SIGCHLD)] + [ctypes.c_long(0)] * 4
-    return _raising(library.syscall, ctypes.c_long(_CLONE[MACHINE]), *flags)
-
-
-def _raising(function: Callable[..., int], *args: object) -> Callable[[], int]:
-    def call() -> int:
-        pid = function(*args)
-        return pid if pid >= 0 else _checked("fork", pid)
-
-    return call
 
 
 def unshare(flags: int) -> None:
@@ -124,7 +88,7 @@ def pivot_here() -> None:
     os.chdir("/")
 
 
-def capabilities(mask: int) -> Callable[[], None]:
-    """Prepare capset(2): permitted and effective become ``mask`` (bits below 32 only), inheritable becomes empty."""
+def set_capabilities(mask: int) -> None:
+    """capset(2): permitted and effective become ``mask`` (bits below 32 only), inheritable becomes empty."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    return prepared("capset", header, (ctypes.c_uint32 * 6)(mask, mask, 0, 0, 0, 0))
+    _checked("capset", _libc.capset(header, (ctypes.c_uint32 * 6)(mask, mask, 0, 0, 0, 0)))

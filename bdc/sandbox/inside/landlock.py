@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from bdc.sandbox.inside import kernel
 
-_CREATE, _ADD, _RESTRICT = 444, 445, 446
+_CREATE, _ADD = 444, 445
 _VERSION_FLAG, _PATH_BENEATH = 1, 1
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 _FILE_RIGHTS = 1 | (1 << 1) | _READ_FILE | (1 << 14) | (1 << 15)
@@ -53,8 +53,3 @@ def _allow(rules: int, path: str, rights: int) -> None:
         kernel.syscall("landlock_add_rule", _ADD, rules, _PATH_BENEATH, ctypes.byref(_Beneath(rights, fd)), 0)
     finally:
         os.close(fd)
-
-
-def restriction(rules: int) -> Callable[[], None]:
-    """Prepare to apply a ruleset to the calling process for good (no_new_privs must be set)."""
-    return kernel.prepared("syscall", _RESTRICT, rules, 0)

@@ -47,15 +47,14 @@ class World:
     def _mount_scratch(self) -> None:
         kernel.mount("tmpfs", self.scratch, "tmpfs", kernel.MS_NOSUID_NODEV_NOEXEC, self._scratch_options)
         os.chdir(self.scratch)
+        self.folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def clean(self) -> bool:
-        """Give the next program an empty scratch folder; say whether it had to be a new one."""
-        if not os.listdir():  # noqa: PTH208
-            return False
+    def renew(self) -> None:
+        """Make the scratch folder an empty one."""
+        os.close(self.folder)
         os.chdir("/")
         kernel.unmount(self.scratch)
         self._mount_scratch()
-        return True
 
 
 def become_nobody(keep: int = 0) -> None:
@@ -64,7 +63,7 @@ def become_nobody(keep: int = 0) -> None:
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
-    kernel.capabilities(keep)()
+    kernel.set_capabilities(keep)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else /proc/self stays root's and the user map cannot be written
 
 

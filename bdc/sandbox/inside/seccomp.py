@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import signal
 import struct
 
 from bdc.sandbox.inside import kernel
@@ -18,7 +19,7 @@ _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _EPERM, _ENOSYS = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 _ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _CLONE_THREAD = 0x00010000
-_OWN_PID = 0x0BADCAFE  # stands for the process's own id until it is known
+OWN_PID = 0x0BADCAFE  # a child puts its own process id in its place
 
 # name: (x86_64, aarch64); -1 where the architecture has no such call.
 _PLAIN = {
@@ -76,6 +77,15 @@ def _one_of(index: int, values: tuple[int, ...]) -> _Code:
     return [*code, *_returns(_EPERM), *_returns(_ALLOW)]
 
 
+def _to_oneself(pid: int, number: int) -> _Code:
+    """Allow a signal to the process itself; argument ``number`` is the signal.
+
+    SIGKILL ends it here: process 1 would ignore it, and elsewhere the host would take it for a lack of memory.
+    """
+    code = [_argument(0), (_JUMP_EQ, 1, 0, pid), *_returns(_EPERM)]
+    return [*code, _argument(number), (_JUMP_EQ, 0, 1, signal.SIGKILL), *_returns(_KILL), *_returns(_ALLOW)]
+
+
 def _by_argument(pid: int) -> dict[tuple[int, int], _Code]:
     thread_only = [_argument(0), (_JUMP_SET, 0, 1, _CLONE_THREAD), *_returns(_ALLOW), *_returns(_EPERM)]
     no_address = [_argument(4), (_JUMP_EQ, 0, 3, 0), _argument(4, True), (_JUMP_EQ, 0, 1, 0), *_returns(_ALLOW)]
@@ -86,8 +96,8 @@ def _by_argument(pid: int) -> dict[tuple[int, int], _Code]:
             1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
         ),  # tty queries, FIONREAD, FIONBIO, close-on-exec
         (72, 25): _one_of(1, (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032)),  # no owner, lease, notification or pipe size
-        (62, 129): _one_of(0, (pid,)),
-        (234, 131): _one_of(0, (pid,)),
+        (62, 129): _to_oneself(pid, 1),
+        (234, 131): _to_oneself(pid, 2),
         (302, 261): _one_of(0, (0,)),  # prlimit64 of oneself
         (157, 167): _one_of(0, (15, 16, 0x53564D41)),  # prctl: thread names and mapping names
         (53, 199): [
@@ -132,22 +142,17 @@ class Filter:
             (_LOAD, 0, 0, 0),
             *_tree(ranges),
         ]
+        self._length = len(code)
         self._code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in code))
-        self._program = ctypes.create_string_buffer(struct.pack("@HP", len(code), ctypes.addressof(self._code)))
-        self._own_pid = [8 * index + 4 for index, (*_, value) in enumerate(code) if value == _OWN_PID]
-        self._pid = _OWN_PID
-        self._install = kernel.prepared("prctl", kernel.PR_SET_SECCOMP, 2, self._program, 0, 0)
 
-    def set_pid(self, pid: int) -> None:
-        """Say which process may be signalled."""
-        if pid != self._pid:
-            for offset in self._own_pid:
-                struct.pack_into("=I", self._code, offset, pid)
-            self._pid = pid
+    def code(self) -> tuple[int, int]:
+        """Return the address of the instructions and their number."""
+        return ctypes.addressof(self._code), self._length
 
     def install(self) -> None:
         """Filter the calling process and its children for good (no_new_privs must be set)."""
-        self._install()
+        address, length = self.code()
+        kernel.prctl(kernel.PR_SET_SECCOMP, 2, ctypes.create_string_buffer(struct.pack("@HP", length, address)))
 
 
 def server_filter() -> Filter:
@@ -155,18 +160,18 @@ def server_filter() -> Filter:
     column = list(_ARCH).index(kernel.MACHINE)
     actions = {numbers[column]: _returns(_ALLOW) for numbers in (*_PLAIN.values(), *_SERVER.values())}
     actions |= {numbers[column]: _returns(_ENOSYS) for numbers in _MISSING.values()}
-    actions |= {numbers[column]: _returns(_ALLOW) for numbers in _by_argument(_OWN_PID)}
+    actions |= {numbers[column]: _returns(_ALLOW) for numbers in _by_argument(OWN_PID)}
     return Filter(actions, _returns(_EPERM))
 
 
 def child_filter() -> Filter:
     """Return what a child adds to `server_filter`: no call of the server alone, some calls by their arguments.
 
-    A child may signal itself alone: see `Filter.set_pid`.
+    A child may signal itself alone.
     """
     column = list(_ARCH).index(kernel.MACHINE)
     actions = {numbers[column]: _returns(_EPERM) for numbers in _SERVER.values()}
-    actions |= {numbers[column]: code for numbers, code in _by_argument(_OWN_PID).items()}
+    actions |= {numbers[column]: code for numbers, code in _by_argument(OWN_PID).items()}
     return Filter(actions, _returns(_ALLOW))
 
 

@@ -10,8 +10,6 @@ import socket
 import sys
 from typing import Any
 
-from bdc.sandbox.inside import frames, guest
-
 _ROUNDS = 30  # more than the interpreter needs to specialise the code and to fill its caches
 _BYTES_HEADER = 33
 _POOLS = re.compile(r"^ *\d+ +(\d+) +\d+ +\d+ +(\d+)$", re.MULTILINE)
@@ -28,16 +26,18 @@ def f(a, b=0):
 _held: list[bytes] = []
 
 
-def settle() -> None:
+def settle(guest: Any) -> None:
     """Rehearse a program and its calls here, fill the holes of the allocator, and take the rest from the collector."""
-    _rehearse()
+    _rehearse(guest)
     gc.collect()
-    _fill_holes()
+    fill_holes()
     gc.freeze()
 
 
-def _rehearse() -> None:
+def _rehearse(guest: Any) -> None:
     """Run the child's own code until its inline caches and the type cache no longer change."""
+    from bdc.sandbox.inside import frames
+
     for _ in range(_ROUNDS):
         here, there = socket.socketpair()
         with here, there:
@@ -52,7 +52,7 @@ def _rehearse() -> None:
     del sys.modules[guest.MODULE]
 
 
-def _fill_holes() -> None:
+def fill_holes() -> None:
     """Fill the pools of the allocator that are partly used, so that what a child makes lies together on new pages.
 
     The numbers come from the report that CPython writes to stderr; without them nothing is filled.
