@@ -111,7 +111,7 @@ def parse_config(text: str, name: str) -> Config:
     except (RecursionError, ValueError) as error:  # tomllib's own limits
         raise InputError(f"{name} is not valid TOML: a value is nested too deeply or a number is too long") from error
     _refuse_unknown(data, Config, name, "")
-    if isinstance(seed := data.get("seed"), int):  # one seed for all stages that name none
+    if type(seed := data.get("seed")) is int:  # one seed for all stages that name none
         for section in ("problems", "boost", "disentangle", "customize", "evaluate"):
             data.setdefault(section, {}).setdefault("seed", seed)
     try:

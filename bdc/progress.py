@@ -16,7 +16,7 @@ class Task:
 
     def __init__(self, owner: Progress, label: str, total: int | None) -> None:
         self._owner, self.label, self.total = owner, label, total
-        self.done, self.note = 0, ""
+        self.done, self.note, self._said = 0, "", ""
         self.started = self._logged = time.monotonic()
         self._bar_id: Any = owner._bar.add_task(label, total=total, note="") if owner._bar is not None else None
 
@@ -31,8 +31,15 @@ class Task:
         if self._owner._bar is not None:
             self._owner._bar.update(self._bar_id, completed=done, note=self.note)
         elif self._owner.mode == "log" and time.monotonic() - self._logged >= _LOG_EVERY:
-            self._logged = time.monotonic()
-            self._owner.say(self._line())
+            self.log()
+
+    def log(self) -> None:
+        """Say how far it is, unless the last line said just that."""
+        self._logged = time.monotonic()
+        line = self._line()
+        if line != self._said:
+            self._said = line
+            self._owner.say(line)
 
     def _line(self) -> str:
         steps = f"{self.done}/{self.total}" if self.total is not None else f"{self.done}"
@@ -73,7 +80,7 @@ class Progress:
         try:
             yield task
             if self.mode == "log":
-                self.say(task._line())
+                task.log()
         finally:
             if outermost:
                 self._bar.stop()

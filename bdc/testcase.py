@@ -105,13 +105,13 @@ def load_test(data: dict[str, Any]) -> Test:
     if kind == "assert":
         return AssertTest(_text(data, "code"), name)
     args, kwargs = _literal(data, "args"), _literal(data, "kwargs") if "kwargs" in data else {}
-    if not isinstance(args, tuple):
+    if not isinstance(args, tuple | list):
         raise InputError(
             f"field 'args' is {data['args']!r:.100}; it must be a tuple as text, such as \"(1, 'a')\" or \"(1,)\""
         )
     if not isinstance(kwargs, dict) or not all(isinstance(key, str) and key.isidentifier() for key in kwargs):
         raise InputError(f"field 'kwargs' is {data['kwargs']!r:.100}; it must be a dictionary of names as text")
-    return CallTest(name, args, _literal(data, "expected"), kwargs)
+    return CallTest(name, tuple(args), _literal(data, "expected"), kwargs)
 
 
 def _text(data: dict[str, Any], name: str) -> str:

@@ -15,6 +15,7 @@ STAGE = {"runs", "progress"}
 ALLOWED = {
     "artefacts": set(),
     "machine": set(),
+    "ranges": set(),
     "ops": {"_lora", "_lora_cuda", "kernels"},
     "search": {"_search"},
     "llm": set(),

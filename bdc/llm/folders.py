@@ -89,7 +89,9 @@ def _check_weights(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt"):
+        with path.open("rb"), safe_open(path, "pt"):  # safetensors' own errors say "no such file" whatever the reason
             pass
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
         raise InputError(f"{path} is cut or damaged ({error}); copy or fetch it again.") from error

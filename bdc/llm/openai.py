@@ -64,6 +64,7 @@ class OpenAICompatible:
         key = os.environ.get(api_key_env, "").strip()
         if not (key.isascii() and key.isprintable()):
             raise InputError(f"environment variable {api_key_env} holds no API key: it has characters that no key has")
+        self._no_key = "" if key else f" (environment variable {api_key_env}, which would hold the API key, is not set)"
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -132,6 +133,8 @@ class OpenAICompatible:
                     trouble = f"an answer without a message: {_said(response)}"
                 else:
                     trouble = f"status {response.status_code}: {_said(response)}"
+                if response.status_code in {401, 403}:
+                    trouble += self._no_key
                 if response.status_code in {400, 413, 422}:
                     return Completion(trouble, 0, 0, "error", time.perf_counter() - begin)
                 if response.status_code != 200 and response.status_code not in _RETRIED:

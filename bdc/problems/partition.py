@@ -83,7 +83,9 @@ def _sizes(wanted: tuple[float, float, float], total: int) -> list[int]:
         edges = [round(total * sum(wanted[:part]) + 1e-9) for part in range(4)]
         counts = [stop - start for start, stop in pairwise(edges)]
     if sum(counts) > total:
-        raise InputError(f"split asks for {sum(counts)} problems, but only {total} different ones were given")
+        raise InputError(
+            f"the split into train, validation and test asks for {sum(counts)} problems, but only {total} different ones were given"
+        )
     return counts
 
 

@@ -54,7 +54,11 @@ DAMAGED = {
     "empty weights": (weights(lambda _: b""), "model.safetensors is cut or damaged"),
     "garbage": (weights(lambda _: os.urandom(4000)), "model.safetensors is cut or damaged"),
     "no weights": (removed("*.safetensors"), "holds no weights"),
-    "a shard too few": (sharded, "model-00002-of-00002.safetensors is cut or damaged"),
+    "a folder as weights": (
+        lambda folder: (removed("*.safetensors")(folder), (folder / "model.safetensors").mkdir()),
+        "Is a directory",
+    ),
+    "a shard too few": (sharded, "model-00002-of-00002.safetensors cannot be read: No such file"),
     "no configuration": (removed("config.json"), "has no config.json"),
     "configuration of another kind": (written("config.json", "[]"), "config.json holds list"),
     "configuration that is no JSON": (written("config.json", "{"), "config.json is not valid JSON"),

@@ -80,12 +80,15 @@ def test_retry_after_is_respected(local: Local) -> None:
     ("faults", "attempts", "words"),
     [
         ([500] * 9, 3, "status 500: fault 500"),
-        ([401], 1, "status 401: fault 401"),
+        ([401], 1, r"status 401: fault 401 \(environment variable OPENAI_API_KEY.* is not set\)"),
         (["garbage"] * 9, 3, "unreadable answer"),
         ([2.0] * 9, 3, "no answer within 0.3 s"),
     ],
 )
-def test_lasting_faults_are_named(local: Local, faults: list[int | str | float], attempts: int, words: str) -> None:
+def test_lasting_faults_are_named(
+    local: Local, faults: list[int | str | float], attempts: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with ChatServer(local, faults=faults) as server:
         with pytest.raises(LLMError, match=words):
             run(server, [ask("Hi")], retries=2, timeout=0.3)
