@@ -94,18 +94,20 @@ int main(int argc, char** argv) {
     const long trees = std::atol(argv[1]), nodes = std::atol(argv[2]);
     const int branching = std::atoi(argv[3]);
     const long simulations = nodes / branching;
-    const long repeats = std::max(1L, 1000000 / (trees * nodes));
     const auto game = std::make_shared<const Uniform>(branching);
     open_spiel::algorithms::MCTSBot bot(*game, std::make_shared<Constant>(branching), 1.41421356,
                                         int(simulations), 8000, false, 1, false);
     const auto root = game->NewInitialState();
     const std::clock_t start = std::clock();
-    for (long repeat = 0; repeat < repeats; ++repeat) {
+    double spent = 0.0;
+    long repeats = 0;
+    for (; spent < 0.25; ++repeats) {  // small searches often enough to time
         std::vector<std::unique_ptr<open_spiel::algorithms::SearchNode>>
             kept;  // as a forest keeps them
         for (long tree = 0; tree < trees; ++tree) kept.push_back(bot.MCTSearch(*root));
+        kept.clear();
+        spent = double(std::clock() - start) / CLOCKS_PER_SEC;
     }
-    const double spent = double(std::clock() - start) / CLOCKS_PER_SEC;
     std::printf("{\"trees\": %ld, \"nodes\": %ld, \"branching\": %d, \"per_cpu_second\": %.0f}\n",
                 trees, nodes, branching, double(simulations * trees * repeats) / spent);
 }
