@@ -4,8 +4,9 @@ A simulation selects a leaf, gives it B children, and backs up a constant at the
 Rates are thousands of simulations per CPU second, the median of the repeats with its range. Two rows are ours: driven
 from C++ (the program `search_bench`) and from Python in waves of one leaf per tree. Peers run where they are given:
 `--openspiel` a program built by benchmarks/peers/CMakeLists.txt, `--peers` the Python of an environment with them,
-`--lightzero` LightZero's unpacked wheel. Peers without a batched call search one tree after the other; OpenSpiel expands
-a leaf at its second visit, so that it makes fewer nodes in the same number of simulations.
+`--lightzero` LightZero's unpacked wheel. Peers without a batched call search one tree after the other. OpenSpiel expands
+a leaf at its second visit and gumbel-mcts makes a child when it visits it, so that both make fewer nodes in the same
+number of simulations; "OpenSpiel, per expansion" searches until it has made as many and counts expansions.
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ def systems(args: argparse.Namespace) -> dict[str, tuple[Rate, int]]:
         found[f"bdc in waves, {args.threads} threads"] = (in_waves(args.threads), 10**9)
     if args.openspiel:
         found["OpenSpiel"] = (program(args.openspiel), 10**9)
+        found["OpenSpiel, per expansion"] = (program(args.openspiel, last=["grown"]), 10**9)
     if args.peers:
         script = Path(__file__).parents[2] / "benchmarks" / "peers" / "search_peers.py"
         for name, most in PEERS.items():
@@ -169,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 row |= {"median": statistics.median(rates), "min": min(rates), "max": max(rates)}
                 if "per_second" in runs[0]:
                     row["wall_median"] = statistics.median(run["per_second"] / 1000 for run in runs)
-                extras = ("mean_depth", "last_depth", "bytes_per_node", "version")
+                extras = ("mean_depth", "last_depth", "bytes_per_node", "nodes_made", "version")
                 row |= {key: runs[0][key] for key in extras if key in runs[0]}
                 rows.append(row)
                 print(
