@@ -4,8 +4,9 @@ A simulation selects a leaf, gives it B children, and backs up a constant at the
 Rates are thousands of simulations per CPU second, the median of the repeats with its range. Two rows are ours: driven
 from C++ (the program `search_bench`) and from Python in waves of one leaf per tree. Peers run where they are given:
 `--openspiel` a program built by benchmarks/peers/CMakeLists.txt, `--peers` the Python of an environment with them,
-`--lightzero` LightZero's unpacked wheel. Peers without a batched call search one tree after the other; OpenSpiel expands
-a leaf at its second visit, so that it makes fewer nodes in the same number of simulations.
+`--lightzero` LightZero's unpacked wheel. Peers without a batched call search one tree after the other. OpenSpiel expands
+a leaf at its second visit and gumbel-mcts makes a child when it visits it, so that both make fewer nodes in the same
+number of simulations; "OpenSpiel, per expansion" searches until it has made as many and counts expansions.
 """
 
 from __future__ import annotations
@@ -33,7 +34,13 @@ from bdc.search.rules import UCT
 Rate = Callable[[int, int, int], dict[str, Any]]
 CELLS = [(1, 1_000), (1, 100_000), (1, 1_000_000), (64, 1_000), (64, 100_000), (256, 1_000), (1024, 1_000)]
 BRANCHING = [3, 8, 32]
-PEERS = {"LightZero": 1_100_000, "mctx": 64_000, "TreeQuest": 1_000, "TreeQuest AB-MCTS-A": 500}  # most nodes
+PEERS = {
+    "LightZero": 1_100_000,
+    "mctx": 64_000,
+    "gumbel-mcts": 64_000,
+    "TreeQuest": 1_000,
+    "TreeQuest AB-MCTS-A": 500,
+}  # most nodes
 
 
 def in_waves(threads: int) -> Rate:
@@ -89,13 +96,12 @@ def plain_python(trees: int, nodes: int, branching: int) -> dict[str, Any]:
     return {"per_cpu_second": trees * (nodes // branching) / (time.process_time() - start)}
 
 
-def program(*command: str | Path) -> Rate:
-    """A program that takes trees, nodes and branching and prints one line of JSON."""
+def program(*command: str | Path, last: Sequence[str] = ()) -> Rate:
+    """A program that takes trees, nodes, branching and `last`, and prints one line of JSON."""
 
     def rate(trees: int, nodes: int, branching: int) -> dict[str, Any]:
-        done = subprocess.run(
-            [*map(str, command), str(trees), str(nodes), str(branching)], capture_output=True, text=True, check=True
-        )
+        words = [*map(str, command), str(trees), str(nodes), str(branching), *last]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
     return rate
@@ -108,9 +114,12 @@ def systems(args: argparse.Namespace) -> dict[str, tuple[Rate, int]]:
         found["bdc from C++"] = (program(args.core), 10**9)
     found["bdc in waves"] = (in_waves(1), 10**9)
     if args.threads > 1:
+        if args.core:
+            found[f"bdc from C++, {args.threads} threads"] = (program(args.core, last=[str(args.threads)]), 10**9)
         found[f"bdc in waves, {args.threads} threads"] = (in_waves(args.threads), 10**9)
     if args.openspiel:
         found["OpenSpiel"] = (program(args.openspiel), 10**9)
+        found["OpenSpiel, per expansion"] = (program(args.openspiel, last=["grown"]), 10**9)
     if args.peers:
         script = Path(__file__).parents[2] / "benchmarks" / "peers" / "search_peers.py"
         for name, most in PEERS.items():
@@ -137,9 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--core", type=Path, help="the program search_bench (cmake --build BUILD --target search_bench)"
     )
     parser.add_argument("--openspiel", type=Path, help="the program openspiel_bench")
-    parser.add_argument("--peers", type=Path, help="a Python with mctx, jax and treequest")
+    parser.add_argument("--peers", type=Path, help="a Python with mctx, jax, treequest, numba and gumbel-mcts")
     parser.add_argument("--lightzero", type=Path, help="the folder of LightZero's unpacked wheel")
-    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--json", type=Path, help="write the rows here, beside those of this commit")
     args = parser.parse_args(argv)
     os.environ.update(OMP_NUM_THREADS="1", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false")
     if args.lightzero:
@@ -162,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 row |= {"median": statistics.median(rates), "min": min(rates), "max": max(rates)}
                 if "per_second" in runs[0]:
                     row["wall_median"] = statistics.median(run["per_second"] / 1000 for run in runs)
-                extras = ("mean_depth", "last_depth", "bytes_per_node", "version")
+                extras = ("mean_depth", "last_depth", "bytes_per_node", "nodes_made", "version")
                 row |= {key: runs[0][key] for key in extras if key in runs[0]}
                 rows.append(row)
                 print(
@@ -171,15 +180,26 @@ def main(argv: Sequence[str] | None = None) -> int:
                     flush=True,
                 )
     if args.json:
-        head = {
-            "what": "thousand simulations per CPU second",
-            "device": device(),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "date": datetime.date.today().isoformat(),
-            "commit": commit(),
-            "command": f"bdc bench search {' '.join(sys.argv[1:] if argv is None else argv)}",
-        }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+        write(args.json, rows, f"bdc bench search {' '.join(sys.argv[1:] if argv is None else argv)}")
     return 0
+
+
+def write(path: Path, rows: list[dict[str, Any]], command: str) -> None:
+    """Writes the rows; those of other cells stay that a run of the same commit on the same device has written."""
+    head: dict[str, Any] = {
+        "what": "thousand simulations per CPU second",
+        "device": device(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "commands": [command],
+    }
+    if path.exists():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if all(old.get(key) == head[key] for key in ("what", "device", "commit")):
+            measured = {(row["trees"], row["nodes"], row["branching"]) for row in rows}
+            kept = [row for row in old["rows"] if (row["trees"], row["nodes"], row["branching"]) not in measured]
+            rows, head["commands"] = kept + rows, [*old["commands"], command]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n", encoding="utf-8")

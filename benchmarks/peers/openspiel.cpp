@@ -1,7 +1,9 @@
 // OpenSpiel's C++ MCTS on a game with B actions everywhere and a constant value: what
-// `search_bench` does with the tree core. Usage: openspiel_bench TREES NODES BRANCHING; one line of
-// JSON.
-// CMakeLists.txt beside it says how it is built.
+// `search_bench` does with the tree core. It gives a leaf its children at the second visit only, so
+// that NODES / BRANCHING simulations make fewer nodes. Usage: openspiel_bench TREES NODES BRANCHING
+// for the rate of simulations, with a fourth word `grown` for the rate of expansions in a search
+// that is long enough to make NODES nodes; one line of JSON. CMakeLists.txt beside it says how it
+// is built.
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
@@ -87,25 +89,46 @@ class Constant : public open_spiel::algorithms::Evaluator {
     open_spiel::ActionsAndProbs prior_;
 };
 
+using open_spiel::algorithms::SearchNode;
+
+long size(const SearchNode& node) {
+    long total = long(node.children.size());
+    for (const SearchNode& child : node.children) total += size(child);
+    return total;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
     if (argc < 4) return 2;
     const long trees = std::atol(argv[1]), nodes = std::atol(argv[2]);
     const int branching = std::atoi(argv[3]);
-    const long simulations = nodes / branching;
-    const long repeats = std::max(1L, 1000000 / (trees * nodes));
+    const bool grown = argc > 4;
     const auto game = std::make_shared<const Uniform>(branching);
-    open_spiel::algorithms::MCTSBot bot(*game, std::make_shared<Constant>(branching), 1.41421356,
-                                        int(simulations), 8000, false, 1, false);
     const auto root = game->NewInitialState();
-    const std::clock_t start = std::clock();
-    for (long repeat = 0; repeat < repeats; ++repeat) {
-        std::vector<std::unique_ptr<open_spiel::algorithms::SearchNode>>
-            kept;  // as a forest keeps them
-        for (long tree = 0; tree < trees; ++tree) kept.push_back(bot.MCTSearch(*root));
+    const auto bot = [&](long simulations) {
+        return open_spiel::algorithms::MCTSBot(*game, std::make_shared<Constant>(branching),
+                                               1.41421356, int(simulations), 8000, false, 1, false);
+    };
+    long simulations = nodes / branching;
+    long made = size(*bot(simulations).MCTSearch(*root));
+    while (grown && made < nodes) {
+        simulations += 1 + simulations / 4;
+        made = size(*bot(simulations).MCTSearch(*root));
     }
-    const double spent = double(std::clock() - start) / CLOCKS_PER_SEC;
-    std::printf("{\"trees\": %ld, \"nodes\": %ld, \"branching\": %d, \"per_cpu_second\": %.0f}\n",
-                trees, nodes, branching, double(simulations * trees * repeats) / spent);
+    auto searcher = bot(simulations);
+    const std::clock_t start = std::clock();
+    double spent = 0.0;
+    long repeats = 0;
+    for (; spent < 0.25; ++repeats) {                   // small searches often enough to time
+        std::vector<std::unique_ptr<SearchNode>> kept;  // as a forest keeps them
+        for (long tree = 0; tree < trees; ++tree) kept.push_back(searcher.MCTSearch(*root));
+        kept.clear();
+        spent = double(std::clock() - start) / CLOCKS_PER_SEC;
+    }
+    const double work = grown ? double(made) / branching : double(simulations);
+    std::printf(
+        "{\"trees\": %ld, \"nodes\": %ld, \"branching\": %d, \"simulations\": %ld, "
+        "\"nodes_made\": %ld, \"per_cpu_second\": %.0f}\n",
+        trees, nodes, branching, simulations, made, work * double(trees * repeats) / spent);
 }

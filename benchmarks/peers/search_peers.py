@@ -73,6 +73,60 @@ def mctx(trees: int, simulations: int, branching: int) -> float:
     return time.process_time() - start
 
 
+def compile_gumbel_mcts():
+    """Its kernels, and a game with one-cell boards in which every move is legal and nobody wins."""
+    import numba
+    import numpy as np
+
+    from kernels import puct_kernels
+
+    @numba.njit
+    def step(board, _action, _player):
+        return 0.0, 0, False, board
+
+    @numba.njit
+    def legal(board, _player):
+        return np.ones(LIMIT, dtype=np.float32)
+
+    return puct_kernels, step, legal
+
+
+LIMIT = 64  # moves in the mask; the kernels read the first B
+
+
+def gumbel_mcts(trees: int, simulations: int, branching: int) -> float:
+    """The loop of gumbel-mcts' `PUCT.run_simulation_batch` over its numba kernels, a constant in place of the model."""
+    import numpy as np
+
+    first = "gumbel" not in compiled
+    if first:
+        compiled["gumbel"] = compile_gumbel_mcts()
+        gumbel_mcts(1, 2, branching)  # compiles
+    kernels, step, legal = compiled["gumbel"]
+    start = time.process_time()
+    size = trees * (simulations + 1) + 1
+    children = np.full((size, branching), -1, np.int32)
+    parents, visits = np.full(size, -1, np.int32), np.zeros(size, np.int32)
+    values, terminal_values = np.zeros(size), np.zeros(size)
+    priors, depths = np.zeros((size, branching)), np.zeros(size, np.int32)
+    expanded, terminal = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
+    boards, players, edges = np.zeros((size, 1), np.int8), np.ones(size, np.int8), np.zeros(size, np.int16)
+    games = np.arange(trees, dtype=np.int32)
+    roots = games + 1
+    free = np.array([trees + 1], np.int32)
+    constant = np.full(trees, 0.5)
+    leaves = roots
+    for _ in range(simulations + 1):  # the first one only expands the roots
+        expanded[leaves] = True
+        priors[leaves] = 1.0 / branching
+        kernels.backpropagate_batch(leaves, constant, parents, visits, values)
+        leaves = kernels.select_leaves_batch(
+            step, legal, branching, 1, 2, games, roots, children, visits, values, priors, expanded, terminal,
+            terminal_values, boards, players, parents, edges, free, 19652, 1.25, size, depths, 1 << 30
+        )  # fmt: skip
+    return time.process_time() - start
+
+
 def treequest(trees: int, simulations: int, branching: int) -> float:
     """`StandardMCTS`, whose step expands one node by B samples."""
     from treequest import StandardMCTS
@@ -99,8 +153,20 @@ def treequest_thompson(trees: int, simulations: int, branching: int) -> float:
     return time.process_time() - start
 
 
-SYSTEMS = {"LightZero": lightzero, "mctx": mctx, "TreeQuest": treequest, "TreeQuest AB-MCTS-A": treequest_thompson}
-PACKAGES = {"LightZero": None, "mctx": "mctx", "TreeQuest": "treequest", "TreeQuest AB-MCTS-A": "treequest"}
+SYSTEMS = {
+    "LightZero": lightzero,
+    "mctx": mctx,
+    "gumbel-mcts": gumbel_mcts,
+    "TreeQuest": treequest,
+    "TreeQuest AB-MCTS-A": treequest_thompson,
+}
+PACKAGES = {
+    "LightZero": None,
+    "mctx": "mctx",
+    "gumbel-mcts": "gumbel-mcts",
+    "TreeQuest": "treequest",
+    "TreeQuest AB-MCTS-A": "treequest",
+}
 
 
 def main() -> None:

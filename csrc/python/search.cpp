@@ -14,12 +14,18 @@ using namespace bdc::search;
 
 namespace {
 
+py::array as_array(const py::object& from) {
+    if (py::isinstance<py::array>(from)) return py::reinterpret_borrow<py::array>(from);
+    return py::array::ensure(from);
+}
+
 // Any array, sequence or number of integers as a span of int64, without a copy where it fits.
 class IdArgument {
   public:
     IdArgument(const py::object& from, const char* what) {
         if (from.is_none()) return;
-        py::array array = py::array::ensure(from);
+        if (PyLong_CheckExact(from.ptr()) && take_number(from)) return;
+        py::array array = as_array(from);
         if (!array) {
             PyErr_Clear();
             throw InputFault(std::string(what) + " must be integers");
@@ -29,25 +35,41 @@ class IdArgument {
             throw InputFault(std::string(what) + " must be integers, got dtype " +
                              std::string(py::str(array.dtype())));
         }
-        const bool flat = array.flags() & py::array::c_style;
-        if (flat && array.dtype().itemsize() == 4 && kind == 'i') {
+        if (py::array_t<std::int64_t, py::array::c_style>::check_(array)) {
+            span_ = {static_cast<const std::int64_t*>(array.data()), std::size_t(array.size())};
+            array_ = std::move(array);
+            return;
+        }
+        if (py::array_t<std::int32_t, py::array::c_style>::check_(array)) {
             const auto* ids = static_cast<const std::int32_t*>(array.data());
             copy_.reserve(std::size_t(array.size()) + 1);  // a given but empty span is not null
             copy_.assign(ids, ids + array.size());
             span_ = {copy_.data(), copy_.size()};
             return;
         }
-        array_ =
+        auto cast =
             py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>::ensure(array);
-        if (!array_) throw py::error_already_set();
-        span_ = {static_cast<const std::int64_t*>(array_.data()), std::size_t(array_.size())};
+        if (!cast) throw py::error_already_set();
+        span_ = {cast.data(), std::size_t(cast.size())};
+        array_ = std::move(cast);
     }
     IdArgument(const IdArgument&) = delete;
     operator Ids() const { return span_; }
 
   private:
+    bool take_number(const py::object& from) {
+        const long long number = PyLong_AsLongLong(from.ptr());
+        if (number == -1 && PyErr_Occurred()) {
+            PyErr_Clear();
+            return false;
+        }
+        copy_.assign(1, number);
+        span_ = {copy_.data(), 1};
+        return true;
+    }
+
     std::vector<std::int64_t> copy_;
-    py::array array_;
+    py::object array_;
     Ids span_;
 };
 
@@ -55,21 +77,32 @@ class RealArgument {
   public:
     RealArgument(const py::object& from, const char* what) {
         if (from.is_none()) return;
-        const py::array array = py::array::ensure(from);
+        if (Reals::check_(from)) {
+            take(py::reinterpret_borrow<Reals>(from));
+            return;
+        }
+        const py::array array = as_array(from);
         const char kind = array ? array.dtype().kind() : 'O';
         if (kind != 'f' && kind != 'i' && kind != 'u') {
             PyErr_Clear();
             throw InputFault(std::string(what) + " must be numbers");
         }
-        array_ = py::array_t<double, py::array::c_style | py::array::forcecast>::ensure(array);
-        if (!array_) throw py::error_already_set();
-        span_ = {static_cast<const double*>(array_.data()), std::size_t(array_.size())};
+        auto cast = Reals::ensure(array);
+        if (!cast) throw py::error_already_set();
+        take(std::move(cast));
     }
     RealArgument(const RealArgument&) = delete;
     operator std::span<const double>() const { return span_; }
 
   private:
-    py::array array_;
+    using Reals = py::array_t<double, py::array::c_style | py::array::forcecast>;
+
+    void take(Reals array) {
+        span_ = {array.data(), std::size_t(array.size())};
+        array_ = std::move(array);
+    }
+
+    py::object array_;
     std::span<const double> span_;
 };
 
@@ -92,6 +125,27 @@ py::array_t<std::int32_t> to_numpy(const Range& range) {
 template <class T>
 py::array_t<T> view(const std::vector<T>& column, const py::object& owner) {
     return py::array_t<T>(py::ssize_t(column.size()), column.data(), owner);
+}
+
+// Selections that Python has let go of, with the room of their columns; the GIL guards them.
+struct Recycle {
+    static std::vector<std::unique_ptr<Selection>>& kept() {
+        static auto* selections = new std::vector<std::unique_ptr<Selection>>;
+        return *selections;
+    }
+    void operator()(Selection* selection) const {
+        std::unique_ptr<Selection> owned(selection);
+        const bool small = owned->path.capacity() <= (std::size_t(1) << 20);
+        if (small && kept().size() < 4) kept().push_back(std::move(owned));
+    }
+};
+using SelectionHandle = std::unique_ptr<Selection, Recycle>;
+
+SelectionHandle new_selection() {
+    if (Recycle::kept().empty()) return SelectionHandle(new Selection);
+    SelectionHandle found(Recycle::kept().back().release());
+    Recycle::kept().pop_back();
+    return found;
 }
 
 Selection take(const Selection& from, Ids rows) {
@@ -162,7 +216,7 @@ PYBIND11_MODULE(_search, m) {
             return view(self.cast<const Selection&>().*member, self);
         };
     };
-    py::class_<Selection>(m, "Selection")
+    py::class_<Selection, SelectionHandle>(m, "Selection")
         .def_property_readonly("tree", column(&Selection::tree))
         .def_property_readonly("leaf", column(&Selection::leaf))
         .def_property_readonly("depth", column(&Selection::depth))
@@ -214,7 +268,7 @@ PYBIND11_MODULE(_search, m) {
         .def("select",
              [](Self self, const py::object& trees, std::int64_t leaves) {
                  const IdArgument ids(trees, "trees");
-                 auto selection = std::make_unique<Selection>();
+                 SelectionHandle selection = new_selection();
                  released([&] { self.select(ids, leaves, *selection); });
                  return selection;
              })

@@ -1,65 +1,126 @@
 #include "arena.hpp"
 
 #include <algorithm>
-#include <cstring>
+#include <bit>
 #include <new>
 
 namespace bdc::search {
 
+namespace {
+
+// A tree grows by such a part of itself: what is left of the last chunk and the list of all chunks
+// cost about as much then.
+constexpr std::uint32_t kPart = 28;
+constexpr std::uint32_t kSmallest = 16, kLargest = 8192;  // grains, 512 bytes to 256 KiB
+
+int size_class(std::uint32_t grains) {
+    const int power = std::bit_width(grains) - 1;
+    return 4 * power + int(grains >> (power - 2) & 3);
+}
+
+std::uint32_t class_size(int index) { return std::uint32_t(4 + index % 4) << (index / 4 - 2); }
+
+// The size of a chunk of about `part` grains, of which blocks of `needed` leave the least unused.
+std::uint32_t chunk_for(std::uint32_t needed, std::uint32_t part) {
+    const int largest = size_class(std::max(needed, part)) + 1;
+    int best = largest;
+    for (int i = largest - 1; i >= std::max(size_class(kSmallest), largest - 3); --i) {
+        if (class_size(i) < needed) break;
+        const std::uint64_t waste = class_size(i) % needed, other = class_size(best) % needed;
+        if (waste * class_size(best) < other * class_size(i)) best = i;
+    }
+    return class_size(best);
+}
+
+}  // namespace
+
+Chunk Store::take(std::uint32_t grains) {
+    const std::lock_guard lock(mutex_);
+    const int least = size_class(grains);
+    for (int i = least; i <= least + 4; ++i) {
+        if (free_[i].empty()) continue;
+        const Chunk chunk = free_[i].back();
+        free_[i].pop_back();
+        return chunk;
+    }
+    return append(grains);
+}
+
+Chunk Store::append(std::uint32_t grains) {
+    if (std::size_t(used_) + grains > kMaxGrains) throw std::bad_alloc();
+    memory_.commit((std::size_t(used_) + grains) * kGrain);
+    used_ += grains;
+    return {used_ - grains, grains};
+}
+
+void Store::give(Chunk chunk) {
+    const std::lock_guard lock(mutex_);
+    while (chunk.grains >= kSmallest) {  // less is lost until the next compaction
+        const std::uint32_t piece = std::min(chunk.grains, kLargest);
+        free_[size_class(piece)].push_back({chunk.first, piece});
+        chunk = {chunk.first + piece, chunk.grains - piece};
+    }
+}
+
+std::byte* Store::fill(std::uint32_t grains) {
+    memory_.commit(std::size_t(grains) * kGrain);
+    used_ = grains;
+    return memory_.data();
+}
+
+bool Store::map(int file, std::size_t offset, std::uint32_t grains) {
+    if (!memory_.map(file, offset, std::size_t(grains) * kGrain)) return false;
+    used_ = grains;
+    return true;
+}
+
+void Store::swap(Store& other) noexcept {
+    std::swap(memory_, other.memory_);
+    std::swap(used_, other.used_);
+    std::swap(free_, other.free_);
+}
+
 std::uint32_t* Arena::first_free(std::uint32_t capacity) {
-    for (auto& [size, block] : free_) {
+    for (auto& [size, block] : free) {
         if (size == capacity) return &block;
     }
     return nullptr;
 }
 
-std::uint32_t Arena::allocate(std::uint32_t capacity, std::uint32_t arms,
-                              std::uint32_t parent_block, std::uint32_t parent_lane,
-                              std::uint32_t depth, Recycler& recycler) {
-    const std::uint32_t grains = grains_for(capacity, arms);
-    std::uint32_t block = used_;
-    std::uint32_t* free = first_free(capacity);
-    if (free != nullptr && *free != kNone) {
-        block = *free;
-        *free = at(block).head().parent_block;
-    } else {
-        if (std::size_t(used_) + grains > kMaxGrains) throw std::bad_alloc();
-        memory_.reserve((std::size_t(used_) + grains) * kGrain, used_ * kGrain, recycler);
-        used_ += grains;
-    }
-    std::byte* start = base(block);
-    std::memset(start, 0, grains * kGrain);
-    auto& head = *reinterpret_cast<Header*>(start);
-    head.parent_block = parent_block;
-    head.visits = 1;
-    head.depth = depth;
-    head.parent_lane = std::uint16_t(parent_lane);
-    head.capacity = std::uint16_t(capacity);
-    const Family family(start);
-    std::fill_n(family.child(), capacity, kNone);
+void Arena::reserve(Store& store, std::uint32_t needed) {
+    const std::uint32_t part = std::clamp(grains / kPart, kSmallest, kLargest);
+    add(store.take(chunk_for(needed, part)));
+}
+
+void Arena::add(Chunk chunk) {
+    chunks.push_back(chunk);
+    grains += chunk.grains;
+    next = chunk.first;
+    end = chunk.first + chunk.grains;
+}
+
+std::uint32_t Arena::reuse(Store& store, std::uint32_t capacity) {
+    std::uint32_t* first = first_free(capacity);
+    if (first == nullptr || *first == kNone) return kNone;
+    const std::uint32_t block = *first;
+    *first = store.at(block).head().parent_block;
     return block;
 }
 
-void Arena::release(std::uint32_t block) {
-    Header& head = at(block).head();
+void Arena::release(Store& store, std::uint32_t block) {
+    Header& head = store.at(block).head();
     const std::uint16_t capacity = head.capacity;
-    std::uint32_t* free = first_free(capacity);
-    if (free == nullptr) free = &free_.emplace_back(capacity, kNone).second;
+    std::uint32_t* first = first_free(capacity);
+    if (first == nullptr) first = &free.emplace_back(capacity, kNone).second;
     head = Header{};
     head.capacity = capacity;
-    head.parent_block = *free;
-    *free = block;
+    head.parent_block = *first;
+    *first = block;
 }
 
-std::byte* Arena::make(std::uint32_t grains, Recycler& recycler) {
-    memory_.reserve(grains * kGrain, 0, recycler);
-    used_ = grains;
-    return memory_.data();
-}
-
-void Arena::adopt(std::byte* data, std::uint32_t grains, std::shared_ptr<void> owner) {
-    memory_.adopt(data, grains * kGrain, std::move(owner));
-    used_ = grains;
+void Arena::give_back(Store& store) {
+    for (const Chunk& chunk : chunks) store.give(chunk);
+    *this = Arena{};
 }
 
 }  // namespace bdc::search

@@ -1,10 +1,12 @@
-// One tree's memory. The unit is a *family*: all children of a node in one block, a header followed
-// by one array per field. A node is a lane of its parent's family and also holds the statistics of
-// the edge into it. Blocks are named by their place, counted in grains of 32 bytes.
+// The memory of trees. The unit is a *family*: all children of a node in one block, a header
+// followed by one array per field. A node is a lane of its parent's family and also holds the
+// statistics of the edge into it. Blocks are named by their place in the store, counted in grains
+// of 32 bytes, and never move while they live.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -16,11 +18,25 @@ namespace bdc::search {
 inline constexpr std::size_t kGrain = 32;
 inline constexpr std::size_t kLaneBytes = 44;
 
+// Returns and selections in flight in one word, so that both change at once: n below, pending
+// above.
+struct Tally {
+    std::uint64_t both;
+
+    std::uint32_t n() const { return std::uint32_t(both); }
+    std::uint32_t pending() const { return std::uint32_t(both >> 32); }
+    std::uint32_t count() const { return n() + pending(); }
+    void take_off() { both += std::uint64_t(1) << 32; }
+    void land(std::uint32_t flights) { both -= std::uint64_t(flights) << 32; }
+    void add_return(std::uint32_t landing) { both += 1 - (std::uint64_t(landing) << 32); }
+    void restart() { both &= ~std::uint64_t(0xFFFFFFFFu); }
+};
+
 struct Header {
     std::uint32_t parent_block;  // kNone above a root; in a free block the next free one
-    std::uint32_t visits;        // N of the node whose children these are: 1 + returns through them
-    std::uint32_t pending;       // selections in flight that went through these children
     std::uint32_t depth;         // of these children; a root has 0
+    Tally tally;                 // n: N of the node whose children these are, 1 + returns through
+                                 // them; pending: selections in flight that went through them
     std::uint16_t parent_lane;
     std::uint16_t count;     // lanes in use; 0 in a free block
     std::uint16_t capacity;  // lanes
@@ -44,18 +60,17 @@ inline std::uint32_t grains_for(std::uint32_t capacity, std::uint32_t arms) {
     return std::uint32_t((bytes + kGrain - 1) / kGrain);
 }
 
-// Typed view of a block; valid until the arena grows.
+// Typed view of a block.
 class Family {
   public:
     explicit Family(std::byte* base) : base_(base), capacity_(head().capacity) {}
 
     Header& head() const { return *reinterpret_cast<Header*>(base_); }
     std::size_t capacity() const { return capacity_; }
-    double* best() const { return field<double>(0); }  // largest return, 0 without returns
-    double* sum() const { return field<double>(8); }   // of the returns
-    double* prior() const { return field<double>(16); }
-    std::uint32_t* n() const { return field<std::uint32_t>(24); }  // returns
-    std::uint32_t* pending() const { return field<std::uint32_t>(28); }
+    Tally* tally() const { return field<Tally>(0); }
+    double* sum() const { return field<double>(8); }    // of the returns
+    double* best() const { return field<double>(16); }  // largest return, 0 without returns
+    double* prior() const { return field<double>(24); }
     std::uint32_t* child() const { return field<std::uint32_t>(32); }  // block of the node's family
     std::uint32_t* id() const { return field<std::uint32_t>(36); }
     std::uint16_t* tag() const { return field<std::uint16_t>(40); }
@@ -63,17 +78,19 @@ class Family {
     std::uint8_t* refined() const { return field<std::uint8_t>(43); }  // times, at most 255
     Arm* arms() const { return reinterpret_cast<Arm*>(base_ + arms_offset(capacity_)); }
 
+    std::uint32_t n(std::uint32_t lane) const { return tally()[lane].n(); }  // returns
+    std::uint32_t pending(std::uint32_t lane) const { return tally()[lane].pending(); }
+
     double value(std::uint32_t lane, Backup backup) const {
         if (backup == Backup::kMax) return best()[lane];
-        return n()[lane] ? sum()[lane] / double(n()[lane]) : 0.0;
+        return n(lane) ? sum()[lane] / double(n(lane)) : 0.0;
     }
 
     void copy_lane(std::uint32_t to, const Family& other, std::uint32_t from) const {
-        best()[to] = other.best()[from];
+        tally()[to] = other.tally()[from];
         sum()[to] = other.sum()[from];
+        best()[to] = other.best()[from];
         prior()[to] = other.prior()[from];
-        n()[to] = other.n()[from];
-        pending()[to] = other.pending()[from];
         child()[to] = other.child()[from];
         id()[to] = other.id()[from];
         tag()[to] = other.tag()[from];
@@ -90,37 +107,72 @@ class Family {
     std::size_t capacity_;
 };
 
-class Arena {
+// A run of grains that belongs to one tree.
+struct Chunk {
+    std::uint32_t first, grains;
+};
+
+// All blocks of a forest. Trees take memory from it by the chunk.
+class Store {
   public:
-    Family at(std::uint32_t block) const { return Family(base(block)); }
+    Store() : memory_(Reserve::make(std::size_t(kMaxGrains) * kGrain)) {}
+    ~Store() { Reserve::keep(std::move(memory_)); }
+    Store(const Store&) = delete;
+
     std::byte* base(std::uint32_t block) const {
         return memory_.data() + std::size_t(block) * kGrain;
     }
-    std::uint32_t used() const { return used_; }  // grains
-    const std::byte* data() const { return memory_.data(); }
-    std::size_t bytes() const { return memory_.held(used_ * kGrain); }
+    Family at(std::uint32_t block) const { return Family(base(block)); }
+    std::uint32_t used() const { return used_; }  // grains; every chunk lies below
+    std::size_t bytes() const { return std::size_t(used_) * kGrain; }
 
-    // A family with room for `capacity` lanes and `arms` generate arms, all zero but for the header
-    // (no children yet) and `child` (none).
-    std::uint32_t allocate(std::uint32_t capacity, std::uint32_t arms, std::uint32_t parent_block,
-                           std::uint32_t parent_lane, std::uint32_t depth, Recycler& recycler);
-    void release(std::uint32_t block);
+    // A chunk of at least so many grains. What was given back is used again for about the same
+    // size: never cut up for small trees, it does not get lost to large ones.
+    Chunk take(std::uint32_t grains);
+    Chunk append(std::uint32_t grains);  // of any size; not beside other calls
+    void give(Chunk chunk);
 
-    // For the loader: raw grains to be filled in, or lying in a mapped file.
-    std::byte* make(std::uint32_t grains, Recycler& recycler);
-    void adopt(std::byte* data, std::uint32_t grains, std::shared_ptr<void> owner);
+    // For the loader, before anything is taken: the first `grains` are in use.
+    std::byte* fill(std::uint32_t grains);
+    bool map(int file, std::size_t offset, std::uint32_t grains);
 
-    void adopt_free(std::uint32_t capacity, std::uint32_t block) {
-        free_.emplace_back(capacity, block);
-    }
-    const std::vector<std::pair<std::uint32_t, std::uint32_t>>& free() const { return free_; }
+    void swap(Store& other) noexcept;
 
   private:
-    std::uint32_t* first_free(std::uint32_t capacity);
+    static constexpr int kClasses = 128;
 
-    Memory memory_;
+    Reserve memory_;
     std::uint32_t used_ = 0;
-    std::vector<std::pair<std::uint32_t, std::uint32_t>> free_;  // first free block by capacity
+    std::mutex mutex_;                   // trees grow on several threads
+    std::vector<Chunk> free_[kClasses];  // by size, four classes to a power of two
+};
+
+// One tree's part of the store.
+class Arena {
+  public:
+    // A block for so many lanes and generate arms; it holds anything.
+    std::uint32_t allocate(Store& store, std::uint32_t capacity, std::uint32_t arms) {
+        if (!free.empty()) {
+            if (const std::uint32_t block = reuse(store, capacity); block != kNone) return block;
+        }
+        const std::uint32_t needed = grains_for(capacity, arms);
+        if (end - next < needed) reserve(store, needed);
+        next += needed;
+        return next - needed;
+    }
+    void release(Store& store, std::uint32_t block);
+    void give_back(Store& store);  // everything
+    void add(Chunk chunk);         // the next blocks lie in it
+
+    std::vector<Chunk> chunks;
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> free;  // first free block by capacity
+    std::uint32_t next = 0, end = 0;                            // what is left of the last chunk
+    std::uint32_t grains = 0;                                   // of all chunks
+
+  private:
+    void reserve(Store& store, std::uint32_t needed);
+    std::uint32_t* first_free(std::uint32_t capacity);
+    std::uint32_t reuse(Store& store, std::uint32_t capacity);  // a free block, or kNone
 };
 
 }  // namespace bdc::search

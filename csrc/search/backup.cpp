@@ -1,6 +1,7 @@
 // Resolving selections: returns on their way up, and visits in flight taken back.
 #include <algorithm>
 #include <bit>
+#include <optional>
 
 #include "forest.hpp"
 
@@ -14,13 +15,11 @@ std::string item(const char* what, std::size_t index) {
 
 }  // namespace
 
-// The selections that a call is about to resolve. Until `resolve`, they are put back on
-// destruction, so that a refused call leaves no trace.
-struct Forest::Claims {
-    explicit Claims(Forest& of) : forest(of) { forest.claimed_.clear(); }
-    ~Claims() {
-        for (const auto& [flight, at] : forest.claimed_) flight->state = Flight::kLive;
-    }
+// The selections that a chunk of a call is about to resolve, or to put back when the call is
+// refused, so that it leaves no trace.
+class Forest::Claims {
+  public:
+    Claims(Forest& of, std::vector<Claimed>& into) : forest(of), claimed(into) {}
 
     bool take_ticket(const Location& leaf, std::uint32_t node, std::uint64_t ticket) {
         auto& all = forest.trees_[leaf.tree].flights;
@@ -31,7 +30,7 @@ struct Forest::Claims {
             found->state != Flight::kLive) {
             return false;
         }
-        take(*found, leaf);
+        take(*found, leaf.tree);
         return true;
     }
 
@@ -42,7 +41,7 @@ struct Forest::Claims {
         for (Flight& flight : forest.trees_[at.tree].flights) {
             if (flight.node != node || flight.state == Flight::kDone) continue;
             if (flight.state == Flight::kLive) {
-                take(flight, at);
+                take(flight, at.tree);
                 ++taken;
                 if (!every) break;
             }
@@ -61,48 +60,64 @@ struct Forest::Claims {
         return above.block == kNone ? 0 : take_at(above, forest.id_at(above), true);
     }
 
-    void take(Flight& flight, const Location& at) {
+    void take(Flight& flight, std::uint32_t tree) {
         flight.state = Flight::kClaimed;
-        forest.claimed_.emplace_back(&flight, at);
+        claimed.emplace_back(&flight, tree);
+    }
+
+    void put_back() {
+        for (const auto& [flight, tree] : claimed) flight->state = Flight::kLive;
     }
 
     void resolve() {
-        for (const auto& [flight, at] : forest.claimed_) {
+        bool crowded = false;
+        for (const auto& [flight, index] : claimed) {
             flight->state = Flight::kDone;
-            ++forest.trees_[at.tree].done;
+            Tree& tree = forest.trees_[index];
+            if (++tree.done == tree.flights.size()) {
+                tree.flights.clear();
+                tree.done = 0;
+            }
+            crowded |= tree.done > 32;
         }
-        for (const auto& [flight, at] : forest.claimed_) forest.sweep(forest.trees_[at.tree]);
-        forest.claimed_.clear();
+        if (crowded) {
+            for (const auto& [flight, index] : claimed) sweep(forest.trees_[index]);
+        }
     }
 
+    static void sweep(Tree& tree) {
+        if (tree.done <= 32 || tree.done * 2 <= tree.flights.size()) return;
+        std::erase_if(tree.flights, [](const Flight& f) { return f.state == Flight::kDone; });
+        tree.done = 0;
+    }
+
+  private:
     Forest& forest;
+    std::vector<Claimed>& claimed;
 };
 
 std::uint32_t Forest::flights_at(const Location& at) const {
-    const Arena& arena = trees_[at.tree].arena;
-    const Family family = arena.at(at.block);
+    const Family family = store_.at(at.block);
     const std::uint32_t child = family.child()[at.lane];
-    const std::uint32_t below = child == kNone ? 0 : arena.at(child).head().pending;
-    return family.pending()[at.lane] - below;
+    const std::uint32_t below = child == kNone ? 0 : store_.at(child).head().tally.pending();
+    return family.pending(at.lane) - below;
 }
 
 void Forest::land(const Location& leaf) {
-    const Arena& arena = trees_[leaf.tree].arena;
     for (std::uint32_t block = leaf.block, lane = leaf.lane; block != kNone;) {
-        const Family family = arena.at(block);
-        --family.pending()[lane];
-        --family.head().pending;
+        const Family family = store_.at(block);
+        family.tally()[lane].land(1);
+        family.head().tally.land(1);
         block = family.head().parent_block;
         lane = family.head().parent_lane;
     }
 }
 
 void Forest::add_return(const Job& job, double value) {
-    const Arena& arena = trees_[job.leaf.tree].arena;
-    std::uint32_t block = job.leaf.block, lane = job.leaf.lane;
+    std::uint32_t block = job.block, lane = job.lane;
     if (agents_ > 0) {
-        const Family family = arena.at(block);
-        if (family.n()[lane] == 0) {
+        const Family family = store_.at(block);
+        if (family.n(lane) == 0) {
             Arm& arm = family.arms()[family.tag()[lane]];
             arm.sum += value;
             ++arm.n;
@@ -110,29 +125,18 @@ void Forest::add_return(const Job& job, double value) {
     }
     std::uint32_t landing = job.own;
     for (std::uint32_t above = job.above; block != kNone; above = 0) {
-        const Family family = arena.at(block);
+        const Family family = store_.at(block);
         Header& head = family.head();
+        Tally& tally = family.tally()[lane];
         double& best = family.best()[lane];
-        best = family.n()[lane] == 0 ? value : std::max(best, value);
+        best = tally.n() == 0 || value > best ? value : best;
         family.sum()[lane] += value;
-        ++family.n()[lane];
-        family.pending()[lane] -= landing;
-        ++head.visits;
-        head.pending -= landing;
+        tally.add_return(landing);
+        head.tally.add_return(landing);
         landing += above;
         value *= config_.gamma;
         block = head.parent_block;
         lane = head.parent_lane;
-    }
-}
-
-void Forest::sweep(Tree& tree) {
-    if (tree.done == tree.flights.size()) {
-        tree.flights.clear();
-        tree.done = 0;
-    } else if (tree.done > 32 && tree.done * 2 > tree.flights.size()) {
-        std::erase_if(tree.flights, [](const Flight& f) { return f.state == Flight::kDone; });
-        tree.done = 0;
     }
 }
 
@@ -146,56 +150,85 @@ void Forest::backup(Ids nodes, std::span<const double> returns, Ids tickets, boo
         throw InputFault("backup got " + std::to_string(tickets.size()) + " tickets for " +
                          std::to_string(nodes.size()) + " leaves; give one each");
     }
-    const auto* thompson = std::get_if<Thompson>(&rule_);
-    const bool unit = thompson != nullptr && !thompson->normal;
-    item_leaf_.resize(nodes.size());
     item_tree_.resize(nodes.size());
-    for (std::size_t i = 0; i < nodes.size(); ++i) {
-        const Location leaf = item_leaf_[i] = locate(nodes[i], std::int64_t(i), "leaves");
-        item_tree_[i] = leaf.tree;
-        __builtin_prefetch(trees_[leaf.tree].arena.base(leaf.block));
-    }
-    Claims claims(*this);
+    item_leaf_.resize(nodes.size());
     jobs_.resize(nodes.size());
     for (std::size_t i = 0; i < nodes.size(); ++i) {
-        const double value = returns[i];
-        if ((std::bit_cast<std::uint64_t>(value) >> 52 & 0x7FF) == 0x7FF) {
-            throw InputFault(item("returns", i) + " is " + std::to_string(value) +
-                                 "; a return must be finite, use abandon for a failed evaluation",
-                             std::int64_t(i));
-        }
-        if (unit && (value < 0.0 || value > 1.0)) {
-            throw InputFault(item("returns", i) + " is " + std::to_string(value) +
-                                 "; Thompson with a beta posterior needs returns in [0, 1]",
-                             std::int64_t(i));
-        }
-        const Location& leaf = item_leaf_[i];
-        const Family family = trees_[leaf.tree].arena.at(leaf.block);
-        if (family.reason()[leaf.lane] != 0) {
-            throw InputFault(item("leaves", i) + " is " + std::to_string(nodes[i]) +
-                                 ", which was pruned; abandon it, or reopen it first",
-                             std::int64_t(i));
-        }
-        const auto node = std::uint32_t(nodes[i]);
-        Job& job = jobs_[i] = {leaf, 0, 0};
-        if (by_ticket) {
-            const auto ticket = std::uint64_t(tickets[i]);
-            job.own = claims.take_ticket(leaf, node, ticket);
-            job.above = job.own == 0 && claims.take_ticket_above(leaf, ticket);
-            if (job.own + job.above == 0) {
-                throw InputFault(item("tickets", i) + " is " + std::to_string(tickets[i]) +
-                                     ", which was resolved already or is not this leaf's; a ticket "
-                                     "is backed up or abandoned exactly once",
-                                 std::int64_t(i));
-            }
-        } else {
-            job.own = claims.take_at(leaf, node, false);
-            if (job.own == 0) job.above = claims.take_above(leaf);
-        }
+        item_leaf_[i] = locate(nodes[i], std::int64_t(i), "leaves");
+        item_tree_[i] = item_leaf_[i].tree;
     }
-    claims.resolve();
-    spread({item_tree_.data(), nodes.size()},
-           [&](std::size_t i) { add_return(jobs_[i], returns[i]); });
+    share({item_tree_.data(), nodes.size()}, 1);
+    claimed_.resize(std::max(claimed_.size(), chunks()));
+    for (auto& claimed : claimed_) claimed.clear();
+    const auto prepare = [&](std::size_t i) {
+        __builtin_prefetch(store_.base(item_leaf_[i].block));
+        __builtin_prefetch(&trees_[item_tree_[i]]);
+    };
+    std::optional<InputFault> first;  // by index
+    std::mutex finding;
+    const auto put_back = [&] {
+        for (auto& claimed : claimed_) Claims(*this, claimed).put_back();
+    };
+    try {
+        pool_.run(unsigned(chunks()), [&](unsigned chunk) {
+            Claims claims(*this, claimed_[chunk]);
+            try {
+                each(chunk, prepare, [&](std::size_t i) {
+                    jobs_[i] =
+                        job(claims, i, nodes[i], returns[i], by_ticket ? &tickets[i] : nullptr);
+                });
+            } catch (const InputFault& fault) {
+                const std::lock_guard found(finding);
+                if (!first || fault.index < first->index) first = fault;
+            }
+        });
+        if (first) throw *first;
+    } catch (...) {
+        put_back();
+        throw;
+    }
+    pool_.run(unsigned(chunks()), [&](unsigned chunk) {
+        Claims(*this, claimed_[chunk]).resolve();
+        each(chunk, [](std::size_t) {}, [&](std::size_t i) { add_return(jobs_[i], returns[i]); });
+    });
+}
+
+// Checks one item of a backup and claims its selections.
+Forest::Job Forest::job(Claims& claims, std::size_t i, std::int64_t id, double value,
+                        const std::int64_t* ticket) {
+    const auto* thompson = std::get_if<Thompson>(&rule_);
+    if ((std::bit_cast<std::uint64_t>(value) >> 52 & 0x7FF) == 0x7FF) {
+        throw InputFault(item("returns", i) + " is " + std::to_string(value) +
+                             "; a return must be finite, use abandon for a failed evaluation",
+                         std::int64_t(i));
+    }
+    if (thompson != nullptr && !thompson->normal && (value < 0.0 || value > 1.0)) {
+        throw InputFault(item("returns", i) + " is " + std::to_string(value) +
+                             "; Thompson with a beta posterior needs returns in [0, 1]",
+                         std::int64_t(i));
+    }
+    const Location& leaf = item_leaf_[i];
+    if (store_.at(leaf.block).reason()[leaf.lane] != 0) {
+        throw InputFault(item("leaves", i) + " is " + std::to_string(id) +
+                             ", which was pruned; abandon it, or reopen it first",
+                         std::int64_t(i));
+    }
+    const auto node = std::uint32_t(id);
+    Job job{leaf.block, leaf.lane, 0, 0};
+    if (ticket == nullptr) {
+        job.own = claims.take_at(leaf, node, false);
+        if (job.own == 0) job.above = claims.take_above(leaf);
+        return job;
+    }
+    job.own = claims.take_ticket(leaf, node, std::uint64_t(*ticket));
+    job.above = job.own == 0 && claims.take_ticket_above(leaf, std::uint64_t(*ticket));
+    if (job.own + job.above == 0) {
+        throw InputFault(item("tickets", i) + " is " + std::to_string(*ticket) +
+                             ", which was resolved already or is not this leaf's; a ticket "
+                             "is backed up or abandoned exactly once",
+                         std::int64_t(i));
+    }
+    return job;
 }
 
 void Forest::abandon(Ids nodes, Ids tickets, bool by_ticket) {
@@ -204,13 +237,20 @@ void Forest::abandon(Ids nodes, Ids tickets, bool by_ticket) {
         throw InputFault("abandon got " + std::to_string(tickets.size()) + " tickets for " +
                          std::to_string(nodes.size()) + " leaves; give one each");
     }
-    Claims claims(*this);
+    item_leaf_.resize(nodes.size());
     for (std::size_t i = 0; i < nodes.size(); ++i) {
-        const Location leaf = locate(nodes[i], std::int64_t(i), "leaves");
+        item_leaf_[i] = locate(nodes[i], std::int64_t(i), "leaves");
+    }
+    claimed_.resize(std::max<std::size_t>(claimed_.size(), 1));
+    claimed_[0].clear();
+    Claims claims(*this, claimed_[0]);
+    for (std::size_t i = 0; i < nodes.size(); ++i) {
+        const Location& leaf = item_leaf_[i];
         const auto node = std::uint32_t(nodes[i]);
         const bool taken = by_ticket ? claims.take_ticket(leaf, node, std::uint64_t(tickets[i]))
                                      : claims.take_at(leaf, node, false) > 0;
         if (!taken) {
+            claims.put_back();
             throw InputFault(item(by_ticket ? "tickets" : "leaves", i) + " is " +
                                  std::to_string(by_ticket ? tickets[i] : nodes[i]) +
                                  ", which has no selection in flight; a ticket is backed up or "
@@ -218,7 +258,7 @@ void Forest::abandon(Ids nodes, Ids tickets, bool by_ticket) {
                              std::int64_t(i));
         }
     }
-    for (const auto& [flight, leaf] : claimed_) land(leaf);
+    for (const Location& leaf : item_leaf_) land(leaf);
     claims.resolve();
 }
 

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <optional>
 
 #include "forest.hpp"
 
@@ -32,9 +33,8 @@ int main(int argc, char** argv) {
     config.rule.kind = 0;  // UCT, mean: the rule that every peer has
     config.rule.parameters[0] = 1.41421356;
     config.backup = Backup::kMean;
-    Forest forest(config, argc > 4 ? unsigned(std::atoi(argv[4])) : 1);
-    // Small searches are repeated on fresh trees until there is enough to time.
-    const std::int64_t repeats = std::max<std::int64_t>(1, 1000000 / (trees * nodes));
+    const unsigned threads = argc > 4 ? unsigned(std::atoi(argv[4])) : 1;
+    std::optional<Forest> forest;
     const double cpu = cpu_seconds();
     const auto wall = std::chrono::steady_clock::now();
     const std::vector<double> value(std::size_t(trees), 0.5);
@@ -43,27 +43,30 @@ int main(int argc, char** argv) {
     std::size_t bytes = 0;  // after the first search
     std::vector<std::int64_t> roots, leaves;
     Selection selection;
-    for (std::int64_t wave = 0; wave < waves * repeats; ++wave) {
+    std::int64_t wave = 0;
+    for (;; ++wave) {
         if (wave % waves == 0) {
-            if (wave > 0) forest.drop(roots);
+            // Small searches are repeated in fresh forests until there is enough to time.
+            if (wave > 0 && cpu_seconds() - cpu > 0.25) break;
+            forest.emplace(config, threads);
             roots.clear();
-            const Range planted = forest.plant(trees);
+            const Range planted = forest->plant(trees);
             for (std::int32_t i = 0; i < planted.count; ++i) roots.push_back(planted.first + i);
         }
-        forest.select(roots, 1, selection);
+        forest->select(roots, 1, selection);
         leaves.assign(selection.leaf.begin(), selection.leaf.end());
-        forest.expand(leaves, Ids(&branching, 1), {}, {});
-        forest.backup(leaves, value, selection.ticket, true);
+        forest->expand(leaves, Ids(&branching, 1), {}, {});
+        forest->backup(leaves, value, selection.ticket, true);
         depth += selection.depth[0];
-        if (wave + 1 == waves) bytes = forest.bytes();
+        if (wave + 1 == waves) bytes = forest->bytes();
     }
     const double spent = cpu_seconds() - cpu;
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - wall;
-    const double simulations = double(waves * repeats * trees);
+    const double simulations = double(wave * trees);
     std::printf(
         "{\"trees\": %ld, \"nodes\": %ld, \"branching\": %ld, \"mean_depth\": %.1f, "
         "\"per_cpu_second\": %.0f, \"per_second\": %.0f, \"bytes_per_node\": %.1f}\n",
-        long(trees), long(nodes), long(branching), double(depth) / double(waves * repeats),
+        long(trees), long(nodes), long(branching), double(depth) / double(wave),
         simulations / spent, simulations / elapsed.count(),
         double(bytes) / double(trees * (1 + waves * branching)));
 }

@@ -1,7 +1,6 @@
 // Compaction: trees are written anew, breadth first and without slack; ids are renumbered in their
 // old order, so that ties keep falling the same way.
 #include <algorithm>
-#include <array>
 
 #include "forest.hpp"
 
@@ -9,46 +8,64 @@ namespace bdc::search {
 
 namespace {
 
-struct Copied {
-    Tree tree;
-    std::vector<std::pair<std::uint32_t, Location>> nodes;  // old id, new place
+// A family on its way from the old store to the new one.
+struct Moved {
+    std::uint32_t from, above, lane;  // the old block; the new block and lane of the node above
+    std::uint32_t kept;               // lanes
 };
 
-// Copies the lanes of `from` that stay into a new family of `into`; pairs of (old, new) families
-// below are appended to `open`.
-void copy_family(const Arena& from, std::uint32_t block, Copied& into, std::uint32_t parent_block,
-                 std::uint32_t parent_lane, std::uint32_t index, bool drop_pruned,
-                 std::vector<std::array<std::uint32_t, 3>>& open, std::uint32_t agents,
-                 Recycler& recycler) {
-    const Header head = from.at(block).head();
-    const Family old = from.at(block);
-    std::vector<std::uint32_t> lanes;
-    for (std::uint32_t lane = 0; lane < head.count; ++lane) {
-        if (!drop_pruned || old.reason()[lane] == 0) lanes.push_back(lane);
-    }
-    const auto count = std::uint32_t(lanes.size());
-    Arena& arena = into.tree.arena;
-    const std::uint32_t made =
-        arena.allocate(count, agents, parent_block, parent_lane, head.depth, recycler);
-    if (parent_block != kNone) arena.at(parent_block).child()[parent_lane] = made;
-    const Family fresh = arena.at(made);
-    Header& now = fresh.head();
-    now.count = std::uint16_t(count);
-    now.visits = head.visits;
-    now.pending = head.pending;
-    now.open = head.open;
-    std::copy_n(old.arms(), agents, fresh.arms());
-    for (std::uint32_t lane = 0; lane < count; ++lane) {
-        fresh.copy_lane(lane, old, lanes[lane]);
-        into.nodes.emplace_back(old.id()[lanes[lane]], Location{index, made, lane});
-        if (old.child()[lanes[lane]] != kNone) {
-            open.push_back({old.child()[lanes[lane]], made, lane});
-        }
-    }
-    into.tree.nodes += count;
+bool stays(const Family& family, std::uint32_t lane, bool drop_pruned) {
+    return !drop_pruned || family.reason()[lane] == 0;
 }
 
 }  // namespace
+
+// Copies a tree into another store, in one chunk. Ids stay for now; their new places go into
+// `places`.
+Tree Forest::copy_tree(const Tree& tree, std::uint32_t index, bool drop_pruned, Store& into,
+                       std::vector<std::pair<std::uint32_t, Location>>& places) const {
+    Tree copy;
+    std::vector<Moved> families{{tree.root_block, kNone, 0, 0}};
+    std::uint32_t grains = 0;
+    for (std::size_t next = 0; next < families.size(); ++next) {  // breadth first
+        const Family family = store_.at(families[next].from);
+        for (std::uint32_t lane = 0; lane < family.head().count; ++lane) {
+            if (!stays(family, lane, drop_pruned)) continue;
+            if (family.child()[lane] != kNone) {
+                families.push_back(
+                    {family.child()[lane], std::uint32_t(next), families[next].kept, 0});
+            }
+            ++families[next].kept;
+        }
+        grains += grains_for(families[next].kept, agents_);
+    }
+    copy.arena.add(into.append(grains));
+    std::vector<std::uint32_t> made(families.size());
+    for (std::size_t next = 0; next < families.size(); ++next) {
+        const Moved& moved = families[next];
+        const Family old = store_.at(moved.from);
+        const std::uint32_t block = made[next] = copy.arena.allocate(into, moved.kept, agents_);
+        Header& head = *reinterpret_cast<Header*>(into.base(block));
+        head = old.head();
+        head.capacity = head.count = std::uint16_t(moved.kept);
+        head.parent_lane = std::uint16_t(moved.lane);
+        if (moved.above != kNone) {
+            head.parent_block = made[moved.above];
+            into.at(head.parent_block).child()[moved.lane] = block;
+        }
+        const Family fresh = into.at(block);
+        std::copy_n(old.arms(), agents_, fresh.arms());
+        std::uint32_t to = 0;
+        for (std::uint32_t lane = 0; lane < old.head().count; ++lane) {
+            if (!stays(old, lane, drop_pruned)) continue;
+            fresh.copy_lane(to, old, lane);
+            places.emplace_back(old.id()[lane], Location{index, block, to++});
+        }
+    }
+    copy.root_block = made[0];
+    copy.nodes = std::uint32_t(places.size());
+    return copy;
+}
 
 std::vector<std::int32_t> Forest::compact(bool drop_pruned) {
     const std::lock_guard lock(mutex_);
@@ -58,7 +75,7 @@ std::vector<std::int32_t> Forest::compact(bool drop_pruned) {
                 if (flight.state == Flight::kDone) continue;
                 const Location leaf = Location::unpack(locations_[flight.node]);
                 for (Location at = leaf; at.block != kNone; at = parent(at)) {
-                    if (trees_[at.tree].arena.at(at.block).reason()[at.lane] == 0) continue;
+                    if (store_.at(at.block).reason()[at.lane] == 0) continue;
                     throw InputFault("node " + std::to_string(flight.node) +
                                      " lies under a pruned node and is still in flight; back it up "
                                      "or abandon it before compacting");
@@ -66,46 +83,39 @@ std::vector<std::int32_t> Forest::compact(bool drop_pruned) {
             }
         }
     }
-    std::vector<Copied> copies(trees_.size());
+    Store store;
+    std::vector<Tree> trees(trees_.size());
+    std::vector<std::vector<std::pair<std::uint32_t, Location>>> places(trees_.size());
     std::vector<std::int32_t> renamed(locations_.size(), -1);
     for (std::uint32_t index = 0; index < trees_.size(); ++index) {
-        const Tree& tree = trees_[index];
-        Copied& copy = copies[index];
-        copy.tree.alive = tree.alive;
-        if (!tree.alive) continue;
-        std::vector<std::array<std::uint32_t, 3>> open{{0, kNone, 0}};
-        for (std::size_t next = 0; next < open.size(); ++next) {
-            const auto [block, above, lane] = open[next];
-            copy_family(tree.arena, block, copy, above, lane, index, drop_pruned, open, agents_,
-                        recycler_);
-        }
-        for (const auto& [id, place] : copy.nodes) renamed[id] = 0;
+        if (!alive(index)) continue;
+        trees[index] = copy_tree(trees_[index], index, drop_pruned, store, places[index]);
+        for (const auto& [id, place] : places[index]) renamed[id] = 0;
     }
     std::int32_t fresh = 0;
     for (auto& name : renamed) {
         if (name == 0) name = fresh++;
     }
     Locations locations;
-    locations.extend(std::size_t(fresh), recycler_);
-    for (std::uint32_t index = 0; index < trees_.size(); ++index) {
-        Copied& copy = copies[index];
-        if (!copy.tree.alive) continue;
-        for (const auto& [id, place] : copy.nodes) {
+    locations.extend(std::size_t(fresh));
+    for (std::uint32_t index = 0; index < trees.size(); ++index) {
+        Tree& tree = trees[index];
+        if (!alive(index)) continue;
+        for (const auto& [id, place] : places[index]) {
             const auto name = std::uint32_t(renamed[id]);
-            copy.tree.arena.at(place.block).id()[place.lane] = name;
+            store.at(place.block).id()[place.lane] = name;
             locations[name] = place.pack();
         }
-        copy.tree.root = std::uint32_t(renamed[trees_[index].root]);
+        roots_[index] = std::uint32_t(renamed[roots_[index]]);
         for (const Flight& flight : trees_[index].flights) {
             if (flight.state == Flight::kDone) continue;
-            copy.tree.flights.push_back(
+            tree.flights.push_back(
                 {flight.ticket, std::uint32_t(renamed[flight.node]), Flight::kLive});
         }
     }
-    for (std::uint32_t index = 0; index < trees_.size(); ++index) {
-        trees_[index] = std::move(copies[index].tree);
-    }
-    locations_ = std::move(locations);
+    trees_ = std::move(trees);
+    store_.swap(store);
+    locations_.swap(locations);
     return renamed;
 }
 

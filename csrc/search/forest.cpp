@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <optional>
 #include <unordered_map>
 
 namespace bdc::search {
@@ -17,6 +16,10 @@ std::string at(const char* what, std::int64_t index) {
 
 void require(bool holds, const std::string& message) {
     if (!holds) throw InputFault(message);
+}
+
+void prefetch(const std::byte* from, std::int64_t lines) {
+    for (std::int64_t line = 0; line < lines; ++line) __builtin_prefetch(from + 64 * line);
 }
 
 // std::isfinite may be optimised away under fast-math flags; the bits may not.
@@ -68,15 +71,7 @@ Forest::Forest(const Config& config, unsigned threads)
                 config.widening_alpha <= 1.0,
             "widening needs c >= 0 and alpha in 0..1");
     if (const auto* thompson = std::get_if<Thompson>(&rule_)) agents_ = thompson->agents;
-    std::visit(
-        [this]<class Rule>(const Rule&) {
-            if constexpr (Factored<Rule>) {
-                if (config_.virtual_loss == 0.0) {
-                    pick_ = fastest_pick(Rule::kBonus, config_.backup == Backup::kMean);
-                }
-            }
-        },
-        rule_);
+    descend_ = descent(true);
 }
 
 Forest::~Forest() = default;
@@ -103,10 +98,10 @@ void Forest::share(std::span<const std::uint32_t> tree_of, std::size_t weight) {
             ++chunk;
             shares_.starts.push_back(std::uint32_t(i));
         }
-        Tree& tree = trees_[tree_of[i]];
-        if (tree.call == call_ && tree.chunk != chunk) scattered = true;
-        tree.call = call_;
-        tree.chunk = chunk;
+        Mark& mark = marks_[tree_of[i]];
+        if (mark.call == call_ && mark.chunk != chunk) scattered = true;
+        mark.call = call_;
+        mark.chunk = chunk;
     }
     if (scattered) {  // a tree comes up again later: trees are dealt out instead
         std::vector<std::uint32_t> next(chunks + 1, 0);
@@ -122,19 +117,16 @@ void Forest::share(std::span<const std::uint32_t> tree_of, std::size_t weight) {
     }
 }
 
-Location Forest::locate(std::int64_t node, std::int64_t index, const char* what) const {
-    if (node < 0 || std::size_t(node) >= locations_.size() || locations_[node] == kNowhere) {
-        throw InputFault(at(what, index) + " is " + std::to_string(node) +
-                             ", which is no node of this forest; use ids that plant, expand or "
-                             "select returned",
-                         index);
-    }
-    return Location::unpack(locations_[node]);
+void Forest::refuse_node(std::int64_t node, std::int64_t index, const char* what) {
+    throw InputFault(at(what, index) + " is " + std::to_string(node) +
+                         ", which is no node of this forest; use ids that plant, expand or "
+                         "select returned",
+                     index);
 }
 
 Location Forest::locate_root(std::int64_t tree, std::int64_t index) const {
     const Location where = locate(tree, index, "trees");
-    if (trees_[where.tree].root != std::uint32_t(tree)) {
+    if (roots_[where.tree] != std::uint32_t(tree)) {
         throw InputFault(at("trees", index) + " is " + std::to_string(tree) +
                              ", which is no root; a tree is named by the id of its root",
                          index);
@@ -143,7 +135,7 @@ Location Forest::locate_root(std::int64_t tree, std::int64_t index) const {
 }
 
 Location Forest::parent(const Location& of) const {
-    const Header& head = trees_[of.tree].arena.at(of.block).head();
+    const Header& head = store_.at(of.block).head();
     return {of.tree, head.parent_block, head.parent_lane};
 }
 
@@ -156,76 +148,104 @@ Range Forest::plant(std::int64_t count) {
                 std::size_t(count) + locations_.size() <= kMaxNodes,
             "plant would exceed 2^22 trees or 2^30 nodes; use another forest");
     const auto first = std::uint32_t(locations_.size());
-    trees_.reserve(trees_.size() + std::size_t(count));
-    locations_.extend(std::size_t(count), recycler_);
+    locations_.extend(std::size_t(count));
     for (std::uint32_t id = first; id < locations_.size(); ++id) {
-        Tree tree;
-        const std::uint32_t block = tree.arena.allocate(1, agents_, kNone, 0, 0, recycler_);
-        const Family family = tree.arena.at(block);
-        family.head().count = family.head().open = 1;
-        family.prior()[0] = 1.0;
-        tree.root = family.id()[0] = id;
-        tree.nodes = 1;
-        locations_[id] = Location{std::uint32_t(trees_.size()), block, 0}.pack();
-        trees_.push_back(std::move(tree));
+        Tree& tree = trees_.emplace_back();
+        roots_.push_back(id);
+        marks_.emplace_back();
+        Header head{};
+        head.parent_block = kNone;
+        head.tally.both = 1;
+        tree.root_block = found(tree, 1, head);
+        add_lanes(std::uint32_t(trees_.size() - 1), tree.root_block, 1, id, nullptr, nullptr);
     }
     return {std::int32_t(first), std::int32_t(count)};
 }
 
+// A block for a new family, without lanes in use.
+std::uint32_t Forest::found(Tree& tree, std::uint32_t capacity, const Header& head) {
+    const std::uint32_t block = tree.arena.allocate(store_, capacity, agents_);
+    Header& fresh = *reinterpret_cast<Header*>(store_.base(block));
+    fresh = head;
+    fresh.capacity = std::uint16_t(capacity);
+    if (agents_ > 0) std::fill_n(store_.at(block).arms(), agents_, Arm{});
+    return block;
+}
+
 // Makes room for `needed` lanes; a family that outgrows its block moves to a larger one.
 std::uint32_t Forest::widen(std::uint32_t tree_index, std::uint32_t block, std::uint32_t needed) {
-    Arena& arena = trees_[tree_index].arena;
-    const Header old_head = arena.at(block).head();
-    if (needed <= old_head.capacity) return block;
+    const Family from = store_.at(block);
+    const Header& head = from.head();
+    if (needed <= head.capacity) return block;
     const std::uint32_t capacity =
-        std::min(kMaxChildren, std::max<std::uint32_t>({needed, old_head.capacity * 2u, 4u}));
-    const std::uint32_t moved = arena.allocate(capacity, agents_, old_head.parent_block,
-                                               old_head.parent_lane, old_head.depth, recycler_);
-    const Family from = arena.at(block);
-    const Family to = arena.at(moved);
-    to.head() = old_head;
-    to.head().capacity = std::uint16_t(capacity);
+        std::min(kMaxChildren, std::max<std::uint32_t>({needed, head.capacity * 2u, 4u}));
+    Arena& arena = trees_[tree_index].arena;
+    const std::uint32_t moved = found(trees_[tree_index], capacity, head);
+    const Family to = store_.at(moved);
     std::copy_n(from.arms(), agents_, to.arms());
-    for (std::uint32_t lane = 0; lane < old_head.count; ++lane) {
+    for (std::uint32_t lane = 0; lane < head.count; ++lane) {
         to.copy_lane(lane, from, lane);
         locations_[to.id()[lane]] = Location{tree_index, moved, lane}.pack();
-        if (to.child()[lane] != kNone) arena.at(to.child()[lane]).head().parent_block = moved;
+        if (to.child()[lane] != kNone) store_.at(to.child()[lane]).head().parent_block = moved;
     }
-    arena.at(old_head.parent_block).child()[old_head.parent_lane] = moved;
-    arena.release(block);
+    store_.at(head.parent_block).child()[head.parent_lane] = moved;
+    arena.release(store_, block);
     return moved;
+}
+
+void Forest::add_lanes(std::uint32_t tree, std::uint32_t block, std::uint32_t count,
+                       std::uint32_t first_id, const double* priors, const std::int64_t* tags) {
+    const Family family = store_.at(block);
+    Header& head = family.head();
+    fill_lanes_(family, {head.count, count, first_id, priors, tags,
+                         Location{tree, block, head.count}.pack(), &locations_[first_id]});
+    head.count = std::uint16_t(head.count + count);
+    head.open = std::uint16_t(head.open + count);
+    trees_[tree].nodes += count;
+}
+
+void Forest::note_width(std::uint32_t children) {
+    std::uint32_t widest = widest_.load(std::memory_order_relaxed);
+    while (children > widest &&
+           !widest_.compare_exchange_weak(widest, children, std::memory_order_relaxed)) {
+    }
 }
 
 void Forest::grow(const Location& where, std::uint32_t count, std::uint32_t first_id,
                   const double* priors, const std::int64_t* tags) {
-    Tree& tree = trees_[where.tree];
-    const Family above = tree.arena.at(where.block);
-    std::uint32_t block = above.child()[where.lane];
+    const Family above = store_.at(where.block);
+    std::uint32_t& block = above.child()[where.lane];
     if (block == kNone) {
-        const std::uint32_t depth = above.head().depth + 1;
-        block = tree.arena.allocate(count, agents_, where.block, where.lane, depth, recycler_);
-        tree.arena.at(where.block).child()[where.lane] = block;
+        Header head{};
+        head.parent_block = where.block;
+        head.parent_lane = std::uint16_t(where.lane);
+        head.depth = above.head().depth + 1;
+        head.tally.both = 1;
+        block = found(trees_[where.tree], count, head);
+        note_width(count);
     } else {
-        block = widen(where.tree, block, tree.arena.at(block).head().count + count);
+        const std::uint32_t needed = store_.at(block).head().count + count;
+        widen(where.tree, block, needed);
+        note_width(needed);
     }
-    const Family family = tree.arena.at(block);
-    const std::uint32_t lane = family.head().count;
-    if (priors != nullptr) {
-        std::copy_n(priors, count, family.prior() + lane);
-    } else {
-        std::fill_n(family.prior() + lane, count, 1.0 / double(count));
+    add_lanes(where.tree, block, count, first_id, priors, tags);
+}
+
+// Refuses nodes that would get too many children.
+void Forest::check_width(Ids nodes, Ids counts) const {
+    std::unordered_map<std::int64_t, std::uint64_t> children;
+    for (std::size_t i = 0; i < nodes.size(); ++i) {
+        const Location where = Location::unpack(locations_[std::size_t(nodes[i])]);
+        const std::uint32_t block = store_.at(where.block).child()[where.lane];
+        const std::uint64_t had = block == kNone ? 0 : store_.at(block).head().count;
+        const auto count = std::uint64_t(counts[counts.size() == 1 ? 0 : i]);
+        const std::uint64_t sum = children.try_emplace(nodes[i], had).first->second += count;
+        if (sum > kMaxChildren) {
+            throw InputFault(at("nodes", std::int64_t(i)) + " would get " + std::to_string(sum) +
+                                 " children; a node has at most " + std::to_string(kMaxChildren),
+                             std::int64_t(i));
+        }
     }
-    std::uint32_t* id = family.id() + lane;
-    std::uint64_t* location = &locations_[first_id];
-    const std::uint64_t place = Location{where.tree, block, lane}.pack();
-    for (std::uint32_t i = 0; i < count; ++i) id[i] = first_id + i;
-    for (std::uint32_t i = 0; i < count; ++i) location[i] = place + i;
-    if (tags != nullptr) {
-        for (std::uint32_t i = 0; i < count; ++i) family.tag()[lane + i] = std::uint16_t(tags[i]);
-    }
-    family.head().count = std::uint16_t(lane + count);
-    family.head().open = std::uint16_t(family.head().open + count);
-    tree.nodes += count;
 }
 
 Range Forest::expand(Ids nodes, Ids counts, std::span<const double> priors, Ids tags) {
@@ -238,6 +258,7 @@ Range Forest::expand(Ids nodes, Ids counts, std::span<const double> priors, Ids 
     item_tree_.resize(nodes.size());
     item_first_.resize(nodes.size() + 1);
     std::size_t total = 0;
+    std::uint32_t most_coming = 0;  // children that one tree gets
     ++call_;
     for (std::size_t i = 0; i < nodes.size(); ++i) {
         const Location where = locate(nodes[i], std::int64_t(i), "nodes");
@@ -247,31 +268,16 @@ Range Forest::expand(Ids nodes, Ids counts, std::span<const double> priors, Ids 
                                  "; a count lies in 0.." + std::to_string(kMaxChildren),
                              std::int64_t(i));
         }
-        Tree& tree = trees_[where.tree];
-        __builtin_prefetch(tree.arena.base(where.block));
-        tree.coming = std::uint32_t(count) + (tree.call == call_ ? tree.coming : 0);
-        tree.call = call_;
+        Mark& mark = marks_[where.tree];
+        mark.coming = std::uint32_t(count) + (mark.call == call_ ? mark.coming : 0);
+        mark.call = call_;
+        most_coming = std::max(most_coming, mark.coming);
         item_tree_[i] = where.tree;
         item_first_[i] = std::uint32_t(total);
         total += std::size_t(count);
         if (total > kMaxNodes) throw InputFault("expand would exceed 2^30 nodes");
     }
-    std::optional<std::unordered_map<std::int64_t, std::uint64_t>> crowded;  // near the limit
-    for (std::size_t i = 0; i < nodes.size(); ++i) {
-        const Location where = Location::unpack(locations_[std::size_t(nodes[i])]);
-        const Tree& tree = trees_[where.tree];
-        const std::uint32_t block = tree.arena.at(where.block).child()[where.lane];
-        const std::uint64_t had = block == kNone ? 0 : tree.arena.at(block).head().count;
-        if (had + tree.coming <= kMaxChildren) continue;
-        const auto count = std::uint64_t(counts[i * stride]);
-        if (!crowded) crowded.emplace();
-        const auto& sum = crowded->try_emplace(nodes[i], had).first->second += count;
-        if (sum > kMaxChildren) {
-            throw InputFault(at("nodes", std::int64_t(i)) + " would get " + std::to_string(sum) +
-                                 " children; a node has at most " + std::to_string(kMaxChildren),
-                             std::int64_t(i));
-        }
-    }
+    if (widest_ + most_coming > kMaxChildren) check_width(nodes, counts);
     if (priors.data() != nullptr && priors.size() != total) {
         throw InputFault("expand got " + std::to_string(priors.size()) + " priors for " +
                          std::to_string(total) +
@@ -302,15 +308,23 @@ Range Forest::expand(Ids nodes, Ids counts, std::span<const double> priors, Ids 
     }
 
     const auto base = std::uint32_t(locations_.size());
-    locations_.extend(total, recycler_);
-    spread({item_tree_.data(), nodes.size()}, [&](std::size_t i) {
+    locations_.extend(total);
+    share({item_tree_.data(), nodes.size()}, 1);
+    const auto prepare = [&](std::size_t i) {
+        const std::int64_t count = counts[i * stride];
+        prefetch(store_.base(Location::unpack(locations_[std::size_t(nodes[i])]).block), 3);
+        prefetch(store_.base(trees_[item_tree_[i]].arena.next),
+                 std::min<std::int64_t>(1 + count * 3 / 4, 6));
+    };
+    const auto add = [&](std::size_t i) {
         const auto count = std::uint32_t(counts[i * stride]);
         if (count == 0) return;
         // Located anew: an earlier item of this call may have moved the family.
         grow(Location::unpack(locations_[std::size_t(nodes[i])]), count, base + item_first_[i],
              priors.data() ? priors.data() + item_first_[i] : nullptr,
              tags.data() ? tags.data() + item_first_[i] : nullptr);
-    });
+    };
+    pool_.run(unsigned(chunks()), [&](unsigned chunk) { each(chunk, prepare, add); });
     return {std::int32_t(base), std::int32_t(total)};
 }
 
@@ -333,7 +347,7 @@ std::vector<std::int32_t> Forest::prune(Ids nodes, Ids reasons) {
                 std::to_string(nodes.size()) + " nodes; give one each, or one for all");
     for (std::size_t i = 0; i < nodes.size(); ++i) {
         const Location where = locate(nodes[i], std::int64_t(i), "nodes");
-        if (trees_[where.tree].root == std::uint32_t(nodes[i])) {
+        if (roots_[where.tree] == std::uint32_t(nodes[i])) {
             throw InputFault(at("nodes", std::int64_t(i)) + " is the root " +
                                  std::to_string(nodes[i]) + "; drop the tree instead",
                              std::int64_t(i));
@@ -347,7 +361,7 @@ std::vector<std::int32_t> Forest::prune(Ids nodes, Ids reasons) {
     }
     const auto family_of = [&](std::size_t i) {
         const Location where = Location::unpack(locations_[nodes[i]]);
-        return std::pair(trees_[where.tree].arena.at(where.block), where.lane);
+        return std::pair(store_.at(where.block), where.lane);
     };
     for (std::size_t i = 0; i < nodes.size(); ++i) {
         const auto [family, lane] = family_of(i);
@@ -367,7 +381,7 @@ void Forest::reopen(Ids nodes) {
     for (std::size_t i = 0; i < nodes.size(); ++i) locate(nodes[i], std::int64_t(i), "nodes");
     for (const std::int64_t node : nodes) {
         const Location where = Location::unpack(locations_[node]);
-        const Family family = trees_[where.tree].arena.at(where.block);
+        const Family family = store_.at(where.block);
         if (family.reason()[where.lane] != 0) ++family.head().open;
         family.reason()[where.lane] = 0;
     }
@@ -377,7 +391,7 @@ void Forest::refine(Ids nodes) {
     const std::lock_guard lock(mutex_);
     for (std::size_t i = 0; i < nodes.size(); ++i) {
         const Location where = locate(nodes[i], std::int64_t(i), "nodes");
-        if (trees_[where.tree].arena.at(where.block).child()[where.lane] != kNone) {
+        if (store_.at(where.block).child()[where.lane] != kNone) {
             throw InputFault(at("nodes", std::int64_t(i)) + " is " + std::to_string(nodes[i]) +
                                  ", which has children; only a leaf can be refined",
                              std::int64_t(i));
@@ -385,8 +399,8 @@ void Forest::refine(Ids nodes) {
     }
     for (const std::int64_t node : nodes) {
         const Location where = Location::unpack(locations_[node]);
-        const Family family = trees_[where.tree].arena.at(where.block);
-        family.n()[where.lane] = 0;
+        const Family family = store_.at(where.block);
+        family.tally()[where.lane].restart();
         family.sum()[where.lane] = family.best()[where.lane] = 0.0;
         if (family.refined()[where.lane] < 255) ++family.refined()[where.lane];
     }
@@ -396,18 +410,10 @@ void Forest::drop(Ids trees) {
     const std::lock_guard lock(mutex_);
     for (std::size_t i = 0; i < trees.size(); ++i) locate_root(trees[i], std::int64_t(i));
     for (const std::int64_t root : trees) {
-        if (locations_[root] == kNowhere) continue;  // named twice
-        const std::uint32_t index = Location::unpack(locations_[root]).tree;
-        const Arena& arena = trees_[index].arena;
-        for (std::uint32_t block = 0; block < arena.used();) {  // blocks lie end to end
-            const Family family = arena.at(block);
-            for (std::uint32_t lane = 0; lane < family.head().count; ++lane) {
-                locations_[family.id()[lane]] = kNowhere;
-            }
-            block += grains_for(family.head().capacity, agents_);
-        }
-        trees_[index] = Tree{};
-        trees_[index].alive = false;
+        const std::uint32_t tree = Location::unpack(locations_[root]).tree;
+        trees_[tree].arena.give_back(store_);
+        trees_[tree] = Tree{};
+        roots_[tree] = kNone;
     }
 }
 

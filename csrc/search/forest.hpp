@@ -4,6 +4,7 @@
 // turns.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <mutex>
@@ -27,17 +28,21 @@ struct Flight {
     enum State : std::uint32_t { kLive, kClaimed, kDone } state;
 };
 
-struct Tree {
-    Arena arena;
-    std::uint32_t root = kNone;  // node id, and the tree's name in every call
-    std::uint32_t nodes = 0;
-    bool alive = true;
-    bool busy = false;            // a walker is on it (within one select)
-    std::uint64_t call = 0;       // the last call that met it,
-    std::uint32_t chunk = 0;      // the chunk of work that it gave the tree to,
-    std::uint32_t coming = 0;     // and the children that it adds
+// What the thread that works on a tree changes; the rest is in lists by tree, which all may read.
+struct alignas(64) Tree {
     std::vector<Flight> flights;  // by ticket, the done ones are swept from time to time
-    std::size_t done = 0;
+    std::uint32_t done = 0;
+    std::uint32_t root_block = kNone;  // a family of one lane
+    std::uint32_t nodes = 0;
+    bool busy = false;  // a walker is on it (within one select)
+    Arena arena;
+};
+
+// A call's notes on a tree.
+struct Mark {
+    std::uint64_t call = 0;    // the last call that met it,
+    std::uint32_t chunk = 0;   // the chunk of work that it gave the tree to,
+    std::uint32_t coming = 0;  // and the children that it adds
 };
 
 // Columns of `select`, one row per leaf; `path` holds node ids from the root to the leaf.
@@ -55,24 +60,32 @@ struct Range {
 // Where every node lies, by id.
 class Locations {
   public:
+    Locations() : memory_(Reserve::make(std::size_t(kMaxNodes) * sizeof(std::uint64_t))) {}
+    ~Locations() { Reserve::keep(std::move(memory_)); }
+    Locations(const Locations&) = delete;
+    void swap(Locations& other) noexcept {
+        std::swap(memory_, other.memory_);
+        std::swap(size_, other.size_);
+    }
+
     std::uint64_t* data() const { return reinterpret_cast<std::uint64_t*>(memory_.data()); }
     std::size_t size() const { return size_; }
     std::uint64_t& operator[](std::size_t id) const { return data()[id]; }
-    std::size_t bytes() const { return memory_.held(size_ * sizeof(std::uint64_t)); }
+    std::size_t bytes() const { return size_ * sizeof(std::uint64_t); }
 
     // Room for `count` more, to be filled in.
-    void extend(std::size_t count, Recycler& recycler) {
-        memory_.reserve((size_ + count) * sizeof(std::uint64_t), size_ * sizeof(std::uint64_t),
-                        recycler);
+    void extend(std::size_t count) {
+        memory_.commit((size_ + count) * sizeof(std::uint64_t));
         size_ += count;
     }
-    void adopt(std::byte* data, std::size_t count, std::shared_ptr<void> owner) {
-        memory_.adopt(data, count * sizeof(std::uint64_t), std::move(owner));
+    bool map(int file, std::size_t offset, std::size_t count) {
+        if (!memory_.map(file, offset, count * sizeof(std::uint64_t))) return false;
         size_ = count;
+        return true;
     }
 
   private:
-    Memory memory_;
+    Reserve memory_;
     std::size_t size_ = 0;
 };
 
@@ -136,24 +149,41 @@ class Forest {
   private:
     friend class Snapshot;
 
-    Location locate(std::int64_t node, std::int64_t index, const char* what) const;
+    bool alive(std::uint32_t tree) const { return roots_[tree] != kNone; }
+
+    // A dropped tree's nodes keep their places; the tree says that they are gone.
+    bool is_node(std::size_t id) const {
+        return id < locations_.size() && alive(Location::unpack(locations_[id]).tree);
+    }
+    Location locate(std::int64_t node, std::int64_t index, const char* what) const {
+        if (node < 0 || !is_node(std::size_t(node))) refuse_node(node, index, what);
+        return Location::unpack(locations_[std::size_t(node)]);
+    }
+    [[noreturn]] static void refuse_node(std::int64_t node, std::int64_t index, const char* what);
     Location locate_root(std::int64_t tree, std::int64_t index) const;
     Location parent(const Location& of) const;
-    std::uint32_t id_at(const Location& at) const {
-        return trees_[at.tree].arena.at(at.block).id()[at.lane];
-    }
+    std::uint32_t id_at(const Location& at) const { return store_.at(at.block).id()[at.lane]; }
     Row row(const Location& at) const;
     void check_tree(const Tree& tree, std::uint32_t index) const;
+    std::uint32_t found(Tree& tree, std::uint32_t capacity, const Header& head);
+    void add_lanes(std::uint32_t tree, std::uint32_t block, std::uint32_t count,
+                   std::uint32_t first_id, const double* priors, const std::int64_t* tags);
     std::uint32_t widen(std::uint32_t tree, std::uint32_t block, std::uint32_t needed);
+    void note_width(std::uint32_t children);
+    void check_width(Ids nodes, Ids counts) const;
     void grow(const Location& at, std::uint32_t count, std::uint32_t first_id, const double* priors,
               const std::int64_t* tags);
+    Tree copy_tree(const Tree& tree, std::uint32_t index, bool drop_pruned, Store& into,
+                   std::vector<std::pair<std::uint32_t, Location>>& places) const;
     void reopen_best(const Family& family, std::vector<std::int32_t>& reopened);
 
-    struct Claims;
+    using Claimed = std::pair<Flight*, std::uint32_t>;  // with its tree
+    class Claims;
     struct Job;
     void land(const Location& leaf);
+    Job job(Claims& claims, std::size_t i, std::int64_t id, double value,
+            const std::int64_t* ticket);
     void add_return(const Job& job, double value);
-    void sweep(Tree& tree);
     std::uint32_t flights_at(const Location& at) const;
 
     // A call's items in chunks of work, every tree's in one chunk and in their order.
@@ -164,21 +194,34 @@ class Forest {
     // `tree_of[i]` is the tree of item i, which stands for `weight` pieces of work.
     void share(std::span<const std::uint32_t> tree_of, std::size_t weight);
     void tabulate();
-    // Calls work(item) for all items.
-    template <class Work>
-    void spread(std::span<const std::uint32_t> tree_of, const Work& work);
+
+    struct Wave;
+    template <class Rule, class Form>
+    class Descent;
+    using Descend = void (*)(const Wave& wave, unsigned chunk);
+    template <class Rule, bool kMean>
+    static Descend descent_in(bool fastest);
+    Descend descent(bool fastest) const;  // for the rule, in the fastest form or the portable one
+
+    // Calls work(item) for all items of a chunk, and prepare(item) a little before.
+    template <class Prepare, class Work>
+    void each(unsigned chunk, const Prepare& prepare, const Work& work) const;
+    std::size_t chunks() const { return shares_.starts.size() - 1; }
 
     Config config_;
     AnyRule rule_;
-    std::uint32_t agents_;              // generate arms per node, 0 for most rules
-    Pick pick_ = nullptr;               // for factored rules without virtual loss
+    std::uint32_t agents_;  // generate arms per node, 0 for most rules
+    Descend descend_;
+    FillLanes fill_lanes_ = fastest_fill();
     std::vector<double> factors_;       // of a factored rule, by N(s)
     std::atomic<bool> outgrown_{true};  // is there an N(s) beyond the table?
     mutable Pool pool_;
     mutable std::mutex mutex_;
-    Recycler recycler_;
+    Store store_;
     std::vector<Tree> trees_;
-    Locations locations_;  // packed
+    std::vector<std::uint32_t> roots_;      // by tree: its root's id; kNone once dropped
+    std::atomic<std::uint32_t> widest_{0};  // no family has more children
+    Locations locations_;                   // packed
     std::uint64_t next_ticket_ = 0;
 
     // Room that calls use again and again.
@@ -187,26 +230,29 @@ class Forest {
     std::vector<std::uint32_t> item_tree_, item_first_;
     std::vector<Location> item_leaf_;
     std::vector<Job> jobs_;
-    std::vector<std::pair<Flight*, Location>> claimed_;
+    std::vector<Mark> marks_;                                     // by tree
+    std::vector<std::vector<Claimed>> claimed_;                   // by chunk
     std::vector<std::vector<std::int32_t>> paths_;                // by chunk
     std::vector<std::pair<std::uint32_t, std::size_t>> path_at_;  // by row: chunk, place in it
 };
 
 // A return on its way up, with the selections in flight that land under way.
 struct Forest::Job {
-    Location leaf;
+    std::uint32_t block, lane;
     std::uint32_t own;    // that were at the leaf,
     std::uint32_t above;  // and at its parent
 };
 
-template <class Work>
-void Forest::spread(std::span<const std::uint32_t> tree_of, const Work& work) {
-    share(tree_of, 1);
-    pool_.run(unsigned(shares_.starts.size() - 1), [&](unsigned chunk) {
-        for (std::uint32_t k = shares_.starts[chunk]; k < shares_.starts[chunk + 1]; ++k) {
-            work(shares_.order.empty() ? k : shares_.order[k]);
-        }
-    });
+template <class Prepare, class Work>
+void Forest::each(unsigned chunk, const Prepare& prepare, const Work& work) const {
+    constexpr std::uint32_t kAhead = 64;
+    const auto item = [&](std::uint32_t k) { return shares_.order.empty() ? k : shares_.order[k]; };
+    const std::uint32_t end = shares_.starts[chunk + 1];
+    for (std::uint32_t k = shares_.starts[chunk]; k < end; k += kAhead) {
+        const std::uint32_t until = std::min(end, k + kAhead);
+        for (std::uint32_t i = k; i < until; ++i) prepare(item(i));
+        for (std::uint32_t i = k; i < until; ++i) work(item(i));
+    }
 }
 
 }  // namespace bdc::search

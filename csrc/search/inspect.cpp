@@ -8,10 +8,12 @@ namespace bdc::search {
 
 std::size_t Forest::bytes() const {
     const std::lock_guard lock(mutex_);
-    std::size_t total =
-        locations_.bytes() + recycler_.bytes() + factors_.capacity() * sizeof(double);
+    std::size_t total = locations_.bytes() + store_.bytes() + factors_.capacity() * sizeof(double);
     for (const Tree& tree : trees_) {
-        total += sizeof(Tree) + tree.arena.bytes() + tree.flights.capacity() * sizeof(Flight);
+        total += sizeof(Tree) + sizeof(Mark) + sizeof(std::uint32_t) +
+                 tree.flights.capacity() * sizeof(Flight) +
+                 tree.arena.chunks.capacity() * sizeof(Chunk) +
+                 tree.arena.free.capacity() * sizeof(tree.arena.free[0]);
     }
     return total;
 }
@@ -19,8 +21,8 @@ std::size_t Forest::bytes() const {
 std::vector<std::int32_t> Forest::trees() const {
     const std::lock_guard lock(mutex_);
     std::vector<std::int32_t> roots;
-    for (const Tree& tree : trees_) {
-        if (tree.alive) roots.push_back(std::int32_t(tree.root));
+    for (const std::uint32_t root : roots_) {
+        if (root != kNone) roots.push_back(std::int32_t(root));
     }
     return roots;
 }
@@ -33,20 +35,19 @@ std::uint64_t Forest::in_flight() const {
 }
 
 Row Forest::row(const Location& at) const {
-    const Tree& tree = trees_[at.tree];
-    const Family family = tree.arena.at(at.block);
+    const Family family = store_.at(at.block);
     const Location above = parent(at);
     const std::uint32_t lane = at.lane, below = family.child()[lane];
     Row row{};
     row.id = std::int32_t(family.id()[lane]);
     row.parent = above.block == kNone ? -1 : std::int32_t(id_at(above));
-    row.tree = std::int32_t(tree.root);
+    row.tree = std::int32_t(roots_[at.tree]);
     row.depth = std::int32_t(family.head().depth);
     row.tag = family.tag()[lane];
-    row.children = below == kNone ? 0 : std::int32_t(tree.arena.at(below).head().count);
-    row.n = std::int32_t(family.n()[lane]);
-    row.visits = below == kNone ? 1 : std::int32_t(tree.arena.at(below).head().visits);
-    row.pending = std::int32_t(family.pending()[lane]);
+    row.children = below == kNone ? 0 : std::int32_t(store_.at(below).head().count);
+    row.n = std::int32_t(family.n(lane));
+    row.visits = below == kNone ? 1 : std::int32_t(store_.at(below).head().tally.n());
+    row.pending = std::int32_t(family.pending(lane));
     row.reason = family.reason()[lane];
     row.refined = family.refined()[lane];
     row.prior = family.prior()[lane];
@@ -69,11 +70,10 @@ std::vector<Row> Forest::rows(Ids nodes) const {
 std::vector<Row> Forest::children(std::int64_t node) const {
     const std::lock_guard lock(mutex_);
     const Location where = locate(node, 0, "nodes");
-    const Arena& arena = trees_[where.tree].arena;
-    const std::uint32_t block = arena.at(where.block).child()[where.lane];
+    const std::uint32_t block = store_.at(where.block).child()[where.lane];
     std::vector<Row> rows;
     if (block == kNone) return rows;
-    for (std::uint32_t lane = 0; lane < arena.at(block).head().count; ++lane) {
+    for (std::uint32_t lane = 0; lane < store_.at(block).head().count; ++lane) {
         rows.push_back(row({where.tree, block, lane}));
     }
     return rows;
@@ -82,12 +82,11 @@ std::vector<Row> Forest::children(std::int64_t node) const {
 std::vector<Row> Forest::nodes(std::int64_t tree) const {
     const std::lock_guard lock(mutex_);
     const Location root = locate_root(tree, 0);
-    const Arena& arena = trees_[root.tree].arena;
     std::vector<Row> rows;
     rows.reserve(trees_[root.tree].nodes);
     std::vector<std::uint32_t> blocks{root.block};
     for (std::size_t next = 0; next < blocks.size(); ++next) {  // breadth first
-        const Family family = arena.at(blocks[next]);
+        const Family family = store_.at(blocks[next]);
         for (std::uint32_t lane = 0; lane < family.head().count; ++lane) {
             rows.push_back(row({root.tree, blocks[next], lane}));
             if (family.child()[lane] != kNone) blocks.push_back(family.child()[lane]);
@@ -99,11 +98,10 @@ std::vector<Row> Forest::nodes(std::int64_t tree) const {
 std::vector<std::int32_t> Forest::best_path(std::int64_t tree, By by) const {
     const std::lock_guard lock(mutex_);
     const Location root = locate_root(tree, 0);
-    const Arena& arena = trees_[root.tree].arena;
     const auto key = [&](const Family& family, std::uint32_t lane) {
         switch (by) {
             case By::kVisits:
-                return double(family.n()[lane]);
+                return double(family.n(lane));
             case By::kMax:
                 return family.value(lane, Backup::kMax);
             case By::kMean:
@@ -114,12 +112,12 @@ std::vector<std::int32_t> Forest::best_path(std::int64_t tree, By by) const {
         return family.value(lane, config_.backup);
     };
     std::vector<std::int32_t> path{std::int32_t(tree)};
-    std::uint32_t block = arena.at(root.block).child()[root.lane];
+    std::uint32_t block = store_.at(root.block).child()[root.lane];
     while (block != kNone) {
-        const Family family = arena.at(block);
+        const Family family = store_.at(block);
         std::uint32_t best = kNone;
         for (std::uint32_t lane = 0; lane < family.head().count; ++lane) {
-            if (family.reason()[lane] != 0 || family.n()[lane] == 0) continue;
+            if (family.reason()[lane] != 0 || family.n(lane) == 0) continue;
             if (best == kNone || key(family, lane) > key(family, best) ||
                 (key(family, lane) == key(family, best) && wins_tie(family, lane, best, false))) {
                 best = lane;
@@ -142,17 +140,16 @@ void hold(bool invariant, const char* what) {
 
 void Forest::check_tree(const Tree& tree, std::uint32_t index) const {
     std::uint64_t lanes = 0, flights = 0;
-    const Arena& arena = tree.arena;
-    std::vector<std::uint32_t> blocks{0};
+    std::vector<std::uint32_t> blocks{tree.root_block};
     for (std::size_t next = 0; next < blocks.size(); ++next) {
-        const Family family = arena.at(blocks[next]);
+        const Family family = store_.at(blocks[next]);
         const Header& head = family.head();
         std::uint64_t pending = 0;
         std::uint32_t open = 0;
         hold(head.count > 0 && head.count <= head.capacity, "0 < children <= capacity");
         for (std::uint32_t lane = 0; lane < head.count; ++lane) {
             const Location at{index, blocks[next], lane};
-            pending += family.pending()[lane];
+            pending += family.pending(lane);
             flights += flights_at(at);
             open += family.reason()[lane] == 0;
             hold(
@@ -160,16 +157,17 @@ void Forest::check_tree(const Tree& tree, std::uint32_t index) const {
                 "an id leads to its node");
             const std::uint32_t below = family.child()[lane];
             if (below == kNone) continue;
-            const Header& under = arena.at(below).head();
+            const Header& under = store_.at(below).head();
             hold(under.parent_block == blocks[next] && under.parent_lane == lane &&
                      under.depth == head.depth + 1,
                  "a family knows its node");
-            hold(family.pending()[lane] >= under.pending,
+            hold(family.pending(lane) >= under.tally.pending(),
                  "visits in flight below pass through the node");
             blocks.push_back(below);
         }
         lanes += head.count;
-        hold(pending == head.pending, "a family's visits in flight are those of its children");
+        hold(pending == head.tally.pending(),
+             "a family's visits in flight are those of its children");
         hold(open == head.open && open > 0, "some child is open");
     }
     hold(lanes == tree.nodes, "every node is reachable from the root");
@@ -180,11 +178,11 @@ void Forest::check() const {
     const std::lock_guard lock(mutex_);
     std::uint64_t nodes = 0, located = 0;
     for (std::uint32_t index = 0; index < trees_.size(); ++index) {
-        if (!trees_[index].alive) continue;
+        if (!alive(index)) continue;
         check_tree(trees_[index], index);
         nodes += trees_[index].nodes;
     }
-    for (std::size_t id = 0; id < locations_.size(); ++id) located += locations_[id] != kNowhere;
+    for (std::size_t id = 0; id < locations_.size(); ++id) located += is_node(id);
     hold(nodes == located, "every id belongs to a tree");
 }
 

@@ -1,13 +1,14 @@
 #include "memory.hpp"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
-#include <cstring>
+#include <mutex>
 #include <new>
 #include <utility>
+#include <vector>
 
 namespace bdc::search {
 
@@ -15,140 +16,83 @@ namespace {
 
 constexpr std::size_t kHugePage = std::size_t(2) << 20;
 
-std::byte* mapped(void* result) {
-    if (result == MAP_FAILED) throw std::bad_alloc();
-    return static_cast<std::byte*>(result);
-}
-
-std::size_t page_for(std::size_t bytes) { return bytes < 2 * kHugePage ? 4096 : kHugePage; }
-
 std::size_t rounded(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
+
+constexpr std::size_t kKept = 2;                           // ranges, those of one forest,
+constexpr std::size_t kKeptBytes = std::size_t(64) << 20;  // at most so large each
+
+std::mutex spare_mutex;
+std::vector<Reserve>& spares() {
+    static auto* kept = new std::vector<Reserve>;  // never freed: forests may outlive statics
+    return *kept;
+}
 
 }  // namespace
 
-Recycler::~Recycler() {
-    for (const auto& [slab, bytes] : slabs_) munmap(slab, bytes);
-}
-
-// A run of buffers of the largest size, aligned to it, so that a buffer's buddy differs in one bit
-// of the address.
-void Recycler::add_slab() {
-    const std::size_t grown = slabs_.empty() ? 0 : 2 * slabs_.back().second;
-    const std::size_t bytes = std::clamp(grown, 2 * kLargest, 4 * kHugePage);
-    std::byte* slab =
-        mapped(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    slabs_.emplace_back(slab, bytes);
-    madvise(slab, bytes, MADV_HUGEPAGE);
-    const std::size_t skipped = -reinterpret_cast<std::uintptr_t>(slab) % kLargest;
-    for (std::size_t at = skipped; at + kLargest <= bytes; at += kLargest) {
-        free(kLargest).insert(slab + at);
+Reserve Reserve::make(std::size_t bytes) {
+    const std::lock_guard lock(spare_mutex);
+    for (Reserve& spare : spares()) {
+        if (spare.wanted_ != bytes) continue;
+        Reserve found = std::move(spare);
+        std::swap(spare, spares().back());
+        spares().pop_back();
+        return found;
     }
+    return Reserve(bytes);
 }
 
-std::byte* Recycler::take(std::size_t bytes) {
-    const std::lock_guard lock(mutex_);
-    std::size_t found = bytes;
-    while (found <= kLargest && free(found).empty()) found *= 2;
-    if (found > kLargest) {
-        add_slab();
-        found = kLargest;
+void Reserve::keep(Reserve&& range) {
+    if (range.committed_ == 0 || range.committed_ > kKeptBytes || range.maps_file_) return;
+    const std::lock_guard lock(spare_mutex);
+    if (spares().size() < kKept) spares().push_back(std::move(range));
+}
+
+Reserve::Reserve(std::size_t bytes) : wanted_(bytes) {
+    rlimit limit;  // of the process's addresses; others need some too
+    if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+        bytes = std::min<std::size_t>(bytes, limit.rlim_cur / 8);
     }
-    std::byte* buffer = free(found).extract(free(found).begin()).value();
-    while (found > bytes) {
-        found /= 2;
-        free(found).insert(buffer + found);
+    for (reserved_ = rounded(bytes, kHugePage); reserved_ >= kHugePage; reserved_ /= 2) {
+        mapped_ = mmap(nullptr, reserved_ + kHugePage, PROT_NONE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (mapped_ == MAP_FAILED) continue;
+        const auto start = reinterpret_cast<std::uintptr_t>(mapped_);
+        data_ = reinterpret_cast<std::byte*>(rounded(start, kHugePage));
+        return;
     }
-    return buffer;
+    throw std::bad_alloc();
 }
 
-void Recycler::give(std::byte* data, std::size_t bytes) {
-    const std::lock_guard lock(mutex_);
-    for (; bytes < kLargest; bytes *= 2) {
-        const auto place = reinterpret_cast<std::uintptr_t>(data);
-        if (free(bytes).erase(
-                data + (place & bytes ? -std::ptrdiff_t(bytes) : std::ptrdiff_t(bytes))) == 0)
-            break;
-        if (place & bytes) data -= bytes;
-    }
-    free(bytes).insert(data);
+Reserve::~Reserve() {
+    if (data_ != nullptr) munmap(mapped_, reserved_ + kHugePage);
 }
 
-std::size_t Recycler::bytes() const {
-    const std::lock_guard lock(mutex_);
-    std::size_t total = 0;
-    for (const auto& [slab, bytes] : slabs_) total += bytes;
-    return total;
-}
-
-Memory::Memory(Memory&& other) noexcept { swap(other); }
-
-Memory& Memory::operator=(Memory&& other) noexcept {
-    if (this != &other) {
-        clear();
-        swap(other);
-    }
-    return *this;
-}
-
-void Memory::swap(Memory& other) noexcept {
+void Reserve::swap(Reserve& other) noexcept {
+    std::swap(wanted_, other.wanted_);
+    std::swap(maps_file_, other.maps_file_);
+    std::swap(mapped_, other.mapped_);
     std::swap(data_, other.data_);
-    std::swap(capacity_, other.capacity_);
-    std::swap(kind_, other.kind_);
-    std::swap(recycler_, other.recycler_);
-    std::swap(owner_, other.owner_);
+    std::swap(reserved_, other.reserved_);
+    std::swap(committed_, other.committed_);
 }
 
-void Memory::clear() {
-    if (kind_ == Kind::kSmall) recycler_->give(data_, capacity_);
-    if (kind_ == Kind::kMapped) munmap(data_, capacity_);
-    owner_.reset();
-    data_ = nullptr;
-    capacity_ = 0;
-    kind_ = Kind::kNothing;
+// Small forests get small pages, which do not mostly stay empty; descents in large ones touch lines
+// all over the place.
+void Reserve::extend(std::size_t bytes) {
+    if (bytes > reserved_) throw std::bad_alloc();
+    const std::size_t unit = bytes < kHugePage ? kHugePage / 16 : 2 * kHugePage;
+    const std::size_t wanted = std::min(rounded(bytes + bytes / 8, unit), reserved_);
+    std::byte* from = data_ + committed_;
+    if (mprotect(from, wanted - committed_, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
+    if (unit > kHugePage) madvise(from, wanted - committed_, MADV_HUGEPAGE);
+    committed_ = wanted;
 }
 
-void Memory::adopt(std::byte* data, std::size_t bytes, std::shared_ptr<void> owner) {
-    clear();
-    data_ = data;
-    capacity_ = bytes;
-    kind_ = Kind::kBorrowed;
-    owner_ = std::move(owner);
-}
-
-std::size_t Memory::held(std::size_t used) const {
-    if (kind_ == Kind::kSmall) return 0;  // counted by the recycler
-    return kind_ == Kind::kMapped ? std::min(capacity_, rounded(used, page_for(used))) : capacity_;
-}
-
-// A descent touches lines all over the tree: large pages where they would not mostly stay empty.
-void Memory::use_large_pages() {
-    if (page_for(capacity_) == kHugePage) madvise(data_, capacity_, MADV_HUGEPAGE);
-}
-
-void Memory::grow(std::size_t bytes, std::size_t used, Recycler& recycler) {
-    Memory grown;
-    if (bytes <= Recycler::kLargest) {
-        grown.capacity_ = std::bit_ceil(std::max<std::size_t>(bytes, 1024));
-        grown.data_ = recycler.take(grown.capacity_);
-        grown.kind_ = Kind::kSmall;
-        grown.recycler_ = &recycler;
-    } else {
-        const std::size_t least = std::max(bytes, capacity_ + capacity_ / 4);
-        const std::size_t wanted = rounded(least, page_for(least));
-        if (kind_ == Kind::kMapped) {
-            data_ = mapped(mremap(data_, capacity_, wanted, MREMAP_MAYMOVE));
-            capacity_ = wanted;
-            use_large_pages();
-            return;
-        }
-        grown.data_ = mapped(
-            mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-        grown.capacity_ = wanted;
-        grown.kind_ = Kind::kMapped;
-        grown.use_large_pages();
-    }
-    if (used > 0) std::memcpy(grown.data_, data_, used);
-    *this = std::move(grown);
+bool Reserve::map(int file, std::size_t offset, std::size_t bytes) {
+    commit(bytes);
+    maps_file_ = true;
+    return bytes == 0 || mmap(data_, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file,
+                              off_t(offset)) != MAP_FAILED;
 }
 
 }  // namespace bdc::search

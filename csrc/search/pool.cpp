@@ -15,9 +15,14 @@ namespace bdc::search {
 struct Pool::Crew {
     std::mutex mutex;
     std::condition_variable wake, done;
+    // A thread's own chunks. In the calls of a wave they hold the same trees, which stay in its
+    // cache; who has done his own helps the others.
+    struct alignas(64) Range {
+        std::atomic<unsigned> next{0};
+        unsigned end = 0;
+    };
     Task task{};
-    unsigned chunks = 0;
-    std::atomic<unsigned> next{0};
+    std::vector<Range> ranges;
     std::atomic<unsigned long> round{0};
     std::atomic<unsigned> busy{0};  // helpers at work
     bool open = false;              // may helpers still join this round?
@@ -25,8 +30,16 @@ struct Pool::Crew {
     std::exception_ptr error;
     std::vector<std::thread> threads;
 
-    explicit Crew(unsigned helpers) {
-        for (unsigned i = 0; i < helpers; ++i) threads.emplace_back([this] { serve(); });
+    explicit Crew(unsigned helpers) : ranges(helpers + 1) {
+        for (unsigned i = 1; i <= helpers; ++i) threads.emplace_back([this, i] { serve(i); });
+    }
+
+    void deal(unsigned chunks) {
+        const auto all = unsigned(ranges.size());
+        for (unsigned i = 0; i < all; ++i) {
+            ranges[i].end = chunks * (i + 1) / all;
+            ranges[i].next.store(chunks * i / all, std::memory_order_relaxed);
+        }
     }
 
     ~Crew() {
@@ -38,10 +51,14 @@ struct Pool::Crew {
         for (auto& thread : threads) thread.join();
     }
 
-    std::exception_ptr take_chunks() {
+    std::exception_ptr take_chunks(unsigned self) {
         try {
-            for (unsigned i; (i = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
-                task.call(task.of, i);
+            for (std::size_t k = 0; k < ranges.size(); ++k) {
+                Range& range = ranges[(self + k) % ranges.size()];
+                for (unsigned i;
+                     (i = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;) {
+                    task.call(task.of, i);
+                }
             }
         } catch (...) {
             return std::current_exception();
@@ -49,7 +66,7 @@ struct Pool::Crew {
         return nullptr;
     }
 
-    void serve() {
+    void serve(unsigned self) {
         unsigned long seen = 0;
         for (;;) {
             glance([&] { return round.load(std::memory_order_relaxed) != seen; });
@@ -59,7 +76,7 @@ struct Pool::Crew {
             seen = round;
             ++busy;
             lock.unlock();
-            const std::exception_ptr failed = take_chunks();
+            const std::exception_ptr failed = take_chunks(self);
             lock.lock();
             if (failed && !error) error = failed;
             if (--busy == 0) done.notify_one();
@@ -97,14 +114,13 @@ void Pool::share(unsigned chunks, Task task) {
     {
         const std::lock_guard lock(crew_->mutex);
         crew_->task = task;
-        crew_->chunks = chunks;
-        crew_->next.store(0, std::memory_order_relaxed);
+        crew_->deal(chunks);
         crew_->error = nullptr;
         crew_->open = true;
         ++crew_->round;
     }
     crew_->wake.notify_all();
-    const std::exception_ptr failed = crew_->take_chunks();
+    const std::exception_ptr failed = crew_->take_chunks(0);
     std::unique_lock lock(crew_->mutex);
     crew_->open = false;
     lock.unlock();

@@ -28,14 +28,14 @@ struct Site {
     std::uint32_t node;  // id of s
 
     // N(s) with the visits in flight: they enter exploration, never the value.
-    std::uint32_t visits() const { return family.head().visits + family.head().pending; }
+    std::uint32_t visits() const { return family.head().tally.n() + family.head().tally.pending(); }
 
     // Q(e) as selection sees it: each visit in flight pulls it down by its share of virtual_loss.
     double q(std::uint32_t lane, double unvisited = 0.0) const {
-        const std::uint32_t n = family.n()[lane];
+        const std::uint32_t n = family.n(lane);
         double q = unvisited;
         if (n > 0) q = mean ? family.sum()[lane] / double(n) : family.best()[lane];
-        const std::uint32_t flying = family.pending()[lane];
+        const std::uint32_t flying = family.pending(lane);
         if (virtual_loss != 0.0 && flying > 0) {
             q -= virtual_loss * double(flying) / (double(n) + double(flying));
         }
@@ -43,7 +43,7 @@ struct Site {
     }
 
     double count(std::uint32_t lane) const {  // n(e), with the visits in flight
-        return double(family.n()[lane]) + double(family.pending()[lane]);
+        return double(family.n(lane)) + double(family.pending(lane));
     }
 };
 
@@ -72,7 +72,7 @@ struct PUCT {
         if (reduction < 0.0) return fpu;
         double mass = 0.0;
         for (std::uint32_t i = 0; i < site.family.head().count; ++i) {
-            if (site.family.n()[i] > 0) mass += site.family.prior()[i];
+            if (site.family.n(i) > 0) mass += site.family.prior()[i];
         }
         return site.value - reduction * std::sqrt(mass);
     }
@@ -159,7 +159,7 @@ struct GumbelRoot {
         for (std::uint32_t i = 0; i < count; ++i) {
             visits += site.count(i);
             most = std::max(most, site.count(i));
-            if (site.family.n()[i] > 0) {
+            if (site.family.n(i) > 0) {
                 mass += prior[i];
                 weighted += prior[i] * site.q(i);
             }
@@ -243,7 +243,7 @@ struct Thompson {
         const std::uint64_t now = moment(site.seed, site.tree, site.node, site.visits());
         for (std::uint32_t i = 0; i < family.head().count; ++i) {
             Stream own = stream(now, family.id()[i]);
-            out[i] = draw(own, family.n()[i], family.sum()[i]);
+            out[i] = draw(own, family.n(i), family.sum()[i]);
         }
     }
 };

@@ -1,13 +1,26 @@
 // Selection: from the root to a leaf (or to a node to widen), several trees in step so that the
 // memory latency of one descent hides behind the work of the others.
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <limits>
 
 #include "forest.hpp"
 
+// A descent is compiled for each form of its inner loop, which must be inlined into it.
+#define BDC_INLINE __attribute__((always_inline)) inline
+
 namespace bdc::search {
+
+// One call of `select`.
+struct Forest::Wave {
+    Forest& forest;
+    Ids trees;
+    std::size_t leaves;
+    std::uint64_t first_ticket;
+    bool in_order;  // a chunk's rows end in their order; else their paths are put in order at the
+                    // end
+    Selection& into;
+};
 
 namespace {
 
@@ -20,11 +33,18 @@ double* score_room() {
 }
 
 struct Walker {
-    std::size_t item = 0;  // position in the call's list of trees
-    std::uint32_t tree = 0;
-    std::uint32_t block = 0, lane = 0;
-    std::int32_t agent = -1;
-    std::vector<std::int32_t> path;
+    std::byte* family;    // the block in which it stands,
+    std::uint32_t lane;   // and where
+    std::uint32_t next;   // the block of the children
+    std::uint32_t place;  // in the group
+};
+
+// A group of trees in which one descent each is under way.
+struct Group {
+    std::size_t count = 0;
+    std::size_t item[kInStep];  // position in the call's list of trees
+    std::uint32_t tree[kInStep];
+    std::int32_t depth[kInStep], agent[kInStep];
 };
 
 // The open lane with the largest score; there is always one.
@@ -41,103 +61,166 @@ std::uint32_t arg_max(const Family& family, const double* score) {
 }
 
 // What scoring reads of a block with about so many lanes: all of a small one, else the header, the
-// values and the counts.
-void prefetch(const std::byte* block, std::size_t lanes) {
-    const auto fetch = [&](std::size_t from, std::size_t to) {
-        for (std::size_t at = from; at < to + kGrain; at += 64) __builtin_prefetch(block + at);
-    };
-    if (lanes <= 8) {
-        fetch(0, sizeof(Header) + kLaneBytes * lanes);
-    } else {
-        lanes = std::min<std::size_t>(lanes, 64);
-        fetch(0, sizeof(Header) + 16 * lanes);
-        fetch(sizeof(Header) + 24 * lanes, sizeof(Header) + 32 * lanes);
-    }
+// counts and the sums.
+BDC_INLINE void prefetch(const std::byte* block, std::size_t lanes) {
+    __builtin_prefetch(block);
+    __builtin_prefetch(block + 64);
+    __builtin_prefetch(block + 128);
+    if (lanes <= 4) return;
+    const std::size_t bytes =
+        sizeof(Header) + (lanes <= 8 ? kLaneBytes * lanes : 16 * std::min<std::size_t>(lanes, 64));
+    for (std::size_t at = 192; at < bytes + kGrain; at += 64) __builtin_prefetch(block + at);
 }
 
-// The descent of one rule. All state that outlives a step lies in the walker and in its tree.
-template <class Rule>
-class Descent {
+// How a rule that fills in every lane's score picks one; a factored rule has a form of its own.
+struct ByScores {};
+
+}  // namespace
+
+template <class Rule, class Form>
+class Forest::Descent {
   public:
-    Descent(const Rule& rule, const Config& config, Pick pick, const std::vector<double>& factors,
-            std::atomic<bool>& outgrown, std::vector<Tree>& trees)
-        : rule_(rule),
-          config_(config),
-          pick_(pick),
-          factors_(factors),
-          outgrown_(outgrown),
-          trees_(trees) {}
+    BDC_INLINE explicit Descent(const Wave& wave)
+        : wave_(wave),
+          forest_(wave.forest),
+          rule_(std::get<Rule>(wave.forest.rule_)),
+          store_(wave.forest.store_.base(0)),
+          factors_(wave.forest.factors_.data()),
+          tabulated_(std::uint32_t(wave.forest.factors_.size())),
+          widens_(wave.forest.config_.widening_c != 0.0) {}
 
-    void start(Walker& walker) const {
-        const Family family = trees_[walker.tree].arena.at(0);
-        walker.block = walker.lane = 0;
-        walker.agent = -1;
-        walker.path.clear();
-        enter(walker, family, 0);
-    }
-
-    // One level down; false: the walker stands on its leaf.
-    bool step(Walker& walker) const {
-        const Arena& arena = trees_[walker.tree].arena;
-        const Family above = arena.at(walker.block);
-        const std::uint32_t block = above.child()[walker.lane];
-        if (block == kNone) {
-            generate(walker, nullptr);
-            return false;
+    BDC_INLINE void run(unsigned chunk) {
+        thread_local std::vector<std::int32_t> room(64 * kInStep);  // ids by level and place
+        std::vector<std::int32_t>& paths = chunk == 0 ? wave_.into.path : forest_.paths_[chunk];
+        paths.clear();
+        const Shares& shares = forest_.shares_;
+        const std::uint32_t end = shares.starts[chunk + 1];
+        for (std::uint32_t next = shares.starts[chunk]; next < end;) {
+            Group group;
+            for (; next < end && group.count < kInStep; ++next) {
+                const std::size_t item = shares.order.empty() ? next : shares.order[next];
+                const std::uint32_t tree = forest_.item_tree_[item];
+                if (shares.order.empty() && next + kInStep < end) {
+                    __builtin_prefetch(&forest_.trees_[forest_.item_tree_[next + kInStep]]);
+                }
+                // Named again: its next descent must see this one's.
+                if (forest_.trees_[tree].busy) break;
+                forest_.trees_[tree].busy = true;
+                group.item[group.count] = item;
+                group.tree[group.count++] = tree;
+            }
+            for (std::size_t leaf = 0; leaf < wave_.leaves; ++leaf) {
+                descend(group, room);
+                finish(group, leaf, chunk, room, paths);
+            }
+            for (std::size_t i = 0; i < group.count; ++i) {
+                forest_.trees_[group.tree[i]].busy = false;
+            }
         }
-        const Family family = arena.at(block);
-        if (config_.widening_c != 0.0 && wants_width(above, walker.lane, family)) return false;
-        const std::uint32_t lane = choose(walker, above, family);
-        if (walker.agent >= 0) return false;
-        walker.block = block;
-        walker.lane = lane;
-        const std::uint32_t below = family.child()[lane];
-        if (below != kNone) prefetch(arena.base(below), family.capacity());
-        enter(walker, family, lane);
-        return true;
     }
 
   private:
-    static void enter(Walker& walker, const Family& family, std::uint32_t lane) {
-        ++family.head().pending;
-        ++family.pending()[lane];
-        walker.path.push_back(std::int32_t(family.id()[lane]));
+    BDC_INLINE std::byte* block(std::uint32_t at) const {
+        return store_ + std::size_t(at) * kGrain;
     }
 
-    Site site(const Walker& walker, const Family& above, const Family& family) const {
+    BDC_INLINE void descend(Group& group, std::vector<std::int32_t>& room) {
+        Walker walkers[kInStep];
+        std::size_t going = 0;
+        for (std::size_t i = 0; i < group.count; ++i) {
+            std::byte* root = block(forest_.trees_[group.tree[i]].root_block);
+            Walker& walker = walkers[going];
+            walker.place = std::uint32_t(i);
+            group.agent[i] = -1;
+            enter(walker, root, 0, 0, room.data());
+            going += goes_on(group, walker, 0);
+        }
+        for (std::int32_t level = 1; going > 0; ++level) {
+            if (std::size_t(level + 1) * kInStep > room.size()) room.resize(2 * room.size());
+            std::size_t left = 0;
+            for (std::size_t i = 0; i < going; ++i) {
+                Walker walker = walkers[i];
+                if (step(group, walker, level, room.data())) walkers[left++] = walker;
+            }
+            going = left;
+        }
+    }
+
+    // One level down; false: the walker stands on its leaf.
+    BDC_INLINE bool step(Group& group, Walker& walker, std::int32_t level, std::int32_t* ids) {
+        std::byte* base = block(walker.next);
+        const Family family(base);
+        if (widens_ && wants_width(Family(walker.family), walker.lane, family)) {
+            group.depth[walker.place] = level - 1;
+            return false;
+        }
+        const std::uint32_t lane = choose(group, walker, family);
+        if (group.agent[walker.place] >= 0) {
+            group.depth[walker.place] = level - 1;
+            return false;
+        }
+        enter(walker, base, lane, level, ids);
+        if (walker.next != kNone) prefetch(block(walker.next), family.capacity());
+        return goes_on(group, walker, level);
+    }
+
+    BDC_INLINE static void enter(Walker& walker, std::byte* base, std::uint32_t lane,
+                                 std::int32_t level, std::int32_t* ids) {
+        const Family family(base);
+        family.head().tally.take_off();
+        family.tally()[lane].take_off();
+        ids[std::size_t(level) * kInStep + walker.place] = std::int32_t(family.id()[lane]);
+        walker.family = base;
+        walker.lane = lane;
+        walker.next = family.child()[lane];
+    }
+
+    BDC_INLINE bool goes_on(Group& group, const Walker& walker, std::int32_t level) {
+        if (walker.next != kNone) return true;
+        group.depth[walker.place] = level;
+        const Family family(walker.family);
+        generate(group, walker.place, family.id()[walker.lane], nullptr);
+        return false;
+    }
+
+    BDC_INLINE Site site(const Group& group, const Walker& walker, const Family& family) const {
+        const Family above(walker.family);
+        const Config& config = forest_.config_;
         return {family,
-                above.value(walker.lane, config_.backup),
+                above.value(walker.lane, config.backup),
                 above.head().parent_block == kNone,
-                config_.backup == Backup::kMean,
-                config_.virtual_loss,
-                config_.seed,
-                walker.tree,
+                config.backup == Backup::kMean,
+                config.virtual_loss,
+                config.seed,
+                group.tree[walker.place],
                 above.id()[walker.lane]};
     }
 
-    std::uint32_t choose(Walker& walker, const Family& above, const Family& family) const {
+    BDC_INLINE std::uint32_t choose(Group& group, const Walker& walker, const Family& family) {
         if constexpr (Factored<Rule>) {
-            const std::uint32_t visits = family.head().visits + family.head().pending;
-            const double factor = factor_of(visits);
-            if (pick_ != nullptr) {
-                return pick_(family, factor, rule_.unvisited(site(walker, above, family)));
+            const double factor = factor_of(family.head().tally.count());
+            if constexpr (std::is_same_v<Form, ByScores>) {
+                double* scores = score_room();
+                score_lanes(rule_, site(group, walker, family), factor, scores);
+                return arg_max(family, scores);
+            } else if constexpr (std::is_same_v<Rule, PUCT>) {
+                return Form::pick(family, factor, rule_.unvisited(site(group, walker, family)));
+            } else {
+                return Form::pick(family, factor, 0.0);
             }
-            double* scores = score_room();
-            score_lanes(rule_, site(walker, above, family), factor, scores);
-            return arg_max(family, scores);
         } else {
-            const Site here = site(walker, above, family);
+            const Site here = site(group, walker, family);
             double* scores = score_room();
             rule_.score(here, scores);
             const std::uint32_t lane = arg_max(family, scores);
-            generate(walker, &here, scores[lane]);
+            generate(group, walker.place, here.node, &here, scores[lane]);
             return lane;
         }
     }
 
-    double factor_of(std::uint32_t visits) const {
-        if (visits < factors_.size()) return factors_[visits];
-        if (visits < kTabulated) outgrown_.store(true, std::memory_order_relaxed);
+    BDC_INLINE double factor_of(std::uint32_t visits) const {
+        if (visits < tabulated_) return factors_[visits];
+        if (visits < kTabulated) forest_.outgrown_.store(true, std::memory_order_relaxed);
         return rule_.factor(double(visits));
     }
 
@@ -145,40 +228,110 @@ class Descent {
     // stopped here counts as a child to come.
     bool wants_width(const Family& above, std::uint32_t lane, const Family& family) const {
         const Header& head = family.head();
-        const double coming = double(above.pending()[lane]) - 1.0 - double(head.pending);
-        const double visits = double(head.visits) + double(head.pending) + coming;
+        const double coming = double(above.pending(lane)) - 1.0 - double(head.tally.pending());
+        const double visits = double(head.tally.n()) + double(head.tally.pending()) + coming;
+        const Config& config = forest_.config_;
         return double(head.open) + coming <
-               config_.widening_c * std::pow(visits, config_.widening_alpha);
+               config.widening_c * std::pow(visits, config.widening_alpha);
     }
 
     // Does the rule rather have a new child here, and by which agent?
-    void generate(Walker& walker, const Site* site,
-                  double best = -std::numeric_limits<double>::infinity()) const {
+    BDC_INLINE void generate(Group& group, std::uint32_t place, std::uint32_t node,
+                             const Site* site,
+                             double best = -std::numeric_limits<double>::infinity()) {
         if constexpr (requires { rule_.agents; }) {
             const std::uint32_t visits = site ? site->visits() : 1;
-            const auto node = std::uint32_t(walker.path.back());
-            const std::uint64_t now = rule_.moment(config_.seed, walker.tree, node, visits);
+            const std::uint64_t now =
+                rule_.moment(forest_.config_.seed, group.tree[place], node, visits);
             for (std::uint32_t agent = 0; agent < rule_.agents; ++agent) {
                 Stream stream = rule_.stream(now, (std::uint64_t(1) << 32) + agent);
                 const Arm arm = site ? site->family.arms()[agent] : Arm{0.0, 0};
                 const double draw = rule_.draw(stream, double(arm.n), arm.sum);
                 if (draw > best) {
                     best = draw;
-                    walker.agent = std::int32_t(agent);
+                    group.agent[place] = std::int32_t(agent);
                 }
             }
         }
     }
 
+    BDC_INLINE void finish(const Group& group, std::size_t leaf, unsigned chunk,
+                           const std::vector<std::int32_t>& room,
+                           std::vector<std::int32_t>& paths) {
+        Selection& into = wave_.into;
+        std::size_t at = paths.size(), length = 0;
+        for (std::size_t i = 0; i < group.count; ++i) length += std::size_t(group.depth[i]) + 1;
+        if (paths.capacity() < at + length) paths.reserve(2 * (at + length));
+        paths.resize(at + length);
+        for (std::size_t i = 0; i < group.count; ++i) {
+            const std::int32_t depth = group.depth[i];
+            const std::int32_t* ids = room.data() + i;
+            for (std::int32_t level = 0; level <= depth; ++level) {
+                paths[at + std::size_t(level)] = ids[std::size_t(level) * kInStep];
+            }
+            const std::size_t row = group.item[i] * wave_.leaves + leaf;
+            if (!wave_.in_order) forest_.path_at_[row] = {chunk, at};
+            at += std::size_t(depth) + 1;
+            const std::int32_t node = ids[std::size_t(depth) * kInStep];
+            const std::uint64_t ticket = wave_.first_ticket + row;
+            into.tree[row] = ids[0];
+            into.leaf[row] = node;
+            into.depth[row] = depth;
+            into.agent[row] = group.agent[i];
+            into.ticket[row] = std::int64_t(ticket);
+            forest_.trees_[group.tree[i]].flights.push_back(
+                {ticket, std::uint32_t(node), Flight::kLive});
+        }
+    }
+
+    const Wave& wave_;
+    Forest& forest_;
     const Rule& rule_;
-    const Config& config_;
-    const Pick pick_;
-    const std::vector<double>& factors_;
-    std::atomic<bool>& outgrown_;
-    std::vector<Tree>& trees_;
+    std::byte* const store_;
+    const double* const factors_;
+    const std::uint32_t tabulated_;
+    const bool widens_;
 };
 
+namespace {
+
+template <class Descent, class Wave>
+void descend(const Wave& wave, unsigned chunk) {
+    Descent(wave).run(chunk);
+}
+
+#if defined(__x86_64__)
+template <class Descent, class Wave>
+BDC_AVX512 void descend_avx512(const Wave& wave, unsigned chunk) {
+    Descent(wave).run(chunk);
+}
+#endif
+
 }  // namespace
+
+template <class Rule, bool kMean>
+Forest::Descend Forest::descent_in(bool fastest) {
+#if defined(__x86_64__)
+    if (fastest && has_avx512()) {
+        return descend_avx512<Descent<Rule, Avx512Pick<Rule::kBonus, kMean>>, Wave>;
+    }
+#endif
+    return descend<Descent<Rule, PortablePick<Rule::kBonus, kMean>>, Wave>;
+}
+
+Forest::Descend Forest::descent(bool fastest) const {
+    return std::visit(
+        [&]<class Rule>(const Rule&) -> Descend {
+            if constexpr (Factored<Rule>) {
+                if (config_.virtual_loss == 0.0) {
+                    return config_.backup == Backup::kMean ? descent_in<Rule, true>(fastest)
+                                                           : descent_in<Rule, false>(fastest);
+                }
+            }
+            return descend<Descent<Rule, ByScores>, Wave>;
+        },
+        rule_);
+}
 
 // Makes the table of a factored rule twice as long.
 void Forest::tabulate() {
@@ -220,75 +373,28 @@ void Forest::select(Ids trees, std::int64_t leaves, Selection& into) {
     if (rows == 0) return;
     if (outgrown_.load(std::memory_order_relaxed)) tabulate();
     share(item_tree_, std::size_t(leaves));
-    const std::uint64_t first_ticket = next_ticket_;
+    const std::size_t chunks = this->chunks();
+    const Wave wave{*this,
+                    trees,
+                    std::size_t(leaves),
+                    next_ticket_,
+                    shares_.order.empty() && (leaves == 1 || trees.size() == 1),
+                    into};
     next_ticket_ += rows;
-
-    // Rows end in their order where one chunk has one leaf per tree; else their paths are put in
-    // order at the end.
-    const std::size_t chunks = shares_.starts.size() - 1;
-    const bool in_order = chunks == 1 && (leaves == 1 || trees.size() == 1);
-    if (!in_order) {
-        paths_.resize(std::max(paths_.size(), chunks));
-        path_at_.resize(rows);
-    }
-
-    const auto work = [&](const auto& rule, unsigned chunk) {
-        const Descent descent(rule, config_, pick_, factors_, outgrown_, trees_);
-        thread_local std::vector<Walker> walkers(kInStep);  // with the memory of their paths
-        std::vector<std::int32_t>& ids = in_order ? into.path : paths_[chunk];
-        ids.clear();
-        const auto finish = [&](const Walker& walker, std::int64_t leaf) {
-            const std::size_t row = walker.item * std::size_t(leaves) + std::size_t(leaf);
-            if (!in_order) path_at_[row] = {chunk, ids.size()};
-            ids.insert(ids.end(), walker.path.begin(), walker.path.end());
-            into.tree[row] = std::int32_t(trees[walker.item]);
-            into.leaf[row] = walker.path.back();
-            into.depth[row] = std::int32_t(walker.path.size()) - 1;
-            into.agent[row] = walker.agent;
-            into.ticket[row] = std::int64_t(first_ticket + row);
-            trees_[walker.tree].flights.push_back(
-                {first_ticket + row, std::uint32_t(walker.path.back()), Flight::kLive});
-        };
-        const std::uint32_t end = shares_.starts[chunk + 1];
-        for (std::uint32_t next = shares_.starts[chunk]; next < end;) {
-            std::size_t count = 0;
-            for (; next < end && count < kInStep; ++next) {
-                const std::size_t item = shares_.order.empty() ? next : shares_.order[next];
-                Tree& tree = trees_[item_tree_[item]];
-                if (tree.busy) break;  // named again: its next descent must see this one's
-                tree.busy = true;
-                walkers[count].item = item;
-                walkers[count++].tree = item_tree_[item];
-            }
-            for (std::int64_t leaf = 0; leaf < leaves; ++leaf) {
-                Walker* active[kInStep];
-                std::size_t left = count;
-                for (std::size_t i = 0; i < count; ++i) {
-                    active[i] = &walkers[i];
-                    descent.start(walkers[i]);
-                }
-                while (left > 0) {
-                    std::size_t going = 0;
-                    for (std::size_t i = 0; i < left; ++i) {
-                        if (descent.step(*active[i])) active[going++] = active[i];
-                    }
-                    left = going;
-                }
-                for (std::size_t i = 0; i < count; ++i) finish(walkers[i], leaf);
-            }
-            for (std::size_t i = 0; i < count; ++i) trees_[walkers[i].tree].busy = false;
-        }
-    };
-    std::visit(
-        [&](const auto& rule) {
-            pool_.run(unsigned(chunks), [&](unsigned chunk) { work(rule, chunk); });
-        },
-        rule_);
+    paths_.resize(std::max(paths_.size(), chunks));
+    if (!wave.in_order) path_at_.resize(rows);
+    pool_.run(unsigned(chunks), [&](unsigned chunk) { descend_(wave, chunk); });
 
     for (std::size_t row = 0; row < rows; ++row) {
         into.offsets[row + 1] = into.offsets[row] + into.depth[row] + 1;
     }
-    if (in_order) return;
+    if (wave.in_order) {
+        for (std::size_t chunk = 1; chunk < chunks; ++chunk) {
+            into.path.insert(into.path.end(), paths_[chunk].begin(), paths_[chunk].end());
+        }
+        return;
+    }
+    paths_[0].swap(into.path);
     into.path.resize(std::size_t(into.offsets[rows]));
     for (std::size_t row = 0; row < rows; ++row) {
         std::copy_n(paths_[path_at_[row].first].begin() + std::ptrdiff_t(path_at_[row].second),

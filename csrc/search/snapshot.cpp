@@ -5,12 +5,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <memory>
+#include <span>
 #include <unordered_map>
 
 #include "checksum.hpp"
@@ -20,7 +21,7 @@ namespace bdc::search {
 
 namespace {
 
-std::size_t padded(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+std::size_t rounded(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
 
 // A file being written; until `commit` it is a temporary that disappears again.
 class Draft {
@@ -43,12 +44,13 @@ class Draft {
             if (done <= 0) fail("write");
             from += done;
             bytes -= std::size_t(done);
+            written_ += std::size_t(done);
         }
     }
 
-    void pad(std::size_t bytes) {
-        const char zeros[64] = {};
-        write(zeros, padded(bytes) - bytes);
+    void pad_to(std::size_t offset) {
+        const char zeros[4096] = {};
+        write(zeros, offset - written_);
     }
 
     void commit() {
@@ -68,34 +70,35 @@ class Draft {
     [[noreturn]] void fail(const char* step) const { throw FileFault(errno, path_, step); }
     std::string path_, temporary_;
     int fd_ = -1;
+    std::size_t written_ = 0;
 };
 
 // A file mapped for reading, with its table checked and its sections found.
 class Source {
   public:
     Source(const std::string& path, bool populate) : path_(path) {
-        const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-        if (fd < 0) refuse(std::string("cannot be opened (") + std::strerror(errno) + ")");
-        struct stat info;
-        const bool regular = fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
-        bytes_ = regular ? std::size_t(info.st_size) : 0;
-        if (bytes_ >= sizeof(Preamble)) {
-            // Private and writable: a forest that lives in the mapping never changes the file.
+        fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+        if (fd_ < 0) refuse(std::string("cannot be opened (") + std::strerror(errno) + ")");
+        try {
+            struct stat info;
+            const bool regular = fstat(fd_, &info) == 0 && S_ISREG(info.st_mode);
+            bytes_ = regular ? std::size_t(info.st_size) : 0;
+            if (bytes_ < sizeof(Preamble)) refuse("is no bdc forest snapshot (too short)");
             const int flags = MAP_PRIVATE | (populate ? MAP_POPULATE : 0);
-            void* mapped = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, flags, fd, 0);
-            if (mapped != MAP_FAILED) {
-                data_ = static_cast<std::byte*>(mapped);
-                mapping_ = {mapped, [bytes = bytes_](void* data) { munmap(data, bytes); }};
-            }
+            void* mapped = mmap(nullptr, bytes_, PROT_READ, flags, fd_, 0);
+            if (mapped == MAP_FAILED) refuse("cannot be mapped");
+            data_ = static_cast<const std::byte*>(mapped);
+            read_table();
+        } catch (...) {
+            end();
+            throw;
         }
-        close(fd);
-        if (data_ == nullptr) refuse("is no bdc forest snapshot (too short)");
-        read_table();
     }
     Source(const Source&) = delete;
+    ~Source() { end(); }
 
-    std::byte* bytes_of(SectionKind kind) const { return data_ + sections_[kind].offset; }
-    const std::shared_ptr<void>& mapping() const { return mapping_; }
+    int file() const { return fd_; }
+    std::size_t offset_of(SectionKind kind) const { return sections_[kind].offset; }
 
     template <class Record>
     std::span<const Record> section(SectionKind kind) const {
@@ -119,6 +122,11 @@ class Source {
     }
 
   private:
+    void end() {
+        if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), bytes_);
+        close(fd_);
+    }
+
     void read_table() {
         Preamble preamble;
         std::memcpy(&preamble, data_, sizeof preamble);
@@ -135,18 +143,20 @@ class Source {
                    ", older than this bdc reads (" + std::to_string(kVersion) + ")");
         }
         insist(preamble.file_bytes == bytes_, "truncated or extended");
-        insist(bytes_ >= padded(sizeof preamble + sizeof sections_), "truncated");
+        insist(bytes_ >= sizeof preamble + sizeof sections_, "truncated");
         std::memcpy(sections_, data_ + sizeof preamble, sizeof sections_);
         insist(checksum(sections_, sizeof sections_) == preamble.checksum, "checksum of the table");
-        for (const Section& s : sections_) {
-            insist(s.offset % 64 == 0 && s.offset <= bytes_ && s.bytes <= bytes_ - s.offset,
-                   "a section lies outside the file");
+        for (int i = 0; i < kSections; ++i) {
+            const Section& s = sections_[i];
+            insist(
+                s.offset % alignment(i) == 0 && s.offset <= bytes_ && s.bytes <= bytes_ - s.offset,
+                "a section lies outside the file");
         }
     }
 
     std::string path_;
-    std::byte* data_ = nullptr;
-    std::shared_ptr<void> mapping_;
+    int fd_ = -1;
+    const std::byte* data_ = nullptr;
     std::size_t bytes_ = 0;
     Section sections_[kSections];
 };
@@ -165,166 +175,246 @@ bool finite(double x) { return (std::bit_cast<std::uint64_t>(x) >> 52 & 0x7FF) !
 // Reads the sections into a forest and checks every reference.
 class Snapshot {
   public:
-    static void read(const Source& source, Forest& forest) {
-        for (const auto kind : {kTreeTable, kFlights, kFree, kLocations, kGrains}) {
-            source.verify(kind);
+    Snapshot(const Source& source, Forest& forest) : source_(source), forest_(forest) {}
+
+    void read() {
+        for (const auto kind : {kTreeTable, kChunks, kFlights, kFree, kLocations, kGrains}) {
+            source_.verify(kind);
         }
-        const auto locations = source.section<std::uint64_t>(kLocations);
-        source.insist(locations.size() <= kMaxNodes, "too many nodes");
-        forest.locations_.extend(locations.size(), forest.recycler_);
-        std::copy(locations.begin(), locations.end(), forest.locations_.data());
-        forest.next_ticket_ = config_record(source).next_ticket;
-        read_trees(source, forest, [&](Tree& tree, const TreeRecord& record, std::byte* grains) {
-            std::memcpy(tree.arena.make(record.grains, forest.recycler_), grains,
-                        record.grains * kGrain);
-            check_blocks(source, forest, tree);
-            source.insist(tree.root == tree.arena.at(0).id()[0], "a root");
-        });
-        read_flights(source, forest);
+        const auto locations = source_.section<std::uint64_t>(kLocations);
+        const auto grains = source_.section<std::byte>(kGrains);
+        check_sizes();
+        forest_.locations_.extend(locations.size());
+        std::copy(locations.begin(), locations.end(), forest_.locations_.data());
+        const auto used = std::uint32_t(grains.size() / kGrain);
+        std::byte* const store = forest_.store_.fill(used);
+        if (used > 0) std::memcpy(store, grains.data(), grains.size());
+        read_trees();
+        taken_.assign(used, false);
+        owner_.assign(used, kNone);
+        for (const auto& [chunk, tree] : owned_) {
+            std::fill_n(owner_.begin() + chunk.first, chunk.grains, tree);
+        }
+        for (std::size_t id = 0; id < locations.size(); ++id) {
+            const Location place = Location::unpack(forest_.locations_[id]);
+            source_.insist(place.tree < forest_.trees_.size(), "ids");
+        }
         std::uint64_t nodes = 0, located = 0;
-        for (const Tree& tree : forest.trees_) nodes += tree.nodes;
-        for (const auto location : locations) located += location != kNowhere;
-        source.insist(nodes == located, "ids");
-        for (std::uint32_t index = 0; index < forest.trees_.size(); ++index) {
-            if (!forest.trees_[index].alive) continue;
-            try {
-                forest.check_tree(forest.trees_[index], index);
-            } catch (const std::logic_error& broken) {
-                source.refuse(std::string("is damaged (") + broken.what() + ")");
-            }
-            std::unordered_map<std::uint32_t, std::uint32_t> flying;
-            for (const Flight& flight : forest.trees_[index].flights) ++flying[flight.node];
-            for (const auto& [node, flights] : flying) {
-                const auto leaf = Location::unpack(forest.locations_[node]);
-                source.insist(forest.flights_at(leaf) == flights, "a ticket");
-            }
+        for (std::uint32_t index = 0; index < forest_.trees_.size(); ++index) {
+            if (forest_.alive(index)) check_blocks(index);
+            nodes += forest_.trees_[index].nodes;
+        }
+        read_free();
+        for (std::size_t id = 0; id < locations.size(); ++id) located += forest_.is_node(id);
+        source_.insist(nodes == located, "ids");
+        read_flights();
+        for (std::uint32_t index = 0; index < forest_.trees_.size(); ++index) {
+            if (forest_.alive(index)) check_tree(index);
         }
     }
 
-    // Takes locations and grains as they lie in the file.
-    static void map(const Source& source, Forest& forest) {
-        for (const auto kind : {kTreeTable, kFlights, kFree}) source.verify(kind);
-        const std::size_t nodes = source.section<std::uint64_t>(kLocations).size();
-        source.insist(nodes <= kMaxNodes, "too many nodes");
-        forest.locations_.adopt(source.bytes_of(kLocations), nodes, source.mapping());
-        forest.next_ticket_ = config_record(source).next_ticket;
-        read_trees(source, forest, [&](Tree& tree, const TreeRecord& record, std::byte* grains) {
-            tree.arena.adopt(grains, record.grains, source.mapping());
-        });
-        read_flights(source, forest);
-        for (const FreeRecord& free : source.section<FreeRecord>(kFree)) {
-            source.insist(free.tree < forest.trees_.size() &&
-                              free.block < forest.trees_[free.tree].arena.used(),
-                          "a free block");
-            forest.trees_[free.tree].arena.adopt_free(free.capacity, free.block);
+    // Takes locations and grains as they lie in the file; what is small is checked.
+    void map() {
+        forest_.widest_ = kMaxChildren;  // unknown
+        for (const auto kind : {kTreeTable, kChunks, kFlights, kFree}) source_.verify(kind);
+        const std::size_t nodes = source_.section<std::uint64_t>(kLocations).size();
+        const std::size_t bytes = source_.section<std::byte>(kGrains).size();
+        check_sizes();
+        if (!forest_.locations_.map(source_.file(), source_.offset_of(kLocations), nodes) ||
+            !forest_.store_.map(source_.file(), source_.offset_of(kGrains),
+                                std::uint32_t(bytes / kGrain))) {
+            source_.refuse("cannot be mapped on this system, load it with verify=True");
         }
+        read_trees();
+        read_free();
+        read_flights();
     }
 
   private:
-    template <class Fill>
-    static void read_trees(const Source& source, Forest& forest, const Fill& fill) {
-        const auto records = source.section<TreeRecord>(kTreeTable);
-        const std::size_t bytes = source.section<std::byte>(kGrains).size();
+    void check_sizes() {
+        const std::size_t bytes = source_.section<std::byte>(kGrains).size();
+        source_.insist(bytes % kGrain == 0 && bytes / kGrain <= kMaxGrains,
+                       "the size of the store");
+        source_.insist(source_.section<std::uint64_t>(kLocations).size() <= kMaxNodes,
+                       "too many nodes");
+        forest_.next_ticket_ = config_record(source_).next_ticket;
+    }
+
+    // Every chunk has one owner, and what has none is free.
+    void read_trees() {
+        const auto records = source_.section<TreeRecord>(kTreeTable);
+        const auto chunks = source_.section<Chunk>(kChunks);
+        const std::uint32_t used = forest_.store_.used();
+        source_.insist(records.size() < kMaxTrees, "too many trees");
+        forest_.trees_.resize(records.size());
+        forest_.roots_.assign(records.size(), kNone);
+        forest_.marks_.resize(records.size());
         std::size_t at = 0;
-        source.insist(records.size() < kMaxTrees, "too many trees");
-        forest.trees_.reserve(records.size());
-        for (const TreeRecord& record : records) {
-            Tree tree;
-            tree.alive = record.alive == 1;
-            source.insist(record.alive <= 1, "tree table");
-            const std::size_t own = std::size_t(record.grains) * kGrain;
-            source.insist(own <= bytes - at && record.grains <= kMaxGrains, "tree table");
-            if (tree.alive) {
-                tree.root = record.root;
-                tree.nodes = record.nodes;
-                source.insist(own > 0, "a tree without memory");
-                fill(tree, record, source.bytes_of(kGrains) + at);
-            } else {
-                source.insist(own == 0 && record.nodes == 0, "a dead tree");
+        for (std::uint32_t index = 0; index < records.size(); ++index) {
+            const TreeRecord& record = records[index];
+            Tree& tree = forest_.trees_[index];
+            source_.insist(record.alive <= 1 && record.chunks <= chunks.size() - at &&
+                               (record.alive == 1) == (record.chunks > 0) &&
+                               (record.alive == 1 || record.nodes == 0),
+                           "tree table");
+            if (record.alive == 0) continue;
+            source_.insist(record.root != kNone, "tree table");
+            forest_.roots_[index] = record.root;
+            tree.root_block = record.root_block;
+            tree.nodes = record.nodes;
+            for (std::uint32_t i = 0; i < record.chunks; ++i) {
+                const Chunk& chunk = chunks[at++];
+                source_.insist(
+                    chunk.first <= used && chunk.grains > 0 && chunk.grains <= used - chunk.first,
+                    "a chunk");
+                owned_.push_back({chunk, index});
+                tree.arena.chunks.push_back(chunk);
+                tree.arena.grains += chunk.grains;
             }
-            at += own;
-            forest.trees_.push_back(std::move(tree));
+            const Chunk& last = tree.arena.chunks.back();
+            tree.arena.next = record.next;
+            tree.arena.end = last.first + last.grains;
+            source_.insist(record.next >= last.first && record.next <= tree.arena.end &&
+                               record.root_block < used,
+                           "tree table");
         }
-        source.insist(at == bytes, "tree table");
+        source_.insist(at == chunks.size(), "tree table");
+        std::sort(owned_.begin(), owned_.end(),
+                  [](const Owned& a, const Owned& b) { return a.chunk.first < b.chunk.first; });
+        std::uint32_t end = 0;
+        const auto free_until = [&](std::uint32_t first) {
+            source_.insist(first >= end, "a chunk");
+            if (first > end) forest_.store_.give({end, first - end});
+        };
+        for (const Owned& owned : owned_) {
+            free_until(owned.chunk.first);
+            end = owned.chunk.first + owned.chunk.grains;
+        }
+        free_until(used);
     }
 
-    // Blocks lie end to end; after this every child reference leads to the start of a block that
-    // names it as its parent, so that walks up and down end.
-    static void check_blocks(const Source& source, const Forest& forest, Tree& tree) {
-        const std::uint32_t used = tree.arena.used(), arms = forest.agents_;
-        std::vector<bool> starts(used, false);
-        for (std::uint32_t block = 0; block < used;) {
-            // The header may not reach beyond the memory: a block has a grain at least.
-            const Header& head = tree.arena.at(block).head();
-            source.insist(head.capacity >= 1 && head.capacity <= kMaxChildren &&
-                              head.count <= head.capacity &&
-                              grains_for(head.capacity, arms) <= used - block,
-                          "a block header");
-            starts[block] = true;
-            block += grains_for(head.capacity, arms);
-        }
-        for (std::uint32_t block = 0; block < used;) {
-            const std::uint32_t capacity = tree.arena.at(block).head().capacity;
-            if (tree.arena.at(block).head().count == 0) {
-                source.insist(block != 0, "a root");
-                tree.arena.release(block);
-            } else {
-                check_family(source, forest, tree, block, starts);
-            }
-            block += grains_for(capacity, arms);
+    // A block that nobody has taken yet, in the memory of its tree.
+    void take(std::uint32_t index, std::uint32_t block) {
+        const Arena& arena = forest_.trees_[index].arena;
+        const std::size_t used = taken_.size();
+        source_.insist(block < used, "a block");
+        const std::uint32_t capacity = forest_.store_.at(block).head().capacity;
+        source_.insist(capacity >= 1 && capacity <= kMaxChildren, "a block header");
+        const std::uint32_t grains = grains_for(capacity, forest_.agents_);
+        source_.insist(grains <= used - block, "a block header");
+        source_.insist(block + grains <= arena.next || block >= arena.end ||
+                           block + grains <= arena.chunks.back().first,
+                       "a block in free memory");
+        for (std::uint32_t grain = block; grain < block + grains; ++grain) {
+            source_.insist(!taken_[grain] && owner_[grain] == index, "a block");
+            taken_[grain] = true;
         }
     }
 
-    static void check_family(const Source& source, const Forest& forest, Tree& tree,
-                             std::uint32_t block, const std::vector<bool>& starts) {
-        const Family family = tree.arena.at(block);
-        Header& head = family.head();
-        source.insist(head.visits >= 1, "visits");
-        if (block == 0) {
-            source.insist(head.parent_block == kNone && head.depth == 0 && head.count == 1 &&
-                              family.reason()[0] == 0,
-                          "a root");
-        } else {
-            const std::uint32_t up = head.parent_block;
-            source.insist(up < starts.size() && starts[up], "a parent");
-            const Family above = tree.arena.at(up);
-            source.insist(head.parent_lane < above.head().count &&
-                              above.child()[head.parent_lane] == block &&
-                              head.depth == above.head().depth + 1 && head.depth != 0,
-                          "a parent");
+    // From the root down every child reference leads to a block of its own that names its parent,
+    // so that walks up and down end.
+    void check_blocks(std::uint32_t index) {
+        const Tree& tree = forest_.trees_[index];
+        std::vector<std::uint32_t> blocks{tree.root_block};
+        take(index, tree.root_block);
+        for (std::size_t next = 0; next < blocks.size(); ++next) {
+            const Family family = forest_.store_.at(blocks[next]);
+            check_family(family, next == 0);
+            for (std::uint32_t lane = 0; lane < family.head().count; ++lane) {
+                const std::uint32_t below = family.child()[lane];
+                if (below == kNone) continue;
+                take(index, below);
+                const Header& head = forest_.store_.at(below).head();
+                source_.insist(head.parent_block == blocks[next] && head.parent_lane == lane &&
+                                   head.depth == family.head().depth + 1 && head.depth != 0,
+                               "a parent");
+                blocks.push_back(below);
+            }
         }
-        for (std::uint32_t agent = 0; agent < forest.agents_; ++agent) {
-            source.insist(finite(family.arms()[agent].sum), "an arm");
+        source_.insist(forest_.roots_[index] == forest_.store_.at(tree.root_block).id()[0],
+                       "a root");
+    }
+
+    void check_family(const Family& family, bool root) {
+        const Header& head = family.head();
+        forest_.note_width(head.count);
+        source_.insist(head.count >= 1 && head.count <= head.capacity && head.tally.n() >= 1,
+                       "a block header");
+        if (root) {
+            source_.insist(head.parent_block == kNone && head.depth == 0 && head.count == 1 &&
+                               family.reason()[0] == 0,
+                           "a root");
+        }
+        const std::uint32_t agents = forest_.agents_;
+        for (std::uint32_t agent = 0; agent < agents; ++agent) {
+            source_.insist(finite(family.arms()[agent].sum), "an arm");
         }
         for (std::uint32_t lane = 0; lane < head.count; ++lane) {
-            const std::uint32_t below = family.child()[lane];
-            source.insist(below == kNone || (below < starts.size() && starts[below] && below != 0 &&
-                                             tree.arena.at(below).head().count > 0),
-                          "a child");
-            source.insist(finite(family.best()[lane]) && finite(family.sum()[lane]) &&
-                              finite(family.prior()[lane]) && family.prior()[lane] >= 0.0 &&
-                              family.id()[lane] < kMaxNodes,
-                          "a node");
-            source.insist(forest.agents_ == 0 || family.tag()[lane] < forest.agents_, "a tag");
+            source_.insist(finite(family.best()[lane]) && finite(family.sum()[lane]) &&
+                               finite(family.prior()[lane]) && family.prior()[lane] >= 0.0 &&
+                               family.id()[lane] < kMaxNodes &&
+                               (agents == 0 || family.tag()[lane] < agents),
+                           "a node");
         }
     }
 
-    static void read_flights(const Source& source, Forest& forest) {
-        const auto records = source.section<FlightRecord>(kFlights);
+    void check_tree(std::uint32_t index) {
+        const Tree& tree = forest_.trees_[index];
+        try {
+            forest_.check_tree(tree, index);
+        } catch (const std::logic_error& broken) {
+            source_.refuse(std::string("is damaged (") + broken.what() + ")");
+        }
+        std::unordered_map<std::uint32_t, std::uint32_t> flying;
+        for (const Flight& flight : tree.flights) ++flying[flight.node];
+        for (const auto& [node, flights] : flying) {
+            const auto leaf = Location::unpack(forest_.locations_[node]);
+            source_.insist(forest_.flights_at(leaf) == flights, "a ticket");
+        }
+    }
+
+    void read_free() {
+        for (const FreeRecord& free : source_.section<FreeRecord>(kFree)) {
+            source_.insist(free.tree < forest_.trees_.size() && forest_.alive(free.tree) &&
+                               free.block < forest_.store_.used(),
+                           "a free block");
+            forest_.trees_[free.tree].arena.free.emplace_back(free.capacity, free.block);
+            if (taken_.empty()) continue;  // its author is trusted
+            for (std::uint32_t block = free.block; block != kNone;) {
+                take(free.tree, block);
+                const Header& head = forest_.store_.at(block).head();
+                source_.insist(head.count == 0 && head.capacity == free.capacity, "a free block");
+                block = head.parent_block;
+            }
+        }
+    }
+
+    void read_flights() {
+        const auto records = source_.section<FlightRecord>(kFlights);
         for (const FlightRecord& record : records) {
-            source.insist(record.tree < forest.trees_.size() &&
-                              record.node < forest.locations_.size() &&
-                              record.ticket < forest.next_ticket_,
-                          "a ticket");
-            Tree& tree = forest.trees_[record.tree];
-            source.insist(
-                tree.alive && forest.locations_[record.node] != kNowhere &&
-                    Location::unpack(forest.locations_[record.node]).tree == record.tree &&
+            source_.insist(record.tree < forest_.trees_.size() &&
+                               record.node < forest_.locations_.size() &&
+                               record.ticket < forest_.next_ticket_,
+                           "a ticket");
+            Tree& tree = forest_.trees_[record.tree];
+            source_.insist(
+                forest_.alive(record.tree) &&
+                    Location::unpack(forest_.locations_[record.node]).tree == record.tree &&
                     (tree.flights.empty() || tree.flights.back().ticket < record.ticket),
                 "a ticket");
             tree.flights.push_back({record.ticket, record.node, Flight::kLive});
         }
     }
+
+    const Source& source_;
+    Forest& forest_;
+    struct Owned {
+        Chunk chunk;
+        std::uint32_t tree;
+    };
+    std::vector<Owned> owned_;          // by place
+    std::vector<std::uint32_t> owner_;  // tree by grain; empty for a mapped file
+    std::vector<bool> taken_;           // by grain; empty for a mapped file
 };
 
 void Forest::save(const std::string& path) const {
@@ -342,13 +432,16 @@ void Forest::save(const std::string& path) const {
     config.next_ticket = next_ticket_;
 
     std::vector<TreeRecord> records;
+    std::vector<Chunk> chunks;
     std::vector<FlightRecord> flights;
     std::vector<FreeRecord> free;
     for (std::uint32_t index = 0; index < trees_.size(); ++index) {
         const Tree& tree = trees_[index];
-        records.push_back(
-            {tree.root, tree.nodes, tree.alive ? tree.arena.used() : 0, tree.alive ? 1u : 0u});
-        for (const auto& [capacity, block] : tree.arena.free()) {
+        const Arena& arena = tree.arena;
+        records.push_back({roots_[index], tree.root_block, tree.nodes, alive(index) ? 1u : 0u,
+                           std::uint32_t(arena.chunks.size()), arena.next});
+        chunks.insert(chunks.end(), arena.chunks.begin(), arena.chunks.end());
+        for (const auto& [capacity, block] : arena.free) {
             if (block != kNone) free.push_back({index, capacity, block});
         }
         for (const Flight& flight : tree.flights) {
@@ -357,29 +450,21 @@ void Forest::save(const std::string& path) const {
             }
         }
     }
-    using Piece = std::pair<const void*, std::size_t>;
-    std::vector<Piece> parts[kSections];
-    parts[kConfig] = {{&config, sizeof config}};
-    parts[kTreeTable] = {{records.data(), records.size() * sizeof(TreeRecord)}};
-    parts[kFlights] = {{flights.data(), flights.size() * sizeof(FlightRecord)}};
-    parts[kFree] = {{free.data(), free.size() * sizeof(FreeRecord)}};
-    parts[kLocations] = {{locations_.data(), locations_.size() * sizeof(std::uint64_t)}};
-    for (const Tree& tree : trees_) {
-        if (tree.alive) {
-            parts[kGrains].push_back({tree.arena.data(), tree.arena.used() * kGrain});
-        }
-    }
+    using Bytes = std::span<const std::byte>;
+    Bytes parts[kSections];
+    parts[kConfig] = std::as_bytes(std::span(&config, 1));
+    parts[kTreeTable] = std::as_bytes(std::span(records));
+    parts[kChunks] = std::as_bytes(std::span(chunks));
+    parts[kFlights] = std::as_bytes(std::span(flights));
+    parts[kFree] = std::as_bytes(std::span(free));
+    parts[kLocations] = std::as_bytes(std::span(locations_.data(), locations_.size()));
+    parts[kGrains] = Bytes(store_.base(0), store_.bytes());
     Section sections[kSections];
-    std::size_t offset = padded(sizeof(Preamble) + sizeof sections);
+    std::size_t offset = sizeof(Preamble) + sizeof sections;
     for (int i = 0; i < kSections; ++i) {
-        Checksum sum;
-        std::size_t total = 0;
-        for (const auto& [data, bytes] : parts[i]) {
-            sum.add(static_cast<const std::byte*>(data), bytes);
-            total += bytes;
-        }
-        sections[i] = {offset, total, sum.value()};
-        offset += padded(total);
+        offset = rounded(offset, alignment(i));
+        sections[i] = {offset, parts[i].size(), checksum(parts[i].data(), parts[i].size())};
+        offset += parts[i].size();
     }
     Preamble preamble{};
     std::memcpy(preamble.magic, kMagic, sizeof kMagic);
@@ -391,10 +476,9 @@ void Forest::save(const std::string& path) const {
     Draft draft(path);
     draft.write(&preamble, sizeof preamble);
     draft.write(sections, sizeof sections);
-    draft.pad(sizeof preamble + sizeof sections);
     for (int i = 0; i < kSections; ++i) {
-        for (const auto& [data, bytes] : parts[i]) draft.write(data, bytes);
-        draft.pad(sections[i].bytes);
+        draft.pad_to(sections[i].offset);
+        draft.write(parts[i].data(), parts[i].size());
     }
     draft.commit();
 }
@@ -417,7 +501,8 @@ Config Forest::peek(const std::string& path) {
 
 void Forest::load(const std::string& path, bool verify, Forest& into) {
     const Source source(path, verify);
-    verify ? Snapshot::read(source, into) : Snapshot::map(source, into);
+    Snapshot snapshot(source, into);
+    verify ? snapshot.read() : snapshot.map();
 }
 
 }  // namespace bdc::search

@@ -1,5 +1,5 @@
-// Snapshot files. Layout, little-endian: a Preamble, a table of Sections, then the sections, each
-// starting at a multiple of 64 bytes. Nothing in a file is trusted: sizes, checksums, and then
+// Snapshot files. Layout, little-endian: a Preamble, a table of Sections, then the sections, the
+// two large ones each starting on a page. Nothing in a file is trusted: sizes, checksums, and then
 // every reference between blocks, ids and tickets are checked before a forest is made of them. A
 // caller that knows the file's author may have the two large sections mapped unread instead.
 #pragma once
@@ -9,10 +9,13 @@
 namespace bdc::search {
 
 inline constexpr char kMagic[8] = {'B', 'D', 'C', 'F', 'O', 'R', 'S', 'T'};
-inline constexpr std::uint32_t kVersion = 2;
+inline constexpr std::uint32_t kVersion = 3;
 inline constexpr std::uint32_t kEndian = 0x01020304u;
 
-enum SectionKind { kConfig, kTreeTable, kFlights, kFree, kLocations, kGrains, kSections };
+enum SectionKind { kConfig, kTreeTable, kChunks, kFlights, kFree, kLocations, kGrains, kSections };
+
+// Where a section may start.
+inline std::uint64_t alignment(int section) { return section >= kLocations ? 4096 : 64; }
 
 struct Preamble {
     char magic[8];
@@ -32,8 +35,10 @@ struct ConfigRecord {
     std::uint64_t seed, next_ticket;
 };
 
+// A tree and how many of the chunks are its own; the chunks follow each other in the order of the
+// trees. What is left of the last one begins at `next`.
 struct TreeRecord {
-    std::uint32_t root, nodes, grains, alive;
+    std::uint32_t root, root_block, nodes, alive, chunks, next;
 };
 
 struct FlightRecord {
@@ -41,8 +46,7 @@ struct FlightRecord {
     std::uint32_t node, tree;  // tree by position
 };
 
-// The first free block of a capacity in a tree; it names the next one. Not used when the file is
-// checked: then the free blocks are found anew.
+// The first free block of a capacity in a tree; it names the next one.
 struct FreeRecord {
     std::uint32_t tree, capacity, block;
 };

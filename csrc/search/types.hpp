@@ -11,7 +11,7 @@ inline constexpr std::uint32_t kNone = 0xFFFFFFFFu;
 inline constexpr std::uint32_t kMaxChildren = 4092;  // lanes of one family
 inline constexpr std::uint32_t kMaxTrees = 1u << 22;
 inline constexpr std::uint32_t kMaxNodes = 1u << 30;
-inline constexpr std::uint32_t kMaxGrains = 1u << 30;  // of one tree: 32 GiB
+inline constexpr std::uint32_t kMaxGrains = 1u << 30;  // of 32 bytes
 
 // Bad input: nothing has been changed. `index` is the offending position in the argument, or -1.
 struct InputFault : std::runtime_error {
@@ -50,7 +50,7 @@ struct Config {
     std::uint64_t seed = 0;
 };
 
-// Where a node lies: its tree, the block of its family in the tree's arena, its lane in the family.
+// Where a node lies: its tree, the block of its family in the store, its lane in the family.
 struct Location {
     std::uint32_t tree;
     std::uint32_t block;
@@ -64,7 +64,5 @@ struct Location {
                 std::uint32_t(bits) & 0xFFFu};
     }
 };
-
-inline constexpr std::uint64_t kNowhere = ~std::uint64_t(0);  // the id of a dropped node
 
 }  // namespace bdc::search

@@ -12,7 +12,7 @@ from bdc.search import UCT, Forest
 @pytest.mark.timeout(1200)
 def test_ten_million_edges_in_one_tree_and_in_many() -> None:
     """Statistics add up, ids stay dense, and a node takes at most 64 bytes. Limits beyond: ids and trees are 30 and 22
-    bits of a location, a tree's memory 2^30 grains of 32 bytes, so 10^8 edges take about 6 GB and a tenth of the ids."""
+    bits of a location, the blocks 2^30 grains of 32 bytes, so 10^8 edges take 6 of 32 GiB and a tenth of the ids."""
     forest = Forest(UCT(), "mean", gamma=1.0)
     (root,) = forest.plant(1)
     branching, wave = 8, 1024

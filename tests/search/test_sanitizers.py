@@ -38,6 +38,17 @@ def test_stress_of_eight_threads(sanitizer: str, tmp_path: Path) -> None:
     assert done.stdout == "ok\n"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler (apt install g++)")
+def test_portable_and_avx512_forms_agree(tmp_path: Path) -> None:
+    program = build("c++", "forms", ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"], tmp_path)
+    done = subprocess.run([program, "200000"], capture_output=True, text=True, timeout=600)
+    if done.stdout == "no AVX-512\n":
+        pytest.skip("needs a processor with AVX-512; elsewhere only the portable form runs")
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr[-4000:]
+
+
 def seeds(folder: Path) -> None:
     """Small snapshots of all kinds: widened families, free blocks, tickets, pruned nodes, a dropped tree, arms."""
     rules: list[Rule] = [PUCB(), GumbelRoot(16, 4), Thompson(2)]
@@ -68,11 +79,13 @@ def libfuzzer(folder: Path) -> str | None:
 def test_the_loader_under_libfuzzer(tmp_path: Path) -> None:
     clang = libfuzzer(tmp_path)
     if clang is None:
-        pytest.skip("needs clang++ with libFuzzer (apt install clang)")
+        pytest.skip(
+            "needs clang++ with libFuzzer (apt install clang and libclang-rt-14-dev, or the one of its version)"
+        )
     program = build(clang, "fuzz_load", ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"], tmp_path)
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     seeds(corpus)
-    limits = ["-max_total_time=60", "-max_len=16384", "-seed=1", "-rss_limit_mb=2048", "-timeout=20"]
+    limits = ["-max_total_time=60", "-max_len=32768", "-seed=1", "-rss_limit_mb=2048", "-timeout=20"]
     done = subprocess.run([program, *limits, corpus], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -23,6 +23,7 @@ def wave(forest: Forest, rng: np.random.Generator) -> list[int]:
     return selection.path.tolist()
 
 
+SECTIONS, LOCATIONS = 7, 5  # entries in the table; where the large sections begin
 RULES = [UCT(0.7), PUCT(fpu_reduction=0.2), PUCB(), GumbelRoot(32, 4), Thompson(2), Thompson(0, "normal", 0.5, 2.0)]
 
 
@@ -78,7 +79,7 @@ def test_a_mapped_snapshot_continues_the_same(rule, tmp_path: Path) -> None:
 
 def test_a_mapped_snapshot_checks_its_small_sections(snapshot: bytes, tmp_path: Path) -> None:
     """The table, the configuration, the trees and the tickets come first; they are small."""
-    (offset,) = struct.unpack_from("<Q", snapshot, 32 + 24 * 4)
+    (offset,) = struct.unpack_from("<Q", snapshot, 32 + 24 * LOCATIONS)
     rng = random.Random(6)
     used = [i for i in range(offset) if snapshot[i]]
     for _ in range(200):
@@ -116,7 +117,7 @@ def test_truncated_foreign_newer(snapshot: bytes, tmp_path: Path) -> None:
     refused(tmp_path, snapshot + b"\0")
     assert "foreign" in refused(tmp_path, b"PK" + snapshot[2:])
     newer = bytearray(snapshot)
-    for version, word in ((1, "older"), (3, "newer")):
+    for version, word in ((2, "older"), (4, "newer")):
         struct.pack_into("<I", newer, 8, version)
         assert word in refused(tmp_path, bytes(newer))
     with pytest.raises(ForestError, match="cannot be opened"):
@@ -127,7 +128,7 @@ def test_truncated_foreign_newer(snapshot: bytes, tmp_path: Path) -> None:
 
 def test_any_flipped_bit_is_noticed(snapshot: bytes, tmp_path: Path) -> None:
     rng = random.Random(3)
-    used = [i for i, byte in enumerate(snapshot) if byte] + list(range(176))
+    used = [i for i, byte in enumerate(snapshot) if byte] + list(range(32 + 24 * SECTIONS))
     for _ in range(400):
         damaged = bytearray(snapshot)
         damaged[rng.choice(used)] ^= 1 << rng.randrange(8)
@@ -161,11 +162,11 @@ def checksum(data: bytes) -> int:
 
 def resealed(content: bytearray) -> bytes:
     """The file with all its checksums made right again."""
-    for section in range(6):
+    for section in range(SECTIONS):
         at = 32 + 24 * section
         offset, size, _ = struct.unpack_from("<QQQ", content, at)
         struct.pack_into("<Q", content, at + 16, checksum(bytes(content[offset : offset + size])))
-    struct.pack_into("<Q", content, 24, checksum(bytes(content[32 : 32 + 24 * 6])))
+    struct.pack_into("<Q", content, 24, checksum(bytes(content[32 : 32 + 24 * SECTIONS])))
     return bytes(content)
 
 
@@ -175,11 +176,13 @@ def test_hostile_files_with_good_checksums(snapshot: bytes, tmp_path: Path) -> N
     rng = random.Random(4)
     outcomes = {"refused": 0, "loaded": 0}
     path = tmp_path / "forged"
+    table = [struct.unpack_from("<QQ", snapshot, 32 + 24 * section) for section in range(SECTIONS)]
+    words = [at for offset, size in table for at in range(offset, offset + size - 3, 4)]
     extreme = [0, 1, 2, 4, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF, 0x7FF00000, 0xFFF80000]
     for _ in range(400):
         forged = bytearray(snapshot)
         for _ in range(rng.randint(1, 3)):
-            at = rng.randrange(192, len(forged) - 4) // 4 * 4
+            at = rng.choice(words)
             (old,) = struct.unpack_from("<I", forged, at)
             new = rng.choice([rng.choice(extreme), old ^ (1 << rng.randrange(32)), mask(old + 1) & 0xFFFFFFFF])
             struct.pack_into("<I", forged, at, new)

@@ -1,0 +1,120 @@
+"""What a user looks at: views, tables, histograms, paths, exports."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from bdc.search import PUCB, UCT, Forest, to_json, to_networkx
+
+
+def grown(seed: int = 0) -> tuple[Forest, int]:
+    """Two trees of some hundred nodes; the second one's root."""
+    forest = Forest(PUCB(), "mean", gamma=0.9, seed=seed)
+    roots = forest.plant(2)
+    rng = np.random.default_rng(seed)
+    for _ in range(60):
+        wave = forest.select(roots, 2)
+        leaves = np.unique(wave.leaf)
+        children = forest.expand(leaves, rng.integers(1, 5, len(leaves)), None, None)
+        forest.backup(children, rng.random(len(children)))
+    forest.prune(forest.children(roots[1])["id"][:1], 9)
+    forest.select(roots[1:], 3)
+    return forest, int(roots[1])
+
+
+def test_columns_of_a_selection_are_views_that_keep_it_alive() -> None:
+    forest = Forest(UCT(), threads=1)
+    roots = forest.plant(300)
+    wave = forest.select(roots, 2)
+    columns = [wave.tree, wave.leaf, wave.depth, wave.ticket, wave.path, wave.path_offsets, wave.agent]
+    for column in columns:
+        assert not column.flags.owndata and column.base is not None
+    leaf, copy = wave.leaf, wave.leaf.copy()
+    forest.abandon(wave)
+    del wave, columns
+    for _ in range(8):  # others come and go, and take the room of those that are gone
+        forest.abandon(forest.select(roots[:7], 3))
+        gc.collect()
+    assert (leaf == copy).all()
+
+
+def test_statistics_of_a_tree_in_numbers() -> None:
+    forest, root = grown()
+    rows = forest.nodes(root)
+    stats = forest.stats(root)
+    assert stats.nodes == len(rows) > 100
+    depth: dict[int, int] = {}
+    children: Counter[int] = Counter()
+    for row in rows:
+        depth[int(row["id"])] = 0 if row["parent"] < 0 else depth[int(row["parent"])] + 1
+        children[int(row["parent"])] += 1
+    assert stats.depth == max(depth.values()) > 2
+    assert stats.depth_histogram.tolist() == [Counter(depth.values())[level] for level in range(stats.depth + 1)]
+    assert stats.leaves == sum(children[int(node)] == 0 for node in rows["id"])
+    buckets = Counter(int(n).bit_length() for n in rows["n"])  # 0, 1, 2-3, 4-7, ...
+    assert stats.visit_histogram.tolist() == [buckets[i] for i in range(max(buckets) + 1)]
+    assert (stats.pruned, stats.pending) == (1, 3)
+    assert stats.visits == rows["visits"][0] and stats.value == rows["value"][0]
+    table = forest.children(root)
+    assert table["id"].tolist() == [int(row["id"]) for row in rows if row["parent"] == root]
+    assert (forest.rows(rows["id"]) == rows).all()
+
+
+def test_exports_hold_the_whole_tree() -> None:
+    forest, root = grown(1)
+    rows = forest.nodes(root)
+    exported = json.loads(to_json(forest, root))
+    assert exported["root"] == root and len(exported["nodes"]) == len(rows)
+    for node, row in zip(exported["nodes"], rows, strict=True):
+        assert node["parent"] == (None if row["parent"] < 0 else row["parent"])
+        for name in ("id", "n", "visits", "pending", "reason", "prior", "value", "max", "mean", "depth", "tag"):
+            assert node[name] == row[name]
+    networkx = pytest.importorskip("networkx")
+    graph = to_networkx(forest, root)
+    assert networkx.is_arborescence(graph) and set(graph) == set(rows["id"].tolist())
+    for row in rows:
+        assert graph.nodes[int(row["id"])]["n"] == row["n"]
+        if row["parent"] >= 0:
+            assert graph.has_edge(int(row["parent"]), int(row["id"]))
+
+
+@pytest.mark.parametrize("dtype", ["<i4", ">i4", "<i8", ">i8", "u2", "u8"])
+def test_ids_of_any_integer_type(dtype: str) -> None:
+    forest = Forest(threads=1)
+    forest.plant(3)
+    every = forest.expand(np.array([2, 9, 0], dtype)[::2], np.array([1, 2], dtype))
+    assert forest.rows(every.astype(dtype))["parent"].tolist() == [2, 0, 0]
+
+
+@pytest.mark.parametrize("branching", [3, 8, 32])
+def test_memory_of_small_trees(branching: int) -> None:
+    """At most 64 bytes a node with all statistics, 64 trees of a thousand nodes growing side by side."""
+    forest = Forest(UCT(), "mean", threads=1)
+    roots = forest.plant(64)
+    for _ in range(1000 // branching):
+        wave = forest.select(roots)
+        forest.expand(wave.leaf, branching)
+        forest.backup(wave, np.full(64, 0.5))
+    assert forest.nbytes / len(forest) <= 64
+
+
+def test_dropped_trees_make_room_for_the_next() -> None:
+    forest = Forest(UCT(), "mean", threads=1)
+    sizes = []
+    for round_ in range(20):
+        roots = forest.plant(16)
+        for _ in range(50):
+            wave = forest.select(roots)
+            forest.expand(wave.leaf, 2 + round_ % 3)
+            forest.backup(wave, np.full(16, 0.5))
+        forest.drop(roots)
+        sizes.append(forest.nbytes - 8 * len(forest))  # ids are not used again before `compact`
+    assert sizes[-1] < 1.5 * max(sizes[:3]) + 16 * 20 * 192  # and what is known of each tree that was
+    forest.check()
+    forest.compact()
+    assert len(forest) == 0
