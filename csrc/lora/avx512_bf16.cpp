@@ -3,5 +3,4 @@
 #define BDC_LANES 16
 #define BDC_TOKENS 4
 #define BDC_ROWS 4
-#define BDC_COLUMNS 4
 #include "kernel.inc"

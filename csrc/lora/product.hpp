@@ -8,6 +8,9 @@ namespace bdc::lora {
 
 enum class Storage { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
+// In which order expand adds the products of a sum over the ranks.
+enum class Order { kDots, kEvenAndOdd, kUnits };
+
 // Plain data only: this header is compiled for several instruction sets. Strides are in elements,
 // from row to row; a row is contiguous.
 struct Product {
@@ -23,15 +26,24 @@ struct Product {
     std::int64_t count;          // of active tokens
     std::int64_t in, out, rank;
     float scaling;
-    float* h;    // [tokens, rank]: takes h before the gate, for gradients; or null
-    bool fresh;  // y is written, not added to
-    bool few;    // few enough tokens to multiply B as it lies, without packing it
+    float* h;        // takes h = x A^T: [tokens, rank] where it is wanted, else [count, rank]
+    bool h_of_each;  // h has a row for each token
+    bool fresh;      // y is written, not added to
+    Order order;
 };
 
-// Whether packing B would cost more than it saves; by the tokens of a whole call, so that the order
-// of a sum does not depend on how the call is cut up.
-inline bool few(const Product& p) {
-    return p.count <= 2 || p.count * (p.storage == Storage::kBFloat16 ? 20 : 14) <= p.rank;
+// h of active token i.
+static inline float* h_of(const Product& p, std::int64_t i) {
+    return p.h + (p.h_of_each ? p.active[i] : i) * p.rank;
+}
+
+// The order for the tokens of a whole call, however it is cut up: dot products with the rows of B
+// where turning B would cost more.
+static inline Order order(const Product& p) {
+    const std::int64_t units = p.storage == Storage::kBFloat16 ? p.rank / 2 : p.rank;
+    const std::int64_t least[] = {0, 0, 40, 256, 256};  // units, by the number of tokens
+    if (p.count > 4) return Order::kUnits;
+    return units >= least[p.count] ? Order::kDots : Order::kEvenAndOdd;
 }
 
 // A half-open range of active tokens, and of ranks (shrink) or outputs (expand).
@@ -39,15 +51,15 @@ struct Part {
     std::int64_t first_token, last_token, first, last;
 };
 
-// The two halves for one instruction set. `gated` holds 4 * rank bytes for each active token, in a
-// form of the kernel's own: s * h * g. Parts of one half can run at the same time; they write to
-// different places, and each value is summed in an order that only depends on in and rank.
+// The two halves for one instruction set: shrink writes h, expand reads it. Parts of one half can
+// run at the same time; they write to different places, and each value is summed in an order that
+// only depends on in, out and rank.
 struct Kernel {
     const char* name;
     std::int64_t rank_step, out_step;        // a part is best a multiple of these
     std::size_t (*scratch)(const Product&);  // bytes that either half needs
-    void (*shrink)(const Product&, const Part&, void* gated, void* scratch);
-    void (*expand)(const Product&, const Part&, const void* gated, void* scratch);
+    void (*shrink)(const Product&, const Part&, void* scratch);
+    void (*expand)(const Product&, const Part&, void* scratch);
 };
 
 extern const Kernel kPortable;

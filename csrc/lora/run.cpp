@@ -13,8 +13,8 @@ namespace {
 
 // From here on each thread has enough tokens to read A and B by itself.
 constexpr std::int64_t kOwnTokens = 128;
-// Gated sums that a thread makes before it uses them, in its second cache.
-constexpr std::int64_t kGatedAtOnce = 1 << 16;
+// Sums h that a thread makes before it uses them, in its second cache.
+constexpr std::int64_t kSumsAtOnce = 1 << 16;
 
 // Kept from call to call: fresh pages would cost more than the product of one token.
 class Buffer {
@@ -36,7 +36,11 @@ class Buffer {
     std::size_t size_ = 0;
 };
 
-thread_local Buffer scratch_buffer, gated_buffer;
+thread_local Buffer scratch_buffer, h_buffer;
+
+float* h_for(const Product& p) {
+    return static_cast<float*>(h_buffer.get(std::size_t(p.count * p.rank) * sizeof(float)));
+}
 
 // The share of worker i of n in [0, length), in multiples of step.
 std::pair<std::int64_t, std::int64_t> share(std::int64_t length, std::int64_t step, int i, int n) {
@@ -56,15 +60,15 @@ Part part_of(const Product& p, std::int64_t length, std::int64_t step, int i, in
 
 void run_tokens(const Kernel& kernel, const Product& p, std::int64_t first, std::int64_t last) {
     void* scratch = scratch_buffer.get(kernel.scratch(p));
-    const std::int64_t at_once = std::max<std::int64_t>(kGatedAtOnce / p.rank / kBlock, 1) * kBlock;
+    const std::int64_t at_once = std::max<std::int64_t>(kSumsAtOnce / p.rank / kBlock, 1) * kBlock;
     for (; first < last; first += at_once) {
         Product block = p;
         block.active += first;
         block.rows += first;
         block.count = std::min(at_once, last - first);
-        void* gated = gated_buffer.get(std::size_t(block.count * p.rank) * 4);
-        kernel.shrink(block, {0, block.count, 0, p.rank}, gated, scratch);
-        kernel.expand(block, {0, block.count, 0, p.out}, gated, scratch);
+        if (!block.h_of_each) block.h = h_for(block);
+        kernel.shrink(block, {0, block.count, 0, p.rank}, scratch);
+        kernel.expand(block, {0, block.count, 0, p.out}, scratch);
     }
 }
 
@@ -80,7 +84,8 @@ int max_threads() {
 
 void run(const Kernel& kernel, const Product& given, int threads) {
     Product p = given;
-    p.few = few(p);
+    p.h_of_each = p.h != nullptr;
+    p.order = order(p);
     if (threads <= 1 || microseconds(p, p.count) < kParallelMicroseconds)
         return run_tokens(kernel, p, 0, p.count);
 #ifdef _OPENMP
@@ -93,14 +98,14 @@ void run(const Kernel& kernel, const Product& given, int threads) {
         }
         return;
     }
-    void* gated = gated_buffer.get(std::size_t(p.count * p.rank) * 4);
+    if (!p.h_of_each) p.h = h_for(p);
 #pragma omp parallel num_threads(threads)
     {
         const int i = omp_get_thread_num(), n = omp_get_num_threads();
         void* scratch = scratch_buffer.get(kernel.scratch(p));
-        kernel.shrink(p, part_of(p, p.rank, kernel.rank_step, i, n), gated, scratch);
+        kernel.shrink(p, part_of(p, p.rank, kernel.rank_step, i, n), scratch);
 #pragma omp barrier
-        kernel.expand(p, part_of(p, p.out, kernel.out_step, i, n), gated, scratch);
+        kernel.expand(p, part_of(p, p.out, kernel.out_step, i, n), scratch);
     }
 #endif
 }

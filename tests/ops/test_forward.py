@@ -17,6 +17,8 @@ SHAPES = [
     (33, 129, 65, 40, 5),
     (70, 20, 31, 128, 3),
     (2, 4096, 8, 5, 1),
+    (5, 9001, 33, 40, 3),
+    (4, 30, 45, 520, 3),
 ]
 
 
@@ -124,7 +126,7 @@ def test_same_bits_every_time(problems: SimpleNamespace, backend: str, dtype: to
     assert all(torch.equal(rankwise_lora(*problem.arguments), first) for _ in range(5))
 
 
-@pytest.mark.parametrize("tokens", [2, 39])
+@pytest.mark.parametrize("tokens", [2, 3, 9, 39])
 def test_cpp_token_depends_on_the_number_of_tokens_only(
     problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tokens: int
 ) -> None:
@@ -154,7 +156,22 @@ def test_cpp_two_tokens_alone_or_together(problems: SimpleNamespace, monkeypatch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("tokens", [1, 23, 300])
+def test_cpp_more_than_four_tokens_do_not_change_each_other(
+    problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    if "cpp" not in backends():
+        pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
+    monkeypatch.setenv("BDC_OPS_BACKEND", "cpp")
+    problem = problems.make(tokens=200, d_in=100, d_out=50, rank=40, dtype=dtype)
+    problem.rows.clamp_min_(0)
+    x, a, b, g, rows, s = problem.arguments
+    whole = rankwise_lora(x, a, b, g, rows, s)
+    for part in (slice(0, 5), slice(3, 16), slice(100, 131), slice(7, 107)):
+        assert torch.equal(rankwise_lora(x[part], a, b, g, rows[part], s), whole[part])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens", [1, 4, 23, 300])
 def test_cpp_bits_do_not_depend_on_threads(
     problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tokens: int, dtype: torch.dtype
 ) -> None:

@@ -27,7 +27,8 @@ STORAGES = [
     (1, bfloat16, lambda v: (v.astype(np.uint32) << 16).view(np.float32), 2.0**-8),
     (2, lambda v: v.astype(np.float16), lambda v: v, 2.0**-11),
 ]
-SHAPES = [(1, 1, 1, 1), (7, 37, 29, 13), (41, 130, 70, 33), (3, 64, 128, 24), (70, 96, 64, 32)]
+SHAPES = [(1, 1, 1, 1), (7, 37, 29, 13), (41, 130, 70, 33), (3, 64, 128, 24), (70, 96, 64, 32), (9, 40, 90, 21)]
+SHAPES += [(2, 70, 37, 47), (4, 50, 41, 515), (3, 8301, 5, 7), (2, 30, 45, 20)]
 for storage, narrow, widen, unit in STORAGES:
     for tokens, d_in, d_out, rank in SHAPES:
         y, x, a, b = (
