@@ -1,9 +1,10 @@
 """`bdc bench solver`: what customised decoding costs over the base model, beside PEFT's ways, in one run.
 
-A step decodes one token for every request of a batch, each request under rank weights of its own. Timed in turns, one step
-each, in an order that chance changes every round: the base model alone; the solver; PEFT with one plain LoRA of the same
-total rank for all requests; PEFT's `adapter_names` with an adapter per request, its rank weights merged into A. All four
-share one base model, packed as the solver packs it, its cache and its decoding loop; what they compute is compared first.
+A step decodes one token for every request of a batch, each request under rank weights of its own. Four systems take turns
+in an order that chance changes every round: the base model alone; the solver; PEFT with one plain LoRA of the same total rank
+for all requests; PEFT's `adapter_names` with an adapter per request, its rank weights merged into A. The peers step once a
+round, the base and the solver oftener, since their difference is the smallest. All share one base model, packed as the solver
+packs it, its cache and its decoding loop; what they compute is compared first.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from bdc.llm.packing import PackedLinear, pack
 from bdc.ops.bench.machine import describe
 
 MODELS = ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct")
+TURNS = 3  # of the base and the solver in a round
 PROMPT = 64  # tokens that each request has read before
 BASE, OURS, PLAIN, MIXED = "base", "bdc", "peft one", "peft mixed"
 SEMANTICS = {
@@ -166,7 +168,7 @@ class Bench:
             times = _interleaved(streams, drawn, seconds)
         medians = {name: statistics.median(values) for name, values in times.items()}
         overhead = {name: medians[name] / medians[BASE] - 1 for name in medians if name != BASE}
-        deciles = {name: statistics.quantiles(values, n=10) for name, values in times.items()}
+        deciles = {name: statistics.quantiles(values, n=10, method="inclusive") for name, values in times.items()}
         gc.collect()
         return {
             "model": self.name,
@@ -174,7 +176,7 @@ class Bench:
             "requests": requests,
             "rank": stack.k * stack.rank,
             "layers": len(stack.modules),
-            "rounds": len(times[BASE]),
+            "steps": {name: len(values) for name, values in times.items()},
             "ms": {
                 name: [round(1e3 * v, 3) for v in (deciles[name][0], medians[name], deciles[name][-1])]
                 for name in times
@@ -213,6 +215,9 @@ def _interleaved(streams: dict[str, _Stream], drawn: Iterator[Tensor], seconds: 
         shuffler.shuffle(order)
         for name in order:
             times[name].append(streams[name].step(tokens))
+        for name in order * (TURNS - 1):
+            if name in (BASE, OURS):
+                times[name].append(streams[name].step(tokens))
     return times
 
 

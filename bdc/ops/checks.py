@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def check_weights(rank_weights: Tensor, rank: int, dtype: torch.dtype, device: t
 
 
 def check_rows(token_to_row: Tensor | None, tokens: int | None, requests: int) -> None:
-    """``token_to_row`` [T] has a row of ``rank_weights`` or -1 per token; values are read on a CPU only, to not wait for a GPU."""
+    """``token_to_row`` [T] has a row of ``rank_weights`` or -1 per token; see :func:`reads_values`."""
     if token_to_row is None:
         if tokens is not None and requests not in (1, tokens):
             raise InputError(
@@ -46,11 +47,16 @@ def check_rows(token_to_row: Tensor | None, tokens: int | None, requests: int) -
     if token_to_row.ndim != 1 or tokens not in (None, len(token_to_row)):
         wanted = "T" if tokens is None else tokens
         raise InputError(f"token_to_row must be [{wanted}], one row per token, got {_shape(token_to_row)}")
-    if token_to_row.device.type == "cpu" and len(token_to_row):
+    if len(token_to_row) and reads_values(token_to_row.device):
         low, high = (int(bound) for bound in torch.aminmax(token_to_row))
         if low < -1 or high >= requests:
             wrong = low if low < -1 else high
             raise InputError(f"token_to_row must be in [-1, {requests}), the rows of rank_weights, got {wrong}")
+
+
+def reads_values(device: torch.device) -> bool:
+    """Whether values of rows and pools are checked: always on a CPU; elsewhere with BDC_OPS_CHECK=1, since it waits for the GPU."""
+    return device.type == "cpu" or os.environ.get("BDC_OPS_CHECK", "0") not in ("", "0")
 
 
 def check_product(
@@ -103,7 +109,7 @@ def check_pools(
         )
     if row_to_pool.device != x.device:
         raise InputError(f"row_to_pool must be on {x.device}, where x is, got {row_to_pool.device}")
-    if row_to_pool.device.type == "cpu" and len(row_to_pool):
+    if len(row_to_pool) and reads_values(row_to_pool.device):
         low, high = (int(bound) for bound in torch.aminmax(row_to_pool))
         if low < 0 or high >= len(lora_a):
             wrong = low if low < 0 else high

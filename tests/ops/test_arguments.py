@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bdc.errors import InputError
-from bdc.ops import rankwise_lora, rankwise_lora_
+from bdc.ops import checks, rankwise_lora, rankwise_lora_
 
 
 @pytest.mark.parametrize(
@@ -108,3 +108,20 @@ def test_unknown_backend(problems: SimpleNamespace, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("BDC_OPS_BACKEND", "abacus")
     with pytest.raises(InputError, match="BDC_OPS_BACKEND must be one of cpp, cuda, triton, torch, got abacus"):
         rankwise_lora(*problems.make().arguments)
+
+
+def test_values_on_a_gpu_are_checked_when_asked_for(problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    assert checks.reads_values(torch.device("cpu")) and not checks.reads_values(gpu)
+    for off in ("", "0"):
+        monkeypatch.setenv("BDC_OPS_CHECK", off)
+        assert not checks.reads_values(gpu)
+    monkeypatch.setenv("BDC_OPS_CHECK", "1")
+    assert checks.reads_values(gpu)
+    if not torch.cuda.is_available():
+        pytest.skip("the refusal itself needs a GPU; that it is asked for was checked")
+    problem = problems.make()
+    problem.rows[3] = 4
+    given = [t.cuda() for t in problem.arguments[:5]]
+    with pytest.raises(InputError, match=r"token_to_row must be in \[-1, 4\).*got 4"):
+        rankwise_lora(*given, 0.7)

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bdc.ops import backends, rankwise_lora, rankwise_lora_, reference
+from bdc.machine import memory_bytes
+from bdc.ops import backends, extension, rankwise_lora, rankwise_lora_, reference
 
 SHAPES = [
     (150, 96, 200, 24, 9),
@@ -117,6 +118,33 @@ def test_rows_may_be_left_out(problems: SimpleNamespace, backend: str) -> None:
     each, same = torch.arange(4, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
     assert torch.equal(rankwise_lora(x, a, b, g, None, s), rankwise_lora(x, a, b, g, each, s))
     assert torch.equal(rankwise_lora(x, a, b, g[:1], None, s), rankwise_lora(x, a, b, g, same, s))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_cpp_offsets_above_two_to_the_31(
+    problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tokens: int, dtype: torch.dtype
+) -> None:
+    """Rows that far apart; only the pages in use take memory."""
+    if "cpp" not in backends():
+        pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
+    if (memory_bytes("MemTotal") or 0) < 4 * dtype.itemsize << 30:
+        pytest.skip("the system may refuse to reserve that much memory")
+    monkeypatch.setenv("BDC_OPS_BACKEND", "cpp")
+    problem = problems.make(tokens, 32, 24, 8, 2, dtype=dtype)
+    expected = rankwise_lora_(problem.y.clone(), *problem.arguments)
+    problems.assert_within_bounds(expected, problem)
+
+    def spread(values: torch.Tensor) -> torch.Tensor:
+        """The same in rows the last of which starts beyond 2^31 elements."""
+        rows, width = values.shape
+        far = torch.empty(rows, (1 << 31) // (rows - 1) + width, dtype=dtype)[:, :width]
+        return far.copy_(values)
+
+    x, a, b, g, rows, s = problem.arguments
+    assert torch.equal(rankwise_lora_(spread(problem.y), spread(x), a, b, g, rows, s), expected)
+    assert extension.try_add(problem.y, x, spread(a), spread(b), g, rows, s)
+    assert torch.equal(problem.y, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

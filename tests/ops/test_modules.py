@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bdc.errors import InputError
-from bdc.ops import apply_rankwise_lora, rank_weights, reference, remove_rankwise_lora
+from bdc.ops import PreparedRankWeights, apply_rankwise_lora, rank_weights, reference, remove_rankwise_lora
 
 
 def model_and_stacks(
@@ -70,6 +70,27 @@ def test_blocks_nest_and_end_after_an_error() -> None:
             raise RuntimeError
         assert torch.equal(model(x), outer)
     assert torch.equal(model(x), before)
+
+
+def test_prepared_weights_serve_many_forwards() -> None:
+    model, stacks = model_and_stacks()
+    apply_rankwise_lora(model, stacks, 2.0)
+    g = {"0": torch.randn(2, 6)}
+    prepared = PreparedRankWeights(model, g)
+    before = model(torch.ones(3, 12))
+    for rows in (torch.tensor([0, 1, -1]), torch.tensor([1, 1, 0], dtype=torch.int32), torch.full((3,), -1)):
+        with rank_weights(model, g, rows):
+            expected = model(torch.ones(3, 12))
+        with prepared(rows):
+            assert torch.equal(model(torch.ones(3, 12)), expected)
+        assert torch.equal(model(torch.ones(3, 12)), before)
+    with (
+        pytest.raises(InputError, match=r"token_to_row must be in \[-1, 2\).*got 2"),
+        prepared(torch.tensor([0, 2, 0])),
+    ):
+        pass
+    with pytest.raises(InputError, match="2 has no experts"):
+        PreparedRankWeights(model, {"2": g["0"]})
 
 
 def test_errors() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -99,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     dtypes = tuple(DTYPES[name] for name in names)
     machine = limits.measure(dtypes)
     about = limits.describe() | {"missing_peers": missing, "semantics": {peer.name: peer.semantics for peer in peers}}
+    packages = sorted({peer.package for peer in peers if peer.package})
+    about["peers"] = {name: str(importlib.import_module(name).__version__) for name in packages}
     print(f"{about['device']}; {about['backend']}; torch {about['torch']}; commit {about['commit']}")
     print(f"limits: {json.dumps(machine.as_json())}")
     for peer in peers:

@@ -137,9 +137,10 @@ def _vllm(inputs: Inputs, y: Tensor) -> Call:
     a = torch.stack([(inputs.a.float() * gate[:, None]).to(inputs.a.dtype) for gate in inputs.g])
     b = torch.stack([inputs.b] * len(inputs.g))
     place, x = inputs.rows.long(), inputs.x
-    h = x.new_empty(len(x), a.shape[1])
 
     def call() -> None:
+        # A float32 buffer for every call, as PunicaWrapperCPU.add_lora_linear has it.
+        h = torch.zeros((len(x), a.shape[1]), dtype=torch.float32)
         bgmv_shrink(x, a, h, place, 1.0)
         bgmv_expand(h, b, y, place, add_inputs=True)
 

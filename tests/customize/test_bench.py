@@ -1,0 +1,50 @@
+"""The benchmark of decoding: a small run and its record, and that a wrong solver is refused instead of timed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bdc.customize import bench
+from bdc.errors import InputError
+
+
+def test_a_run_writes_what_it_prints(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "solver.json"
+    options = ["--models", str(tiny), "--dtypes", "float32", "--requests", "1,3", "--experts", "2", "--rank", "4"]
+    assert bench.main([*options, "--seconds", "0.01", "--json", str(path)]) == 0
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert [cell["requests"] for cell in record["cells"]] == [1, 3]
+    cell = record["cells"][1]
+    assert set(cell["ms"]) == set(record["semantics"]) == {"base", "bdc", "peft one", "peft mixed"}
+    p10, median, p90 = cell["ms"]["bdc"]
+    assert p10 <= median <= p90 and cell["rank"] == 8
+    assert cell["overhead"]["bdc"] == pytest.approx(median / cell["ms"]["base"][1] - 1, abs=0.02)
+    assert cell["target"] == pytest.approx(1.5 * cell["floor"] + 0.03, abs=1e-3)
+    assert {"device", "torch", "peft", "transformers", "commit", "date", "threads"} <= set(record)
+    assert f"{cell['overhead']['bdc']:.1%}" in capsys.readouterr().out
+
+
+def test_the_base_is_shared_and_stays_alone(tiny: Path) -> None:
+    made = bench.Bench(str(tiny), torch.float32, 2, 4)
+    base, solver = made.base, made.solver.model
+    wrapped = [name for name, _ in solver.named_modules() if name.endswith(".base")]
+    assert len(wrapped) == len(made.stack.modules) and not any(n.endswith(".base") for n, _ in base.named_modules())
+    name = made.stack.modules[0]
+    assert solver.get_submodule(name).base.weight.data_ptr() == base.get_submodule(name).weight.data_ptr()
+
+
+def test_a_wrong_solver_is_not_timed(tiny: Path) -> None:
+    made = bench.Bench(str(tiny), torch.float32, 2, 4)
+    for name in made.stack.modules:
+        made.solver.model.get_submodule(name).scaling *= 2
+    with pytest.raises(InputError, match=r"the solver differs from PEFT's merged adapters by"):
+        made.run(2, 0.01, peers=True)
+
+
+def test_bad_options(tiny: Path) -> None:
+    with pytest.raises(InputError, match="--dtypes must be of float32, bfloat16, float16, got float8"):
+        bench.main(["--dtypes", "float8"])
