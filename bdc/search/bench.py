@@ -162,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             wanted = {name: rate for name, (rate, most) in found.items() if trees * nodes <= most}
             results: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
             for repeat in range(args.repeats):
-                for name, rate in wanted.items():
+                turn = repeat % len(wanted)  # nobody always runs after the same neighbour
+                for name, rate in [*wanted.items()][turn:] + [*wanted.items()][:turn]:
                     if repeat == 0 or name not in PEERS:  # these repeat by themselves: their imports take seconds
                         results[name].append(rate(trees, nodes, branching))
             for name, runs in results.items():

@@ -35,7 +35,7 @@ std::uint32_t chunk_for(std::uint32_t needed, std::uint32_t part) {
 }  // namespace
 
 Chunk Store::take(std::uint32_t grains) {
-    const std::lock_guard lock(mutex_);
+    const auto lock = hold();
     const int least = size_class(grains);
     for (int i = least; i <= least + 4; ++i) {
         if (free_[i].empty()) continue;
@@ -54,7 +54,7 @@ Chunk Store::append(std::uint32_t grains) {
 }
 
 void Store::give(Chunk chunk) {
-    const std::lock_guard lock(mutex_);
+    const auto lock = hold();
     while (chunk.grains >= kSmallest) {  // less is lost until the next compaction
         const std::uint32_t piece = std::min(chunk.grains, kLargest);
         free_[size_class(piece)].push_back({chunk.first, piece});

@@ -139,6 +139,14 @@ class Store {
     void swap(Store& other) noexcept;
 
   private:
+    // The lock is held for less time than it takes to fall asleep.
+    std::unique_lock<std::mutex> hold() {
+        std::unique_lock lock(mutex_, std::try_to_lock);
+        for (int tries = 0; !lock && tries < 100; ++tries) lock.try_lock();
+        if (!lock) lock.lock();
+        return lock;
+    }
+
     static constexpr int kClasses = 128;
 
     Reserve memory_;
