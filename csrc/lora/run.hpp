@@ -17,7 +17,7 @@ inline double microseconds(const Product& p, std::int64_t tokens) {
 
 // Below these, waking a second thread, or letting other Python threads run, costs more than it
 // saves.
-constexpr double kParallelMicroseconds = 40, kUnlockedMicroseconds = 5;
+constexpr double kParallelMicroseconds = 100, kUnlockedMicroseconds = 5;
 
 // Adds the product to y on at most `threads` threads; the same bits for any number of them.
 void run(const Kernel& kernel, const Product& product, int threads);
