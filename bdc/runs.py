@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sqlite3
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -99,15 +100,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         shutil.rmtree(path, ignore_errors=True)
         temporary.rename(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) or _of_safetensors(error):
+            raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
+        raise
 
 
-def describe_os_error(error: OSError) -> str:
+def _of_safetensors(error: Exception) -> bool:
+    """safetensors raises its own error where the system refuses to write; it is not imported here for that."""
+    library = sys.modules.get("safetensors")
+    return library is not None and isinstance(error, library.SafetensorError)
+
+
+def describe_os_error(error: Exception) -> str:
     """One clause for a person: what failed and what to do."""
-    if error.errno == errno.ENOSPC:
+    if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
         return "the disk is full; free some space and run the same command again"
-    return f"{error.strerror or error}"
+    return f"{getattr(error, 'strerror', None) or error}"
 
 
 class Run:

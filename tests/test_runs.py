@@ -5,10 +5,12 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from bdc.errors import InputError, StaleArtifactError
-from bdc.runs import Run, atomic_write, digest
+from bdc.runs import Run, atomic_folder, atomic_write, digest
 
 
 def test_a_finished_stage_is_found_only_for_its_inputs(tmp_path: Path) -> None:
@@ -64,6 +66,17 @@ def test_atomic_write_replaces_whole_files(tmp_path: Path) -> None:
     atomic_write(target, "two")
     assert target.read_text() == "two"
     assert [path.name for path in target.parent.iterdir()] == ["b.txt"]
+
+
+def test_a_folder_that_cannot_be_filled_leaves_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "solver"
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(InputError, match="solver cannot be written"), atomic_folder(target) as folder:
+        save_file({"a": np.zeros(1)}, folder / "nowhere" / "a.safetensors")
+    with pytest.raises(RuntimeError), atomic_folder(target):
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["solver"] and (target / "a").read_text() == "old"
 
 
 def test_digest_depends_on_values_only() -> None:

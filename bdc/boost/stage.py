@@ -53,7 +53,7 @@ def run(
             f"{run.path}: none of {len(chosen)} problems has both public and private tests; nothing to search"
         )
     if skipped := len(chosen) - len(searchable):
-        progress.say(f"boost: {skipped} problems without public or private tests are left out")
+        progress.say(f"boost: left out for want of public or private tests: {skipped} of {len(chosen)} problems")
     verifier = Verifier(run, sandbox, limits)
     with Broker(run, make_agents(agents), settings.seed, progress) as broker:
         search = Search([problem for problem, _ in searchable], broker, verifier, settings, progress)

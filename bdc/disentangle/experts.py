@@ -135,16 +135,9 @@ def _stored(target: Path, key: str) -> dict[str, Any] | None:
 
 def _store(adapter: Any, target: Path, record: dict[str, Any], base_model: str) -> dict[str, Any]:
     """Write the adapter's folder whole or not at all; returns the record that lies in it, with fingerprints of the rest."""
-    from safetensors import SafetensorError
-
     adapter.peft_config["default"].base_model_name_or_path = base_model
     with atomic_folder(target) as temporary:
-        try:
-            adapter.save_pretrained(temporary, save_embedding_layers=False)
-        except SafetensorError as error:  # what safetensors makes of a full disk
-            raise InputError(
-                f"{target} cannot be written: {error}; free some space and run the command again"
-            ) from error
+        adapter.save_pretrained(temporary, save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         record = record | {"files": fingerprints(temporary, [temporary])}
         (temporary / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")

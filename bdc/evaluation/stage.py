@@ -95,7 +95,9 @@ def held_out(run: Run, limit: int, progress: Progress) -> list[Problem]:
             f"{run.path}: none of {len(found)} test problems has private tests; give the test split some problems"
         )
     if len(usable) < len(found):
-        progress.say(f"evaluate: {len(found) - len(usable)} problems without private tests are left out")
+        progress.say(
+            f"evaluate: left out for want of private tests: {len(found) - len(usable)} of {len(found)} problems"
+        )
     return usable[:limit] if limit else usable
 
 

@@ -28,7 +28,7 @@ def print_results(evaluation: dict[str, Any], console: Console) -> None:
 
     problems = len(evaluation.get("problems") or ())
     table = Table(
-        title=f"{problems} problems held out, 95 % bootstrap intervals",
+        title=f"{problems} problem{'' if problems == 1 else 's'} held out, 95 % bootstrap intervals",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,

@@ -59,9 +59,12 @@ def _against(evaluation: dict[str, Any], metric: Metric, rivals: Sequence[dict[s
 
 
 def favours(difference: dict[str, Any], metric: Metric) -> str | None:
-    """ "ahead" or "behind" when the interval of BDC minus the other system excludes zero, "open" when it does not."""
+    """ "ahead" or "behind" when the interval of BDC minus the other system excludes zero, "open" when it does not.
+
+    None without an interval; one of no width, as resampling a single problem gives, is none.
+    """
     low, high = number(difference.get("low")), number(difference.get("high"))
-    if low is None or high is None:
+    if low is None or high is None or low == high != 0:
         return None
     if low <= 0 <= high:
         return "open"
