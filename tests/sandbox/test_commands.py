@@ -189,7 +189,7 @@ BAD_TESTS = {
     "entry_point": {"kind": "call", "entry_point": 5, "args": "(1,)", "expected": "1"},
     "args": {"kind": "call", "entry_point": "f", "args": "5", "expected": "1"},
     "kwargs": {"kind": "call", "entry_point": "f", "args": "()", "expected": "1", "kwargs": "5"},
-    "malformed node": {"kind": "call", "entry_point": "f", "args": "(open,)", "expected": "1"},
+    "no Python literal": {"kind": "call", "entry_point": "f", "args": "(open,)", "expected": "1"},
     "stdin": {"kind": "stdin", "stdin": 5, "expected": "1"},
     "code": {"kind": "assert", "code": None, "entry_point": "f"},
     "'magic' is unknown": {"kind": "magic"},

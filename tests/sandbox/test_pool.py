@@ -489,6 +489,7 @@ def test_bad_arguments_are_named() -> None:
 def test_a_loop_that_is_missing_or_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """No level may be taken for missing, and a weaker one chosen, where the compiled part is at fault."""
     monkeypatch.setattr(server, "find_spec", lambda name: None)
+    detect_level.cache_clear()
     with pytest.raises(SandboxError, match="_forkserver"):
         Sandbox(workers=1)
     monkeypatch.setattr(server, "_library", lambda: __file__)
