@@ -188,11 +188,13 @@ class Broker:
             completions = [Completion(str(error), 0, 0, "error", time.monotonic() - started) for _ in chunk]
             self._lost.update(chunk)
         now = time.time()
+        # Beside answers a refusal is kept: asked again, it would shift the batches that are still to come.
+        together = agent.llm.batch_size is not None and any(done.finish_reason != "error" for done in completions)
         rows = []
         for key, request, completion in zip(chunk, requests, completions, strict=True):
             answers[key] = completion
-            if completion.finish_reason == "error" and (key in self._lost or agent.llm.batch_size is None):
-                continue  # asked again by the next start; what a model in this process refuses, it always will
+            if completion.finish_reason == "error" and not together:
+                continue  # a failed call is asked again by the next start
             rows.append(
                 {
                     "key": key,
