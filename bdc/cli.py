@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import sqlite3
 import sys
 import warnings
 from collections.abc import Sequence
@@ -58,6 +59,10 @@ def _run_command(argv: Sequence[str] | None) -> int:
         # What was opened by name has it; the rest is standard output, or a call such as fork.
         where = error.filename or "standard output or the operating system"
         return _fail(f"{where}: {describe_os_error(error)}", 2)
+    except sqlite3.DatabaseError as error:
+        passing = isinstance(error, sqlite3.OperationalError)  # another program holds it, for instance
+        advice = "run the same command again" if passing else "restore it from a copy, or start a new run"
+        return _fail(f"the run's store run.sqlite cannot be used: {error}; {advice}", 2)
     except MemoryError:
         return _fail("the memory is full; the same command goes on where it stopped once there is more", 1)
     except KeyboardInterrupt:

@@ -101,6 +101,7 @@ class Pipeline:
             return done
         for upstream in STAGES[: STAGES.index(name)]:  # in order, so that the refusal names the first stage to repeat
             self.run.require(upstream, self._inputs(upstream), wanted_by=name)
+        self.run.begin(name)
         self.progress.say(f"{name}: started")
         started = time.monotonic()
         summary = self._stages[name]()

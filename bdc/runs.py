@@ -300,6 +300,12 @@ class Run:
             )
         return dict(row["summary"])
 
+    def begin(self, stage: str) -> None:
+        """Forget that ``stage`` has finished: from here on it changes tables and files, whether it ends or not."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM stages WHERE name=?", (stage,))
+            db.execute("DELETE FROM artefacts WHERE stage=?", (stage,))
+
     def finish(self, stage: str, inputs: str, seconds: float, summary: dict[str, Any]) -> None:
         """Record that ``stage`` has finished, and what it wrote."""
         written = fingerprints(self.path, self.outputs(stage))

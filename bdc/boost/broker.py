@@ -57,6 +57,8 @@ class Broker:
     def __init__(self, run: Run, agents: Sequence[Agent], seed: int, progress: Progress, stage: str = "boost") -> None:
         self.run, self.agents, self.seed, self.progress, self.stage = run, agents, seed, progress, stage
         self.replayed = self.asked = 0
+        self._answering: set[int] = set()  # agents that have answered a call of this search, now or in an earlier start
+        self._lost: set[str] = set()  # keys of calls that failed for good, as opposed to those that were refused
         self._spent = {"calls": 0, "tokens": 0, "seconds": 0.0, "usd": 0.0}
         self._runner = asyncio.Runner()
 
@@ -96,7 +98,8 @@ class Broker:
         """Answers in the order of ``calls``.
 
         Raises:
-            LLMError: an agent gave no answer to any of its calls; single failures come back with ``finish_reason == "error"``.
+            LLMError: an agent gave no answer to any of its calls; single failures come back with ``finish_reason == "error"``,
+                and so do refusals (a prompt beyond the context) by an agent that has answered before.
         """
         keys = [self.key(call) for call in calls]
         known = self._stored(keys)
@@ -107,10 +110,22 @@ class Broker:
                 missing.setdefault(key, call)
         if missing:
             known |= self._runner.run(self._ask_missing(missing, label))
+        self._check_answers(dict(zip(keys, calls, strict=True)), known)
         answers = [known[key] for key in keys]
         for call, answer in zip(calls, answers, strict=True):
             self._count(call, answer)
         return answers
+
+    def _check_answers(self, calls: dict[str, Call], answers: dict[str, Completion]) -> None:
+        for index in {call.agent for call in calls.values()}:
+            keys = [key for key, call in calls.items() if call.agent == index]
+            if any(answers[key].finish_reason != "error" for key in keys):
+                self._answering.add(index)
+            elif index not in self._answering or not self._lost.isdisjoint(keys):
+                raise LLMError(
+                    f"agent {self.agents[index].name} ({self.agents[index].llm.name}) answered none of {len(keys)} calls: "
+                    f"{answers[keys[0]].text}"
+                )
 
     def _count(self, call: Call, answer: Completion) -> None:
         settings = self.agents[call.agent].settings
@@ -150,12 +165,6 @@ class Broker:
                             await self._one_chunk(index, chunk, calls, answers, task)
 
             await asyncio.gather(*(one_agent(index, calls) for index, calls in by_agent.items()))
-        for index, calls in by_agent.items():
-            if all(answers[key].finish_reason == "error" for key in calls):
-                raise LLMError(
-                    f"agent {self.agents[index].name} ({self.agents[index].llm.name}) answered none of {len(calls)} calls: "
-                    f"{answers[next(iter(calls))].text}"
-                )
         return answers
 
     async def _one_chunk(
@@ -177,11 +186,14 @@ class Broker:
             completions = await agent.llm.complete(requests)
         except LLMError as error:
             completions = [Completion(str(error), 0, 0, "error", time.monotonic() - started) for _ in chunk]
+            self._lost.update(chunk)
         now = time.time()
+        # Beside answers a refusal is kept: asked again, it would shift the batches that are still to come.
+        together = agent.llm.batch_size is not None and any(done.finish_reason != "error" for done in completions)
         rows = []
         for key, request, completion in zip(chunk, requests, completions, strict=True):
             answers[key] = completion
-            if completion.finish_reason == "error":
+            if completion.finish_reason == "error" and not together:
                 continue  # a failed call is asked again by the next start
             rows.append(
                 {

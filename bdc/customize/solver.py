@@ -109,6 +109,16 @@ class Solver:
         """Each request's weight per adapted layer, expert and rank, float32 [N, L, K, r]; best of bare statements."""
         return self.customizer.rank_weights([_statement(prompt) for prompt in prompts], weights)
 
+    def fits(self, prompt: Prompt, answer: str | int) -> bool:
+        """Whether the model's context holds a prompt with its answer: a text, or so many tokens."""
+        from bdc.llm.generate import context_length
+
+        if isinstance(answer, str):
+            tokens = len(encode(self.tokenizer, _messages(prompt), answer))
+        else:
+            tokens = len(encode_chat(self.tokenizer, _messages(prompt))) + answer
+        return tokens <= (context_length(self.model) or tokens)
+
     def generate(
         self,
         prompts: Sequence[Prompt],

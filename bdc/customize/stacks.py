@@ -79,6 +79,8 @@ def stack_adapters(folders: Sequence[Path]) -> Stack:
     configs, parts = zip(*(_read(folder) for folder in folders), strict=True)
     first = configs[0]
     modules = sorted({module for module, _ in parts[0]}, key=_natural)
+    # A pattern, or endings that hold for some layers only, would have to be applied again: name the layers themselves.
+    by_name = isinstance(first["target_modules"], list) and not first.get("layers_to_transform")
     for folder, config, tensors in zip(folders, configs, parts, strict=True):
         same = (config["r"], config["lora_alpha"]) == (first["r"], first["lora_alpha"])
         if not same or tensors.keys() != parts[0].keys():
@@ -91,7 +93,7 @@ def stack_adapters(folders: Sequence[Path]) -> Stack:
         k=len(folders),
         rank=first["r"],
         alpha=float(first["lora_alpha"]),
-        target_modules=tuple(sorted(first["target_modules"])),
+        target_modules=tuple(sorted(first["target_modules"]) if by_name else modules),
     )
 
 

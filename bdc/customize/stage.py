@@ -57,6 +57,8 @@ def run(run: Run, settings: CustomizeSettings, progress: Progress | None = None)
     scaling = network_scaling(networks[MAIN], stack.scaling)
     mixture = Mixture(model, stack, scaling)
     keys = [record["key"] for record in experts["experts"]]
+    # The experts' keys do not cover examples that were too long for them and are not for the hypernetwork.
+    examples = [[(e.prompt, e.response, e.source) for e in part] for part in (train, validation)]
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
     records, checkpoints = {}, []
     for name, job in jobs.items():
@@ -72,7 +74,9 @@ def run(run: Run, settings: CustomizeSettings, progress: Progress | None = None)
                 validation,
                 job,
                 checkpoint=checkpoint,
-                key=digest("hypernetwork", asdict(job), scaling, clusters.record["key"], keys, str(model.dtype)),
+                key=digest(
+                    "hypernetwork", asdict(job), scaling, clusters.record["key"], keys, str(model.dtype), examples
+                ),
                 factor=network_scaling(networks[name], stack.scaling) / scaling,
                 on_step=partial(_tell, task),
             )

@@ -91,18 +91,26 @@ class Respondent:
     def _generate(
         self, chunk: Sequence[Problem], asked: Sequence[prompts.Messages], keys: Sequence[str], max_tokens: int
     ) -> list[dict[str, Any]]:
+        from bdc.llm.generate import Generation
+
         solver, settings = self.system.solver, self.settings
         # The same seed for every system: differences between systems are then not differences of luck.
         seeds = [seed_of(settings.seed, problem.id) for problem in chunk]
+        # A question beyond the model's context stays without an answer, as in the search.
+        fits = [i for i, messages in enumerate(asked) if solver.fits(messages, max_tokens)]
+        generations = [Generation([], "", "error") for _ in chunk]
         started = time.monotonic()
-        generations = solver.generate(
-            asked,
-            statements=[problem.statement for problem in chunk],
-            weights=self.system.weights,
-            max_new_tokens=max_tokens,
-            temperature=settings.temperature,
-            seeds=seeds,
-        )
+        if fits:
+            generated = solver.generate(
+                [asked[i] for i in fits],
+                statements=[chunk[i].statement for i in fits],
+                weights=self.system.weights,
+                max_new_tokens=max_tokens,
+                temperature=settings.temperature,
+                seeds=[seeds[i] for i in fits],
+            )
+            for i, generation in zip(fits, generated, strict=True):
+                generations[i] = generation
         seconds = (time.monotonic() - started) / len(chunk)
         return [
             {

@@ -22,7 +22,8 @@ class EvaluateSettings:
     (the hypernetwork), "ties" or "dare" (all experts merged), or the name of an ablation that the solver holds.
 
     ``protocol``: "direct" asks for the program at once, "thoughts" for a plan first and then for a program from it.
-    ``program_tokens`` and ``thought_tokens`` bound the answers; ``batch_size`` problems are answered together.
+    ``program_tokens`` and ``thought_tokens`` bound the answers; ``batch_size`` problems are answered together. A problem
+    whose question and answer exceed the model's context counts as not solved, and has no loss where its solution does.
 
     ``bootstrap`` is the number of resamples behind each interval; ``max_problems`` takes only the first so many
     problems (0: all).

@@ -102,16 +102,20 @@ def held_out(run: Run, limit: int, progress: Progress) -> list[Problem]:
 
 
 def held_out_loss(system: System, problems: Sequence[Problem]) -> list[float | None]:
-    """Nats per response token of each reference solution; None for a problem without one."""
-    chosen = [problem for problem in problems if problem.solution]
+    """Nats per response token of each reference solution; None for a problem without one, or beyond the context."""
+    solver = system.solver
+    chosen, asked, responses = [], [], []
+    for problem in problems:
+        if problem.solution:
+            prompt, response = program_prompt(problem, ()), prompts.program_response(problem.solution)
+            if solver.fits(prompt, response):
+                chosen.append(problem)
+                asked.append(prompt)
+                responses.append(response)
     if not chosen:
         return [None] * len(problems)
-    losses = system.solver.loss(
-        [program_prompt(problem, ()) for problem in chosen],
-        [prompts.program_response(problem.solution or "") for problem in chosen],
-        statements=[problem.statement for problem in chosen],
-        weights=system.weights,
-    )
+    statements = [problem.statement for problem in chosen]
+    losses = solver.loss(asked, responses, statements=statements, weights=system.weights)
     by_id = {problem.id: loss.per_token for problem, loss in zip(chosen, losses, strict=True)}
     return [by_id.get(problem.id) for problem in problems]
 

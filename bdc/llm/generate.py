@@ -137,7 +137,7 @@ class _Rows:
             raise InputError(f"max_new_tokens must be at least 1, not {limits.min()}.")
         if (heat < 0).any() or not ((nucleus > 0) & (nucleus <= 1)).all():
             raise InputError("temperature must be >= 0 and top_p in (0, 1].")
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        context = context_length(model)
         for i, prompt in enumerate(prompts):
             if len(prompt) == 0:
                 raise InputError(f"Prompt {i} is empty; a model needs at least one token to continue.")
@@ -285,6 +285,11 @@ def _mask(model: Any, padding: Tensor, queries: int, length: int, capacity: int)
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def context_length(model: Any) -> int | None:
+    """Tokens that the model takes in all, prompt and answer; None where its configuration does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:

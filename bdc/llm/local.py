@@ -72,6 +72,7 @@ class Local:
 
     def _complete(self, requests: list[Request]) -> list[Completion]:
         from bdc.llm.chat import encode_chat
+        from bdc.llm.generate import context_length
 
         model, tokenizer = self._load()
         with self._lock:  # torch's threads serve one batch at a time
@@ -80,7 +81,7 @@ class Local:
 
                 torch.set_num_threads(self.threads)
             prompts = [encode_chat(tokenizer, request.messages) for request in requests]
-            context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+            context = context_length(model)
             answers: dict[int, Completion] = {}
             order = []
             for i in sorted(range(len(requests)), key=lambda i: (len(prompts[i]), prompts[i])):

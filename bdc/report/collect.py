@@ -77,7 +77,7 @@ def _header(
         "device": (evaluation or {}).get("device"),
         "version": __version__,
         "models": sorted(_models(config)),
-        "agents": sorted({row["agent"] for row in calls}),
+        "agents": sorted({row["agent"] for row in calls if row["stage"] == "boost"}),
         "problems": sum(splits.values()),
         "splits": dict(sorted(splits.items())),
         "trees": _count(run, "SELECT count(*) FROM trees"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import pytest
 from chat_server import ChatServer
 
 from bdc.boost.agents import make_agents
-from bdc.boost.broker import Broker, Call
+from bdc.boost.broker import Agent, Broker, Call
 from bdc.boost.settings import AgentSettings
 from bdc.errors import InputError, LLMError
-from bdc.llm import Completion
+from bdc.llm import Completion, Request
 from bdc.progress import Progress
 from bdc.runs import Run
 
@@ -63,6 +64,59 @@ def test_an_agent_whose_calls_are_all_refused_says_why(tmp_path: Path) -> None:
         pytest.raises(LLMError, match="answered none of 2 calls: status 400: fault 400"),
     ):
         ask(tmp_path / "run", server, 2)
+
+
+def test_a_refusal_by_an_agent_that_answers_others_stops_neither_the_first_run_nor_the_next(tmp_path: Path) -> None:
+    """As of a prompt beyond the context; a restart asks for the refused call alone, and so does a second try."""
+    with ChatServer(None, faults=[400, body("yes", None), 400, 400, 400]) as server:  # type: ignore[arg-type]
+        for _ in range(2):
+            answers, _ = ask(tmp_path / "run", server, 2)
+            assert sorted(answer.finish_reason for answer in answers) == ["error", "stop"]
+        assert len(server.bodies) == 3
+        settings = AgentSettings("a", "m", "openai", base_url=server.url)
+        with Run(tmp_path / "run") as run, Broker(run, make_agents([settings]), 0, Progress("quiet")) as broker:
+            broker.ask([Call(0, "propose", f"p/{i}", QUESTION, 9, sample=i) for i in range(2)], "ask")
+            (again,) = broker.ask([Call(0, "propose", "p/0", QUESTION, 9, sample=2)], "ask")
+            assert again.finish_reason == "error"
+            server.faults = [401]
+            with pytest.raises(LLMError, match=r"answered none of 1 calls: .* 401"):
+                broker.ask([Call(0, "propose", "p/0", QUESTION, 9, sample=3)], "ask")
+
+
+class Short:
+    """A model in this process that takes 40 characters, and breaks down at its nth batch."""
+
+    name, batch_size = "short", 2
+
+    def __init__(self, breaks_at: int = 0) -> None:
+        self.breaks_at, self.batches = breaks_at, list[list[str]]()
+
+    async def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        texts = [request.messages[0]["content"] for request in requests]
+        self.batches.append([text for text in texts if len(text) <= 40])
+        if len(self.batches) == self.breaks_at:
+            raise RuntimeError
+        return [Completion(text, 1, 1, "stop" if len(text) <= 40 else "error", 0.0) for text in texts]
+
+    async def close(self) -> None:
+        return None
+
+
+def test_a_restart_asks_in_the_same_batches_also_after_a_refusal(tmp_path: Path) -> None:
+    def start(directory: Path, model: Short) -> list[Completion]:
+        agent = Agent("short", model, AgentSettings("short", "short"))
+        calls = [Call(0, "propose", "p", ({"role": "user", "content": "x" * (41 - i)},), 9) for i in range(7)]
+        with Run(directory, create=True) as run, Broker(run, [agent], 0, Progress("quiet")) as broker:
+            return broker.ask(calls, "ask")
+
+    whole, first, second = Short(), Short(breaks_at=3), Short()
+    expected = start(tmp_path / "whole", whole)
+    with pytest.raises(RuntimeError):
+        start(tmp_path / "killed", first)
+    assert start(tmp_path / "killed", second) == expected
+    assert first.batches[:2] + second.batches == whole.batches
+    again = Short()
+    assert start(tmp_path / "killed", again) == expected and again.batches == []
 
 
 def test_no_agent_is_an_error() -> None:

@@ -85,6 +85,18 @@ def test_to_peft_has_the_logits_of_the_solver(
     close(logits(solver, PROMPTS[0], weights), peft_logits(tiny, folder))
 
 
+def test_to_peft_of_adapters_that_name_their_layers_by_a_pattern(tiny: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, _ = load_model(tiny, "float32")
+    pattern = r".*layers\.1\..*\.(q|v)_proj"
+    adapter = get_peft_model(model, LoraConfig(r=2, target_modules=pattern, init_lora_weights=False))
+    adapter.save_pretrained(tmp_path / "adapter")
+    solver = Solver.from_adapters([tmp_path / "adapter"], tiny, dtype="float32")
+    folder = solver.to_peft(PROMPTS[0], tmp_path / "plain")
+    close(logits(solver, PROMPTS[0], "uniform"), peft_logits(tiny, folder))
+
+
 def test_a_prompt_with_its_statement_is_weighted_by_the_statement(solver: Solver) -> None:
     messages = [{"role": "user", "content": f"Please solve: {PROMPTS[0]}"}]
     by_statement = solver.loss([messages], ["x"], statements=[PROMPTS[0]])[0]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,34 @@ def test_kill_9_at_any_moment_changes_nothing(settings: DisentangleSettings, tmp
             compared += 1
     assert compared >= 8
     assert not list((tmp_path / "killed").rglob("*.checkpoint.pt"))
+
+
+def test_a_checkpoint_over_other_examples_is_not_gone_on_with(
+    settings: DisentangleSettings, tmp_path: Path, helpers: Any
+) -> None:
+    """Also where they differ only in examples that are too long for the experts."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def prepare(run: Run, letter: str) -> None:
+        rows = pq.read_table(helpers.write_traces(run.traces_path)).to_pylist()
+        rows[0]["response"] = letter * 300
+        pq.write_table(pa.Table.from_pylist(rows), run.traces_path)
+        disentangle.run(run, replace(settings, max_length=256))
+
+    brief = CustomizeSettings(lr=2e-2, epochs=2, batch_size=4)
+    with Run(tmp_path / "changed", create=True) as run:
+        prepare(run, "a")
+        run.solver_dir.write_text("in the way, so that the stage ends before its checkpoint is done with")
+        with pytest.raises(InputError, match="solver cannot be written"):
+            customize.run(run, brief)
+        assert (tmp_path / "changed" / ".hypernetwork.checkpoint.pt").exists()
+        run.solver_dir.unlink()
+        prepare(run, "b")
+        changed = customize.run(run, brief)
+    with Run(tmp_path / "fresh", create=True) as run:
+        prepare(run, "b")
+        assert changed == customize.run(run, brief)
 
 
 def test_ablations_are_trained_and_stored_with_the_solver(done: tuple[Path, Any, Any]) -> None:

