@@ -319,6 +319,14 @@ def f():
     assert again.actual == ("'x'" if isolated.level == "L3" else ""), again
 
 
+@pytest.mark.parametrize("length", [1, 188, 189, 235, 236, 237, 255])
+def test_a_file_with_a_name_of_any_length_does_not_outlive_its_program(isolated: Sandbox, length: int) -> None:
+    leave = f"def f():\n    try: open('x' * {length}, 'w').write('secret')\n    except OSError: pass"
+    look = "import os\ndef f():\n    try: return os.listdir('.')\n    except OSError: return []"
+    assert attack(isolated, leave).actual == "None"
+    assert attack(isolated, look).actual == "[]"
+
+
 def test_kill_and_trace(isolated: Sandbox) -> None:
     program = """
 import os, signal, ctypes
@@ -804,8 +812,9 @@ def f():
 def test_one_program_leaves_nothing_for_the_next(isolated: Sandbox) -> None:
     token = secrets.token_hex(8)
     leave = f"""
-import os, sys, builtins, random, time, threading, signal, locale, gc
+import os, sys, builtins, random, time, threading, signal, locale, gc, fcntl
 def f():
+    for fd in (0, 2): fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_APPEND)
     builtins.left = os.environ["LEFT"] = sys.argv[0] = "{token}"
     random.seed(5); random.random = lambda: "{token}"
     os.umask(0o777); sys.setrecursionlimit(77); gc.disable(); sys.path.append("{token}")
@@ -820,11 +829,12 @@ def f():
     return 1
 """
     look = """
-import os, sys, builtins, random, threading, signal, gc
+import os, sys, builtins, random, threading, signal, gc, fcntl
 def f():
     files = [name for place in (".", "/tmp", "/scratch", "/dev/shm") if os.path.isdir(place) for name in readable(place)]
     return [hasattr(builtins, "left"), dict(os.environ), sys.argv, random.random(), sys.getrecursionlimit(),
-        os.umask(0), gc.isenabled(), threading.active_count(), signal.getsignal(signal.SIGALRM) == signal.SIG_DFL, files]
+        os.umask(0), gc.isenabled(), threading.active_count(), signal.getsignal(signal.SIGALRM) == signal.SIG_DFL,
+        [fcntl.fcntl(fd, fcntl.F_GETFL) for fd in (0, 2)], files]
 def readable(place):
     try: return os.listdir(place)
     except OSError: return []
