@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import subprocess
+import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +127,36 @@ def f(path):
     assert (secret.stat().st_mode, secret.stat().st_mtime > 0) == (mode, True)
     assert os.listdir(secret.parent) == ["secret"]  # noqa: PTH208
     assert not any(Path(p).exists() for p in ("/dev/shm/bdc-escape", "/var/tmp/bdc-escape", "/bdc-escape"))
+
+
+def test_truncation_where_landlock_knows_none(secret: Path) -> None:
+    """Level L2 on Linux 5.13 to 6.1: Landlock there has no right to truncate, so another layer must refuse it."""
+    script = f"""
+import os
+from bdc.sandbox.inside import confine, kernel, landlock, native
+landlock.version = lambda: 2
+confinement = confine.Confinement("L2")
+server = native.Server()
+confinement.describe(server)
+confinement.close_ranks()
+kernel.syscall("landlock_restrict_self", 446, server.rules[0], 0)
+for attempt in (
+    lambda: os.truncate({str(secret)!r}, 0),
+    lambda: os.open({str(secret)!r}, os.O_RDONLY | os.O_TRUNC),
+    lambda: os.open({str(secret)!r}, os.O_ACCMODE | os.O_TRUNC),
+    lambda: os.open({str(secret)!r}, os.O_WRONLY | os.O_TRUNC),
+):
+    try:
+        attempt()
+    except OSError:
+        pass
+open("/dev/null", "w").write("still open")
+print("tried")
+"""
+    content = secret.read_text()
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "tried\n", done.stderr
+    assert secret.read_text() == content
 
 
 def test_the_environment_and_arguments_of_the_parent(isolated: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -750,6 +783,8 @@ def f():
         "receive": lambda: channel.recvmsg(1, 100, socket.MSG_DONTWAIT),
         "pass credentials": lambda: channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1),
         "name": lambda: channel.bind("name"),
+        "urgent data": lambda: channel.send(b"x", socket.MSG_OOB),
+        "urgent data in a pair": lambda: socket.socketpair()[0].send(b"x", socket.MSG_OOB),
     }.items():
         try:
             send()

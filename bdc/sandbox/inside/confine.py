@@ -79,7 +79,7 @@ class Confinement:
     def close_ranks(self) -> None:
         """Take from the server, and so from every child, what neither needs any more."""
         if self.level in ("L3", "L2"):
-            seccomp.server_filter().install()
+            seccomp.server_filter(writable=self._world is not None).install()
 
     def _make_rules(self) -> None:
         """Make the Landlock rulesets: only a program under test may write, and only to the scratch folder of L3."""
