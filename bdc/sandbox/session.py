@@ -252,6 +252,8 @@ def wait(asked: Session, limits: Limits, stop: threading.Event, watched: Sequenc
             for session in sessions:
                 if (end := session.ended()) and (session is not asked or (frame := asked.take()) is None):
                     return end
+            if any(session.take() is not None for session in watched):
+                raise frames.ProtocolError("a frame that nobody asked for")
             if frame is not None:
                 return frame
             longest = [_STOP_SECONDS if session.set_free() else _SHORT for session in sessions]

@@ -753,6 +753,24 @@ def f():
     assert time.process_time() - started < 2
 
 
+def test_the_channel_of_a_program_that_the_referee_calls_cannot_fill_the_judge_s_memory(
+    isolated: Sandbox, quick: Limits
+) -> None:
+    program = """
+import os
+def f():
+    while True: os.write(3, bytes(1 << 16))
+"""
+    tracemalloc.start()
+    try:
+        (result,) = isolated.judge_many([(program, [AssertTest("x = 1\nassert f() == x", "f")])], quick)[0].results
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert result.status == "runtime_error" and "judge's channel" in result.message, result
+    assert peak < 16 << 20
+
+
 def test_the_channel_holds_no_expected_value(isolated: Sandbox, quick: Limits) -> None:
     token = secrets.token_hex(16)
     program = """
