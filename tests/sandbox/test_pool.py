@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -437,6 +438,32 @@ def test_extra_modules(tmp_path: Path) -> None:
     with Sandbox(workers=1, modules=["numpy"]) as sandbox:
         assert sandbox.judge_many([(program, [CallTest("f", (), 3)])])[0].passed
     assert run(program, [CallTest("f", (), 3)]).results[0].status == "runtime_error"
+
+
+@pytest.mark.parametrize("level", ["L3", "L2"])
+def test_an_extra_module_opens_its_site_packages_and_no_other_folder(tmp_path: Path, level: str) -> None:
+    """A .pth file of an editable installation puts a project's folder on the path of every interpreter."""
+    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
+        if folder != Path("/tmp") and folder.stat().st_uid == os.getuid():
+            folder.chmod(0o755)
+    venv.create(tmp_path / "venv", symlinks=True)
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (site / "extra.py").write_text("x = 5")
+    for project, file in (("project", "secret.py"), ("editable", "wanted.py")):
+        (tmp_path / project).mkdir()
+        (tmp_path / project / file).write_text("x = 6")
+        (site / f"{project}.pth").write_text(f"{tmp_path / project}\n")
+    program = """
+import extra, wanted
+def f(path):
+    try: return open(path).read()
+    except OSError: return extra.x + wanted.x
+"""
+    tests: list[Test] = [CallTest("f", (str(tmp_path / "project" / "secret.py"),), 11)]
+    python = str(tmp_path / "venv" / "bin" / "python")
+    with Sandbox(workers=1, level=level, python=python, modules=["extra", "wanted"]) as sandbox:
+        (verdict,) = sandbox.judge_many([(program, tests)])
+    assert verdict.passed, verdict
 
 
 def other_interpreters() -> list[Path]:
