@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import signal
@@ -20,8 +21,19 @@ import pytest
 from processes import children, descriptors
 
 from bdc.errors import InputError
-from bdc.sandbox import LevelRefusedError, Limits, Sandbox, SandboxError, Verdict, detect_level, pool, run, server
-from bdc.sandbox.server import ForkServer
+from bdc.sandbox import (
+    LevelRefusedError,
+    Limits,
+    Sandbox,
+    SandboxError,
+    Verdict,
+    detect_level,
+    pool,
+    run,
+    server,
+    session,
+)
+from bdc.sandbox.server import ForkServer, ServerLostError
 from bdc.sandbox.session import End, Session
 from bdc.testcase import AssertTest, CallTest, StdinTest, Test
 
@@ -130,6 +142,49 @@ def test_a_program_dies_with_its_server(level: str) -> None:
         job.join()
         assert not alive & set(children())
     assert set(children()) <= before
+
+
+def test_a_child_that_died_with_its_server_is_not_left_but_lost() -> None:
+    fork_server = ForkServer("L3")
+    try:
+        guest = Session(fork_server, "guest", Limits(), 1)
+        os.kill(fork_server._inner, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{guest._child.pid}").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(ServerLostError):
+            fork_server.leave(guest._child)
+        guest._release()
+    finally:
+        fork_server.close()
+
+
+@pytest.mark.parametrize("level", ["L3", "L2"])
+def test_a_session_that_cannot_begin_leaves_nothing(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No child that goes on in its server, and no descriptor of the host: none are free, or the server has died."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptor is free")
+
+    def lost(*_: object) -> None:
+        raise ServerLostError("lost")
+
+    fork_server = ForkServer(level)
+    try:
+        before = descriptors()
+        for owner, name, failure in ((os, "pidfd_open", full), (session, "cpu_seconds", lost)):
+            with monkeypatch.context() as patch, pytest.raises((OSError, ServerLostError)):
+                patch.setattr(owner, name, failure)
+                Session(fork_server, "guest", Limits(), 1)
+            gc.collect()
+            assert descriptors() == before
+            if failure is full:
+                with Session(fork_server, "guest", Limits(), 1) as alone:
+                    inner = fork_server._inner
+                    living = Path(f"/proc/{inner}/task/{inner}/children").read_text().split()
+                    assert living == [str(alone._child.pid)]
+    finally:
+        fork_server.close()
 
 
 def test_the_pool_ends_with_its_process() -> None:
