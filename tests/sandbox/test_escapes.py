@@ -485,6 +485,21 @@ def f(n):
     assert len(verdict.feedback()) < 4500 and "\x1b" not in verdict.feedback()
 
 
+def test_what_a_program_says_of_its_result_is_printable(isolated: Sandbox, quick: Limits) -> None:
+    """`bdc judge` prints the message of a result as it is."""
+    program = """
+import gc, os, json
+def f():
+    nonce = next(o for o in gc.get_objects() if type(o).__name__ == "Blocking").nonce
+    body = nonce + json.dumps({"status": "not_plain", "message": "\x1b[2J", "repr": "\x1b[2J"}).encode()
+    os.write(3, len(body).to_bytes(4, "big") + body)
+    while True: pass
+"""
+    (result,) = isolated.judge_many([(program, [CallTest("f", (), 1)])], quick)[0].results
+    assert result.status == "wrong_answer" and "\\x1b[2J" in result.message, result
+    assert "\x1b" not in result.message + result.actual
+
+
 def test_the_input_of_a_program_is_its_own(isolated: Sandbox, quick: Limits) -> None:
     """What one test writes to or does with its input changes nothing for the next, and cannot grow it."""
     program = """

@@ -332,6 +332,7 @@ def test_the_largest_limits_work(isolated: Sandbox) -> None:
             {"memory_mb": 1 << 60},
             {"output_kb": 1 << 50},
             {"restarts": -1},
+            {"restarts": 2.5},
         ),
         {"cpu_seconds": "2"},
     ],
