@@ -113,6 +113,8 @@ def _report(submissions: Sequence[Submission], verdicts: Sequence[Verdict]) -> d
 
 
 def _render(report: dict[str, Any], explained: Sequence[Verdict]) -> str:
+    from bdc.sandbox.feedback import escape
+
     lines = []
     for place, row in enumerate(report["verdicts"]):
         results = row["results"]
@@ -123,7 +125,7 @@ def _render(report: dict[str, Any], explained: Sequence[Verdict]) -> str:
         failed = next((result for result in results if result["status"] != "passed"), None)
         if failed:
             line += f"  {failed['status'].replace('_', ' ')}: {' '.join(failed['message'].split())[:160]}"
-        lines.append(line)
+        lines.append(escape(line))
         if explained and failed:
             lines += ["    " + text for text in explained[place].feedback().splitlines()]
     unverified = f", {report['unverified']} unverified" if report["unverified"] else ""

@@ -78,7 +78,7 @@ def _text(file: Path) -> str:
             return text.read()
     except OSError as error:
         raise InputError(f"program {file} cannot be read: {error.strerror}") from error
-    except (SyntaxError, UnicodeDecodeError) as error:
+    except (SyntaxError, UnicodeError, LookupError) as error:  # the two last: what its `coding` line names
         raise InputError(f"program {file} is not text: {error}") from error
 
 

@@ -90,7 +90,7 @@ def _value(session: Session, reply: Any, call: str, shown: dict[str, Any]) -> tu
         return None, ended(reply, session, **shown)
     seconds = session.spent()
     if status_of(reply) == "not_plain":
-        text = f"{call}: the result is {reply.get('message')!s:.200}, not plain data"
+        text = f"{call}: the result is {clean(str(reply.get('message')), 200)}, not plain data"
         actual = clean(str(reply.get("repr")), SHOWN)
         return None, (TestResult("wrong_answer", text, actual=actual, seconds=seconds, **shown), None)
     if status_of(reply) != "returned":

@@ -40,6 +40,8 @@ class Limits:
             low, high = _RANGES[item.name]
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise InputError(f"limit {item.name} is {value!r:.100}; it must be a number from {low:g} to {high:g}")
+            if item.type == "int" and value != int(value):
+                raise InputError(f"limit {item.name} is {value!r:.100}; it must be a whole number")
         if self.wall_seconds < self.cpu_seconds:
             raise InputError(
                 f"limit wall_seconds ({self.wall_seconds}) is below cpu_seconds ({self.cpu_seconds}); raise the former"

@@ -27,6 +27,7 @@ from bdc.testcase import AssertTest, CallTest, StdinTest, Test
 _RECYCLE = 2000
 _AHEAD = 16  # programs accepted per worker: enough to keep all busy while the slowest runs, few enough to hold
 _ATTEMPTS = 3
+_MAX_WORKERS = 4096
 
 
 class Sandbox:
@@ -50,8 +51,8 @@ class Sandbox:
         python: str | None = None,
         modules: Sequence[str] = (),
     ) -> None:
-        if workers is not None and workers < 1:
-            raise InputError(f"the sandbox was asked for {workers} workers; it needs at least one")
+        if workers is not None and not 1 <= workers <= _MAX_WORKERS:
+            raise InputError(f"the sandbox was asked for {workers} workers; it can have 1 to {_MAX_WORKERS}")
         self.workers = workers or len(os.sched_getaffinity(0))
         self.level = resolve_level(level, python)
         self._python, self._modules = python, tuple(modules)

@@ -162,8 +162,13 @@ class ForkServer:
     def leave(self, child: Child) -> None:
         """End a child that nobody waits for; it is reaped before the next one begins."""
         if self.level in ("L3", "L2"):
-            with contextlib.suppress(PermissionError):
+            try:
                 os.kill(child.pid, signal.SIGKILL)
+            except ProcessLookupError as error:  # unreaped by the server, it would be there
+                raise ServerLostError("the sandbox's fork server died with its children") from error
+            except PermissionError:
+                pass
+            else:
                 self._left.append(child.number)
                 return
         self.reap(child)

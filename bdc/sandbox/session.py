@@ -73,14 +73,18 @@ class Session:
         try:
             cpu = min(int(limits.cpu_seconds * (tests + 1)) + 3, (1 << 32) - 1)
             self._child = server.spawn(role, fds, cpu, int(limits.memory_mb * (1 << 20)))
-            self._ended = os.pidfd_open(self._child.pid)
+            try:
+                self._ended = os.pidfd_open(self._child.pid)
+            except OSError:
+                server.leave(self._child)
+                raise
+            self.begin()
         except BaseException:
             self._release()
             raise
         finally:
             inner.close()
             os.close(out)
-        self.begin()
 
     def __enter__(self) -> Session:
         return self
@@ -247,6 +251,8 @@ def wait(asked: Session, limits: Limits, stop: threading.Event, watched: Sequenc
             for session in sessions:
                 if end := session.check(limits):
                     return end
+            if any(session.take() is not None for session in watched):
+                raise frames.ProtocolError("a frame that nobody asked for")
             if frame is not None:
                 return frame
             for session in sessions:

@@ -4,6 +4,7 @@
 // interpreter writes to more than a hundred of them for the same work. No Python headers: any
 // interpreter loads this by ctypes.
 #include <dirent.h>
+#include <fcntl.h>
 #include <link.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
@@ -121,17 +122,19 @@ bool end(Server* s, int32_t pid) {
 }
 
 bool dirty(int folder) {
-    alignas(dirent64) char entries[256];
+    alignas(dirent64) char entries[sizeof(dirent64)];
     lseek(folder, 0, SEEK_SET);
-    const long size = syscall(SYS_getdents64, folder, entries, sizeof entries);
-    if (size < 0) return true;
-    for (long at = 0; at < size;) {
-        const auto* entry = reinterpret_cast<const dirent64*>(entries + at);
-        if (std::strcmp(entry->d_name, ".") != 0 && std::strcmp(entry->d_name, "..") != 0)
-            return true;
-        at += entry->d_reclen;
+    long size;
+    // One call may return "." and ".." alone, where the next name is too long to come with them.
+    while ((size = syscall(SYS_getdents64, folder, entries, sizeof entries)) > 0) {
+        for (long at = 0; at < size;) {
+            const auto* entry = reinterpret_cast<const dirent64*>(entries + at);
+            if (std::strcmp(entry->d_name, ".") != 0 && std::strcmp(entry->d_name, "..") != 0)
+                return true;
+            at += entry->d_reclen;
+        }
     }
-    return false;
+    return size < 0;
 }
 
 bool answer(Server* s, pid_t pid) {
@@ -209,8 +212,10 @@ bool bind_child(Server* s) {
     for (int slot = 0; slot < kSlots; ++slot) {
         if (order.mask >> slot & 1) {
             if (next == s->order_fds || dup2(s->fds[next++], slot) < 0) return false;
-        } else if (slot > STDERR_FILENO) {
+        } else {
             close(slot);  // something of the server
+            // An inherited open file would share its flags with every other child.
+            if (slot <= STDERR_FILENO && open("/dev/null", O_RDWR) != slot) return false;
         }
     }
     return syscall(kCloseRange, kSlots, kLastDescriptor, 0) == 0;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,29 @@ def test_python_files_are_read_as_python_reads_them(problems: Path, tmp_path: Pa
     assert judge(problems, file) == 2
 
 
+def test_what_a_coding_line_names_is_one_sentence(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine_add.py"
+    for coding in ("hex", "rot13", "idna", "undefined", "no-such"):
+        file.write_bytes(f"# coding: {coding}\n".encode() + ADD.encode() + b"# \xff")
+        assert judge(problems, file) == 2
+        captured = capsys.readouterr()
+        assert "is not text" in captured.err
+        assert (captured.err.count("\n"), captured.out) == (1, "")
+
+
+def test_names_of_files_are_printed_escaped(problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "mine_add"
+    folder.mkdir()
+    for name in (b"\x1b[2J.py", b"\xff.py"):
+        (folder / os.fsdecode(name)).write_text(ADD)
+    assert judge(problems, tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "\\x1b[2J.py" in out and "\\udcff.py" in out
+    assert out.replace("\n", "").isprintable()
+
+
 def test_the_reference_solutions_of_the_written_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"problem": problem.id, "program": problem.solution} for problem in load("mini")]
     assert judge("mini", write(tmp_path / "programs.jsonl", *rows)) == 0
@@ -112,7 +136,8 @@ BAD_OPTIONS = {
     "memory_mb": ["--memory-mb", "0"],
     "cpu_seconds is nan": ["--cpu-seconds", "nan"],
     "below cpu_seconds": ["--cpu-seconds", "5", "--wall-seconds", "1"],
-    "workers": ["--workers", "0"],
+    "0 workers": ["--workers", "0"],
+    "99999999999 workers": ["--workers", "99999999999"],
     "'L9' is unknown": ["--level", "L9"],
     "/nonexistent/python": ["--python", "/nonexistent/python"],
     "'/bin/true' cannot serve": ["--python", "/bin/true"],

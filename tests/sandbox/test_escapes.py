@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import subprocess
+import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +127,36 @@ def f(path):
     assert (secret.stat().st_mode, secret.stat().st_mtime > 0) == (mode, True)
     assert os.listdir(secret.parent) == ["secret"]  # noqa: PTH208
     assert not any(Path(p).exists() for p in ("/dev/shm/bdc-escape", "/var/tmp/bdc-escape", "/bdc-escape"))
+
+
+def test_truncation_where_landlock_knows_none(secret: Path) -> None:
+    """Level L2 on Linux 5.13 to 6.1: Landlock there has no right to truncate, so another layer must refuse it."""
+    script = f"""
+import os
+from bdc.sandbox.inside import confine, kernel, landlock, native
+landlock.version = lambda: 2
+confinement = confine.Confinement("L2")
+server = native.Server()
+confinement.describe(server)
+confinement.close_ranks()
+kernel.syscall("landlock_restrict_self", 446, server.rules[0], 0)
+for attempt in (
+    lambda: os.truncate({str(secret)!r}, 0),
+    lambda: os.open({str(secret)!r}, os.O_RDONLY | os.O_TRUNC),
+    lambda: os.open({str(secret)!r}, os.O_ACCMODE | os.O_TRUNC),
+    lambda: os.open({str(secret)!r}, os.O_WRONLY | os.O_TRUNC),
+):
+    try:
+        attempt()
+    except OSError:
+        pass
+open("/dev/null", "w").write("still open")
+print("tried")
+"""
+    content = secret.read_text()
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "tried\n", done.stderr
+    assert secret.read_text() == content
 
 
 def test_the_environment_and_arguments_of_the_parent(isolated: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,6 +352,14 @@ def f():
     assert again.actual == ("'x'" if isolated.level == "L3" else ""), again
 
 
+@pytest.mark.parametrize("length", [1, 188, 189, 235, 236, 237, 255])
+def test_a_file_with_a_name_of_any_length_does_not_outlive_its_program(isolated: Sandbox, length: int) -> None:
+    leave = f"def f():\n    try: open('x' * {length}, 'w').write('secret')\n    except OSError: pass"
+    look = "import os\ndef f():\n    try: return os.listdir('.')\n    except OSError: return []"
+    assert attack(isolated, leave).actual == "None"
+    assert attack(isolated, look).actual == "[]"
+
+
 def test_kill_and_trace(isolated: Sandbox) -> None:
     program = """
 import os, signal, ctypes
@@ -442,6 +483,21 @@ def f(n):
     verdict = isolated.judge_many([(program, [CallTest("f", (n,), 1) for n in range(4)])], quick)[0]
     assert [(r.status, r.line) for r in verdict.results] == [("runtime_error", None)] * 4
     assert len(verdict.feedback()) < 4500 and "\x1b" not in verdict.feedback()
+
+
+def test_what_a_program_says_of_its_result_is_printable(isolated: Sandbox, quick: Limits) -> None:
+    """`bdc judge` prints the message of a result as it is."""
+    program = """
+import gc, os, json
+def f():
+    nonce = next(o for o in gc.get_objects() if type(o).__name__ == "Blocking").nonce
+    body = nonce + json.dumps({"status": "not_plain", "message": "\x1b[2J", "repr": "\x1b[2J"}).encode()
+    os.write(3, len(body).to_bytes(4, "big") + body)
+    while True: pass
+"""
+    (result,) = isolated.judge_many([(program, [CallTest("f", (), 1)])], quick)[0].results
+    assert result.status == "wrong_answer" and "\\x1b[2J" in result.message, result
+    assert "\x1b" not in result.message + result.actual
 
 
 def test_the_input_of_a_program_is_its_own(isolated: Sandbox, quick: Limits) -> None:
@@ -712,6 +768,24 @@ def f():
     assert time.process_time() - started < 2
 
 
+def test_the_channel_of_a_program_that_the_referee_calls_cannot_fill_the_judge_s_memory(
+    isolated: Sandbox, quick: Limits
+) -> None:
+    program = """
+import os
+def f():
+    while True: os.write(3, bytes(1 << 16))
+"""
+    tracemalloc.start()
+    try:
+        (result,) = isolated.judge_many([(program, [AssertTest("x = 1\nassert f() == x", "f")])], quick)[0].results
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert result.status == "runtime_error" and "judge's channel" in result.message, result
+    assert peak < 16 << 20
+
+
 def test_the_channel_holds_no_expected_value(isolated: Sandbox, quick: Limits) -> None:
     token = secrets.token_hex(16)
     program = """
@@ -742,6 +816,8 @@ def f():
         "receive": lambda: channel.recvmsg(1, 100, socket.MSG_DONTWAIT),
         "pass credentials": lambda: channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1),
         "name": lambda: channel.bind("name"),
+        "urgent data": lambda: channel.send(b"x", socket.MSG_OOB),
+        "urgent data in a pair": lambda: socket.socketpair()[0].send(b"x", socket.MSG_OOB),
     }.items():
         try:
             send()
@@ -804,8 +880,9 @@ def f():
 def test_one_program_leaves_nothing_for_the_next(isolated: Sandbox) -> None:
     token = secrets.token_hex(8)
     leave = f"""
-import os, sys, builtins, random, time, threading, signal, locale, gc
+import os, sys, builtins, random, time, threading, signal, locale, gc, fcntl
 def f():
+    for fd in (0, 2): fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_APPEND)
     builtins.left = os.environ["LEFT"] = sys.argv[0] = "{token}"
     random.seed(5); random.random = lambda: "{token}"
     os.umask(0o777); sys.setrecursionlimit(77); gc.disable(); sys.path.append("{token}")
@@ -820,11 +897,12 @@ def f():
     return 1
 """
     look = """
-import os, sys, builtins, random, threading, signal, gc
+import os, sys, builtins, random, threading, signal, gc, fcntl
 def f():
     files = [name for place in (".", "/tmp", "/scratch", "/dev/shm") if os.path.isdir(place) for name in readable(place)]
     return [hasattr(builtins, "left"), dict(os.environ), sys.argv, random.random(), sys.getrecursionlimit(),
-        os.umask(0), gc.isenabled(), threading.active_count(), signal.getsignal(signal.SIGALRM) == signal.SIG_DFL, files]
+        os.umask(0), gc.isenabled(), threading.active_count(), signal.getsignal(signal.SIGALRM) == signal.SIG_DFL,
+        [fcntl.fcntl(fd, fcntl.F_GETFL) for fd in (0, 2)], files]
 def readable(place):
     try: return os.listdir(place)
     except OSError: return []

@@ -212,6 +212,19 @@ def test_an_answer_that_is_too_large(isolated: Sandbox, quick: Limits, answer: s
     assert verdict.seconds < quick.wall_seconds
 
 
+def test_a_value_that_fits_but_whose_copy_does_not_is_a_lack_of_memory(isolated: Sandbox) -> None:
+    test = AssertTest("x = 1\nassert f() == x", "f")
+    verdict = judge(isolated, "def f(): return [0] * 20_000_000", [test], Limits(cpu_seconds=5.0, memory_mb=200))
+    assert verdict.results[0].status == "memory", verdict
+    assert verdict.seconds < Limits().wall_seconds
+
+
+def test_a_test_may_pass_more_than_a_program_may_answer(isolated: Sandbox, quick: Limits) -> None:
+    test = AssertTest("x = 'x' * (5 << 20)\nassert f(x) == len(x)", "f")
+    verdict = judge(isolated, "def f(x): return len(x)", [test], quick)
+    assert verdict.passed and verdict.verified, verdict
+
+
 def test_a_byte_order_mark_is_no_error(isolated: Sandbox, quick: Limits) -> None:
     assert judge(isolated, "\ufeffdef f(): return 1", [CallTest("f", (), 1)], quick).passed
 
@@ -319,6 +332,7 @@ def test_the_largest_limits_work(isolated: Sandbox) -> None:
             {"memory_mb": 1 << 60},
             {"output_kb": 1 << 50},
             {"restarts": -1},
+            {"restarts": 2.5},
         ),
         {"cpu_seconds": "2"},
     ],

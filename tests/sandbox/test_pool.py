@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,19 @@ import pytest
 from processes import children, descriptors
 
 from bdc.errors import InputError
-from bdc.sandbox import LevelRefusedError, Limits, Sandbox, SandboxError, Verdict, detect_level, pool, run, server
-from bdc.sandbox.server import ForkServer
+from bdc.sandbox import (
+    LevelRefusedError,
+    Limits,
+    Sandbox,
+    SandboxError,
+    Verdict,
+    detect_level,
+    pool,
+    run,
+    server,
+    session,
+)
+from bdc.sandbox.server import ForkServer, ServerLostError
 from bdc.sandbox.session import End, Session
 from bdc.testcase import AssertTest, CallTest, StdinTest, Test
 
@@ -129,6 +142,49 @@ def test_a_program_dies_with_its_server(level: str) -> None:
         job.join()
         assert not alive & set(children())
     assert set(children()) <= before
+
+
+def test_a_child_that_died_with_its_server_is_not_left_but_lost() -> None:
+    fork_server = ForkServer("L3")
+    try:
+        guest = Session(fork_server, "guest", Limits(), 1)
+        os.kill(fork_server._inner, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{guest._child.pid}").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(ServerLostError):
+            fork_server.leave(guest._child)
+        guest._release()
+    finally:
+        fork_server.close()
+
+
+@pytest.mark.parametrize("level", ["L3", "L2"])
+def test_a_session_that_cannot_begin_leaves_nothing(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No child that goes on in its server, and no descriptor of the host: none are free, or the server has died."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptor is free")
+
+    def lost(*_: object) -> None:
+        raise ServerLostError("lost")
+
+    fork_server = ForkServer(level)
+    try:
+        before = descriptors()
+        for owner, name, failure in ((os, "pidfd_open", full), (session, "cpu_seconds", lost)):
+            with monkeypatch.context() as patch, pytest.raises((OSError, ServerLostError)):
+                patch.setattr(owner, name, failure)
+                Session(fork_server, "guest", Limits(), 1)
+            gc.collect()
+            assert descriptors() == before
+            if failure is full:
+                with Session(fork_server, "guest", Limits(), 1) as alone:
+                    inner = fork_server._inner
+                    living = Path(f"/proc/{inner}/task/{inner}/children").read_text().split()
+                    assert living == [str(alone._child.pid)]
+    finally:
+        fork_server.close()
 
 
 def test_the_pool_ends_with_its_process() -> None:
@@ -437,6 +493,32 @@ def test_extra_modules(tmp_path: Path) -> None:
     with Sandbox(workers=1, modules=["numpy"]) as sandbox:
         assert sandbox.judge_many([(program, [CallTest("f", (), 3)])])[0].passed
     assert run(program, [CallTest("f", (), 3)]).results[0].status == "runtime_error"
+
+
+@pytest.mark.parametrize("level", ["L3", "L2"])
+def test_an_extra_module_opens_its_site_packages_and_no_other_folder(tmp_path: Path, level: str) -> None:
+    """A .pth file of an editable installation puts a project's folder on the path of every interpreter."""
+    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
+        if folder != Path("/tmp") and folder.stat().st_uid == os.getuid():
+            folder.chmod(0o755)
+    venv.create(tmp_path / "venv", symlinks=True)
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (site / "extra.py").write_text("x = 5")
+    for project, file in (("project", "secret.py"), ("editable", "wanted.py")):
+        (tmp_path / project).mkdir()
+        (tmp_path / project / file).write_text("x = 6")
+        (site / f"{project}.pth").write_text(f"{tmp_path / project}\n")
+    program = """
+import extra, wanted
+def f(path):
+    try: return open(path).read()
+    except OSError: return extra.x + wanted.x
+"""
+    tests: list[Test] = [CallTest("f", (str(tmp_path / "project" / "secret.py"),), 11)]
+    python = str(tmp_path / "venv" / "bin" / "python")
+    with Sandbox(workers=1, level=level, python=python, modules=["extra", "wanted"]) as sandbox:
+        (verdict,) = sandbox.judge_many([(program, tests)])
+    assert verdict.passed, verdict
 
 
 def other_interpreters() -> list[Path]:

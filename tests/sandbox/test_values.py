@@ -8,6 +8,7 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,6 +86,35 @@ def test_hooks_of_a_program_are_not_called() -> None:
         __hash__ = None  # type: ignore[assignment]
 
     assert unpack(pack(Liar({1: 2}))) == {1: 2}
+
+
+def colliding_keys(size: int, small: int, large: int) -> list[int]:
+    """Ints of different hashes that a dict inserts slowly: the small ones occupy the first slots of the sequence
+    i -> 5 i + 1 by which CPython probes on, and the large ones meet occupied slots alone until they join it."""
+    mask, slots = size - 1, [0]
+    while len(slots) < small:
+        slots.append((5 * slots[-1] + 1) & mask)
+    occupied = np.zeros(size, bool)
+    occupied[slots] = True
+    keys = np.random.default_rng(0).integers(size, size << 10, 400 * large)
+    place, rest = keys & mask, keys.copy()
+    held = occupied[place]
+    while rest.any():
+        rest >>= 5
+        place = (5 * place + rest + 1) & mask
+        held &= occupied[place]
+    found = np.unique(keys[held])
+    assert len(found) >= large
+    return [*slots, *found[:large].tolist()]
+
+
+def test_keys_chosen_to_collide_are_refused() -> None:
+    keys = colliding_keys(1 << 17, 60_000, 27_000)
+    assert len(set(map(hash, keys))) == len(keys)
+    with pytest.raises(NotPlainError, match="collide"):
+        unpack({"d": [[key, 0] for key in keys]})
+    assert len(unpack({"d": [[key, 0] for key in range(500_000)]})) == 500_000
+    assert len(unpack({"z": [str(key) for key in range(400_000)]})) == 400_000
 
 
 @pytest.mark.parametrize(

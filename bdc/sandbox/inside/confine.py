@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from bdc.sandbox.inside import kernel, landlock, namespaces, native, seccomp
@@ -20,9 +19,9 @@ _STACK = 64 << 20
 _THREADS = 64
 
 
-def _interpreter_paths(extra: Iterable[str]) -> list[str]:
+def _interpreter_paths() -> list[str]:
     """Return the folders that Python and the libraries it may load live in, without those inside another one."""
-    wanted = [*sys.path, str(Path(sys.base_prefix) / "lib"), str(Path(os.__file__).parent), *_LIBRARIES, *extra]
+    wanted = [*sys.path, str(Path(sys.base_prefix) / "lib"), str(Path(os.__file__).parent), *_LIBRARIES]
     real = [path for path in dict.fromkeys(wanted) if Path(path).exists()]
     return [path for path in real if not any(path.startswith(other.rstrip("/") + "/") for other in real)]
 
@@ -34,12 +33,12 @@ class Confinement:
         OSError: the kernel or its policy does not offer the level.
     """
 
-    def __init__(self, level: str, extra_readable: Iterable[str] = ()) -> None:
+    def __init__(self, level: str) -> None:
         self.level = level
         self._world: namespaces.World | None = None
         self._rules: tuple[int, ...] = ()
         self._filter: seccomp.Filter | None = None
-        self._readable = readable = _interpreter_paths(extra_readable)
+        self._readable = readable = _interpreter_paths()
         self._life = os.pidfd_open(os.getpid())
         self._others = 0
         self._base_memory = _address_space()  # now: /proc is out of reach later
@@ -79,7 +78,7 @@ class Confinement:
     def close_ranks(self) -> None:
         """Take from the server, and so from every child, what neither needs any more."""
         if self.level in ("L3", "L2"):
-            seccomp.server_filter().install()
+            seccomp.server_filter(writable=self._world is not None).install()
 
     def _make_rules(self) -> None:
         """Make the Landlock rulesets: only a program under test may write, and only to the scratch folder of L3."""

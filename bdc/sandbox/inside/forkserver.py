@@ -39,12 +39,12 @@ def main(fd: int, config: dict[str, Any]) -> None:
     """
     host = socket.socket(fileno=fd)
     try:
-        extra = _warm(config["modules"])
+        _warm(config["modules"])
         settle.fill_holes()
         guest = importlib.import_module("bdc.sandbox.inside.guest")  # now, so that what every child runs lies together
         referee = importlib.import_module("bdc.sandbox.inside.referee")
         library = native.Library(config["library"])
-        confinement = Confinement(config["level"], extra)
+        confinement = Confinement(config["level"])
     except (OSError, ImportError) as error:
         host.send(json.dumps({"refused": str(error), "module": isinstance(error, ImportError)}).encode())
         return
@@ -59,7 +59,8 @@ def main(fd: int, config: dict[str, Any]) -> None:
     _serve(library, host, confinement, {native.GUEST: guest.main, native.REFEREE: referee.main})
 
 
-def _warm(modules: list[str]) -> list[str]:
+def _warm(modules: list[str]) -> None:
+    """Import what programs need; then `sys.path` names the folders that they may read."""
     register, os.register_at_fork = os.register_at_fork, lambda **_: None  # type: ignore[assignment]
     try:
         for name in _WARM.split():
@@ -68,7 +69,7 @@ def _warm(modules: list[str]) -> list[str]:
         os.register_at_fork = register  # type: ignore[assignment]
     sys.modules["random"].seed(0)  # and no hook of `random` seeds it anew: every program sees the same sequence
     if not modules:
-        return []
+        return
     import site
 
     before = set(sys.path)
@@ -78,7 +79,17 @@ def _warm(modules: list[str]) -> list[str]:
             importlib.import_module(name)
         except Exception as error:  # its own code runs
             raise ImportError(f"{name!r}: {type(error).__name__}: {error}") from error
-    return [path for path in sys.path if path not in before]
+    sys.path[:] = [path for path in sys.path if path in before or _needed(path)]
+
+
+def _needed(path: str) -> bool:
+    """Say whether a folder is one of site-packages or holds an imported module; a .pth file may name any other."""
+    import site
+
+    if path in (*site.getsitepackages(), site.getusersitepackages()):
+        return True
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    return any(file.startswith(path.rstrip("/") + "/") for file in files if isinstance(file, str))
 
 
 def _serve(

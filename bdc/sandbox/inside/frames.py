@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 MAX_FRAME = 4 << 20  # from a program: the judge decodes it
-MAX_ORDER = 256 << 20  # from the judge
+MAX_ORDER = 256 << 20  # from the judge or a referee
 _HEADER = 4
 _ENCODER = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 # Each function and object that a fresh child touches costs it a page: straight to the parts in C, where there are any.
@@ -56,9 +56,9 @@ class Blocking:
     def __init__(self, fd: int, nonce: bytes = b"") -> None:
         self.fd, self.nonce = fd, nonce
 
-    def send(self, message: Any) -> None:
+    def send(self, message: Any, limit: int = MAX_FRAME) -> None:
         """Write one frame, or raise BrokenPipeError when the other end is gone."""
-        data = dump(message, self.nonce)
+        data = dump(message, self.nonce, limit)
         while (written := os.write(self.fd, data)) < len(data):
             data = data[written:]
 

@@ -61,6 +61,8 @@ def _send(channel: Blocking, reply: dict[str, Any]) -> None:
         channel.send(reply)
     except ProtocolError:
         channel.send({"status": "output_limit", "message": "the answer is too large", "id": reply.get("id")})
+    except MemoryError as error:
+        channel.send({**describe(error), "id": reply.get("id")})
 
 
 def like_plain_python() -> None:
@@ -193,8 +195,6 @@ def _call(space: dict[str, Any], message: dict[str, Any], packed: Any, packed_kw
         if message.get("truth"):
             reply["truth"] = _truth(result)
         return reply
-    except MemoryError as error:
-        return describe(error)
     except BaseException as error:
         return _raised(error, message)
     return reply

@@ -9,7 +9,7 @@ import builtins
 from typing import Any
 
 from bdc.sandbox.inside import assertions, values
-from bdc.sandbox.inside.frames import MAX_FRAME, Blocking, ProtocolError
+from bdc.sandbox.inside.frames import MAX_FRAME, MAX_ORDER, Blocking, ProtocolError
 from bdc.sandbox.inside.guest import describe
 
 # The only words of a program's process that reach the judge through here; "passed" and "beside" must not.
@@ -41,7 +41,12 @@ class Candidate:
         except values.NotPlainError as error:
             raise CannotTravelError(f"the test passes {error}") from error
         try:
-            self._channel.send(message)
+            self._channel.send(message, MAX_ORDER)
+        except ProtocolError as error:
+            raise CannotTravelError(f"the test passes {error}") from error
+        except OSError as error:
+            raise ProgramLostError from error
+        try:
             reply = self._channel.receive(self._nonce, MAX_FRAME)
         except (OSError, EOFError, ProtocolError) as error:
             raise ProgramLostError from error

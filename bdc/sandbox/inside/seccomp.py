@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import signal
 import struct
 
@@ -18,7 +19,7 @@ _LOAD, _JUMP_EQ, _JUMP_GE, _JUMP_SET, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _EPERM, _ENOSYS = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 _ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_CLONE_THREAD = 0x00010000
+_CLONE_THREAD, _MSG_OOB = 0x00010000, 1
 OWN_PID = 0x0BADCAFE  # a child puts its own process id in its place
 
 # name: (x86_64, aarch64); -1 where the architecture has no such call.
@@ -89,6 +90,7 @@ def _to_oneself(pid: int, number: int) -> _Code:
 def _by_argument() -> dict[tuple[int, int], _Code]:
     """Calls that are allowed with some arguments, to the server as well."""
     no_address = [_argument(4), (_JUMP_EQ, 0, 3, 0), _argument(4, True), (_JUMP_EQ, 0, 1, 0), *_returns(_ALLOW)]
+    not_urgent = [_argument(3), (_JUMP_SET, len(no_address), 0, _MSG_OOB)]
     stream_pair: _Code = [_argument(0), (_JUMP_EQ, 0, 4, 1), _argument(1), (_AND, 0, 0, 15), (_JUMP_EQ, 0, 1, 1)]
     terminal = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # queries, FIONREAD, FIONBIO, close-on-exec
     return {
@@ -97,7 +99,7 @@ def _by_argument() -> dict[tuple[int, int], _Code]:
         (302, 261): _one_of(0, (0,)),  # prlimit64 of oneself
         # asyncio needs a pair; a datagram one could address others
         (53, 199): [*stream_pair, *_returns(_ALLOW), *_returns(_EPERM)],
-        (44, 206): [*no_address, *_returns(_EPERM)],
+        (44, 206): [*not_urgent, *no_address, *_returns(_EPERM)],  # urgent data has cost the kernel several holes
     }
 
 
@@ -158,13 +160,32 @@ class Filter:
         kernel.prctl(kernel.PR_SET_SECCOMP, 2, ctypes.create_string_buffer(struct.pack("@HP", length, address)))
 
 
-def server_filter() -> Filter:
-    """Return the allow-list of a fork server, which its children inherit; the kernel prepares it once."""
+def _no_truncation() -> dict[tuple[int, int], _Code]:
+    """Refuse to truncate by path, also by opening for anything but writing.
+
+    Landlock knows of truncation only from ABI 3 (Linux 6.2) on, and takes the access modes 0 and 3 for no write.
+    """
+    mask, truncate = os.O_ACCMODE | os.O_TRUNC, os.O_TRUNC
+
+    def opening(flags: int) -> _Code:
+        forbidden = [(_JUMP_EQ, 2, 0, truncate), (_JUMP_EQ, 1, 0, truncate | os.O_ACCMODE)]
+        return [_argument(flags), (_AND, 0, 0, mask), *forbidden, *_returns(_ALLOW), *_returns(_EPERM)]
+
+    return {_PLAIN["open"]: opening(1), _PLAIN["openat"]: opening(2), _PLAIN["truncate"]: _returns(_EPERM)}
+
+
+def server_filter(writable: bool) -> Filter:
+    """Return the allow-list of a fork server, which its children inherit; the kernel prepares it once.
+
+    Args:
+        writable: whether there is a folder to write to; else no file may be truncated either.
+    """
     column = list(_ARCH).index(kernel.MACHINE)
     actions = {numbers[column]: _returns(_ALLOW) for numbers in (*_PLAIN.values(), *_SERVER.values())}
     actions |= {numbers[column]: _returns(_ENOSYS) for numbers in _MISSING.values()}
     actions |= {numbers[column]: _returns(_ALLOW) for numbers in _of_child(OWN_PID)}
     actions |= {numbers[column]: code for numbers, code in _by_argument().items()}
+    actions |= {numbers[column]: code for numbers, code in ({} if writable else _no_truncation()).items()}
     return Filter(actions, _returns(_EPERM))
 
 

@@ -8,7 +8,8 @@ tuple), so no method that a program wrote ever runs on the judge's side.
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from fractions import Fraction
@@ -18,9 +19,9 @@ MAX_DEPTH = 200
 _SMALL = 1 << 62
 _TYPES: tuple[type, ...] = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)
 _NAMED = {kind.__name__: kind for kind in _TYPES}
-_MANY = 64  # from this size on, elements of sets and dicts are checked for colliding hashes
+_AT_ONCE = 256  # elements put into a set or dict between two looks at the clock
+_FILL_SECONDS = 0.5  # of CPU time; the most that fits in a frame takes 0.1
 _MAX_FRACTION_BITS = 1 << 18
-_SAME_HASH = 16  # as many may have the same one
 
 
 class NotPlainError(Exception):
@@ -118,17 +119,24 @@ def _items(body: Any, depth: int) -> list[Any]:
     return [unpack(item, depth) for item in body]
 
 
-def _hashed(items: list[Any]) -> list[Any]:
-    """Refuse elements chosen to collide: building a set of them would take quadratic time."""
-    if len(items) >= _MANY and max(Counter(map(hash, items)).values()) > _SAME_HASH:
-        raise NotPlainError("a set or dict whose elements collide")
-    return items
+def _filled(collection: Any, items: list[Any]) -> Any:
+    """Put elements into a set or dict, unless they are chosen to collide, which would take quadratic time."""
+    started = time.thread_time() if len(items) > _AT_ONCE else 0.0
+    for start in range(0, len(items), _AT_ONCE):
+        collection.update(items[start : start + _AT_ONCE])
+        if start and time.thread_time() - started > _FILL_SECONDS:
+            raise NotPlainError("a set or dict whose elements collide")
+    return collection
+
+
+def _unpack_frozenset(body: Any, depth: int) -> frozenset[Any]:
+    items = _items(body, depth)
+    _filled(set(), items)
+    return frozenset(items)
 
 
 def _unpack_dict(body: Any, depth: int) -> dict[Any, Any]:
-    pairs = [(unpack(key, depth), unpack(item, depth)) for key, item in body]
-    _hashed([key for key, _ in pairs])
-    return dict(pairs)
+    return _filled({}, [(unpack(key, depth), unpack(item, depth)) for key, item in body])  # type: ignore[no-any-return]
 
 
 def _unpack_fraction(body: Any, depth: int) -> Fraction:
@@ -146,8 +154,8 @@ _UNPACKERS: dict[str, Callable[[Any, int], Any]] = {
     "f": lambda b, d: float(b),
     "t": lambda b, d: tuple(_items(b, d)),
     "d": _unpack_dict,
-    "s": lambda b, d: set(_hashed(_items(b, d))),
-    "z": lambda b, d: frozenset(_hashed(_items(b, d))),
+    "s": lambda b, d: _filled(set(), _items(b, d)),
+    "z": _unpack_frozenset,
     "n": lambda b, d: _NAMED[b],
     "c": lambda b, d: complex(float(b[0]), float(b[1])),
     "b": lambda b, d: bytes.fromhex(b),
