@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 
 import torch
@@ -118,7 +119,7 @@ def triton_product(case: Case) -> Callable[[], Tensor] | None:
     """Two launches after the base GEMM."""
     if triton_kernels.load() is None:
         return None
-    bounds = torch.tensor((0, *case.ends), dtype=torch.int32, device=case.x.device) if len(case.ends) > 1 else None
+    bounds = _bounds(case)
 
     def launch() -> Tensor:
         y = linear(case.x, case.w)
@@ -154,8 +155,7 @@ def triton_produced(case: Case) -> Callable[[], Tensor] | None:
     """Shrink in the launch that makes x (here an RMSNorm, which is timed too), the base GEMM, expand."""
     if triton_kernels.load() is None:
         return None
-    weight = torch.ones_like(case.x[0])
-    bounds = torch.tensor((0, *case.ends), dtype=torch.int32, device=case.x.device) if len(case.ends) > 1 else None
+    weight, bounds = torch.ones_like(case.x[0]), _bounds(case)
 
     def launch() -> Tensor:
         x, planes = triton_layer.rms_norm_shrink(case.x, weight, 1e-5, case.a)
@@ -172,18 +172,92 @@ def norm_and_base(case: Case) -> Callable[[], Tensor] | None:
     return lambda: linear(torch.nn.functional.rms_norm(case.x, case.x.shape[-1:], weight, 1e-5), case.w)
 
 
-def concatenated(case: Case) -> Callable[[], Tensor] | None:
-    """One library GEMM, [x | s h g] [W | B]^T; what makes x is taken to write it to the wider buffer."""
-    if triton_kernels.load() is None or len(case.ends) > 1:
+def n_concatenated(case: Case) -> Callable[[], Tensor] | None:
+    """One library GEMM for y and h, x [W; A]^T, then gate and expand in one launch; y lies in a wider buffer."""
+    if triton_kernels.load() is None:
         return None
-    weights = torch.cat([case.w, case.b], 1)
-    d_in = case.x.shape[1]
-    inputs = torch.cat([case.x, case.x.new_zeros(len(case.x), len(case.a))], 1)
+    weights, d_out = torch.cat([case.w, case.a]), len(case.w)
+    bounds = _bounds(case)
 
     def launch() -> Tensor:
-        planes = triton_kernels.shrink(inputs[:, :d_in], case.a)
-        triton_kernels.gate(inputs[:, d_in:], planes, case.g, case.rows, case.scaling)
-        return linear(inputs, weights)
+        both = linear(case.x, weights)
+        y = both[:, :d_out]
+        triton_kernels.expand(y, both[:, d_out:].unsqueeze(0), case.b, case.g, case.rows, case.scaling, bounds)
+        return y
+
+    return launch
+
+
+def forked(case: Case) -> Callable[[], Tensor] | None:
+    """Shrink on another stream while the base GEMM runs, then expand."""
+    if triton_kernels.load() is None or not case.x.is_cuda:
+        return None
+    bounds, side = _bounds(case), _side_stream()
+
+    def launch() -> Tensor:
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            planes = triton_kernels.shrink(case.x, case.a)
+        y = linear(case.x, case.w)
+        torch.cuda.current_stream().wait_stream(side)
+        triton_kernels.expand(y, planes, case.b, case.g, case.rows, case.scaling, bounds)
+        return y
+
+    return launch
+
+
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
+
+
+def _bounds(case: Case) -> Tensor | None:
+    if len(case.ends) == 1:
+        return None
+    return torch.tensor((0, *case.ends), dtype=torch.int32, device=case.x.device)
+
+
+def k_concatenated(case: Case) -> Callable[[], Tensor] | None:
+    """Library GEMMs of [x | s h g] and [W | B], one for each output; what makes x is taken to write it to the wider buffer.
+
+    Of several outputs the buffer is [h_0 | x | h_1 | ...]: the first takes [h_0 | x], the others together [x | h_1 | ...], with
+    their B as blocks.
+    """
+    return _k_concatenated(case, lambda x, a: triton_kernels.shrink(x, a))
+
+
+def k_concatenated_library(case: Case) -> Callable[[], Tensor] | None:
+    """The same with h by a library GEMM, in float32."""
+    if not case.x.is_cuda or case.x.dtype == torch.float32:
+        return None
+    return _k_concatenated(case, lambda x, a: torch.mm(x, a.T, out_dtype=torch.float32).unsqueeze(0))
+
+
+def _k_concatenated(case: Case, shrink: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Tensor] | None:
+    if triton_kernels.load() is None:
+        return None
+    (tokens, d_in), rank, d_out = case.x.shape, case.b.shape[1], len(case.w)
+    (first, _), *others = case.slices()
+    buffer = case.x.new_zeros(tokens, d_in + len(case.a))
+    buffer[:, rank : rank + d_in] = case.x
+    x = buffer[:, rank : rank + d_in]
+    left = torch.cat([case.b[first], case.w[first]], 1)
+    right = (
+        torch.cat([case.w[first.stop :], torch.block_diag(*(case.b[columns] for columns, _ in others))], 1)
+        if others
+        else None
+    )
+
+    def launch() -> Tensor:
+        planes = shrink(x, case.a)
+        triton_kernels.gate(buffer[:, :rank], planes[..., :rank], case.g[:, :rank], case.rows, case.scaling)
+        if right is None:
+            return linear(buffer, left)
+        triton_kernels.gate(buffer[:, rank + d_in :], planes[..., rank:], case.g[:, rank:], case.rows, case.scaling)
+        y = x.new_empty(tokens, d_out)
+        torch.mm(buffer[:, : rank + d_in], left.T, out=y[:, first])
+        torch.mm(buffer[:, rank:], right.T, out=y[:, first.stop :])
+        return y
 
     return launch
 
@@ -235,7 +309,10 @@ FORMS: dict[str, Form] = {
     "triton 1": triton_added,
     "triton layer": triton_one_launch,
     "norm+triton": triton_produced,
-    "concat": concatenated,
+    "n-concat": n_concatenated,
+    "forked": forked,
+    "k-concat": k_concatenated,
+    "k-concat mm": k_concatenated_library,
     "vllm": vllm,
     "vllm/request": vllm_per_request,
 }

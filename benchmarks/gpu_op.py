@@ -7,9 +7,13 @@ CPU, with tiny sizes and Triton's interpreter, to show that it works; its times 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +32,7 @@ LLAMA: Shapes = {
 TINY: Shapes = {"qkv": (64, (64, 64, 32)), "o": (96, (64,))}
 # Larger than the cache of an H100 or H200, in all sets together.
 BYTES_OF_SETS = 256 << 20
-OURS = ("cuda", "cuda layer", "triton", "triton 1", "triton layer", "concat")
+OURS = ("cuda", "cuda layer", "triton", "triton 1", "triton layer", "n-concat", "forked", "k-concat", "k-concat mm")
 LARGEST_ERROR = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
 
 
@@ -86,6 +90,25 @@ def measure(
     }
 
 
+def compile_all(argv: Sequence[str], jobs: int) -> None:
+    """Launch everything once in several processes, which leave Triton's kernels in its cache: one would take minutes."""
+    command = [sys.executable, str(Path(__file__)), *argv, "--jobs", str(jobs), "--part"]
+    for job in [subprocess.Popen([*command, str(part)], stdout=subprocess.DEVNULL) for part in range(jobs)]:
+        job.wait()
+
+
+def launch_once(shape: tuple[int, tuple[int, ...]], tokens: int, rank: int, dtype: torch.dtype) -> None:
+    """Compiles what a cell needs; errors are for the measurement to report."""
+    from gpu_forms import FORMS, Case
+
+    case = Case.random(tokens, *shape, rank, dtype, torch.device("cuda"))
+    for form in FORMS.values():
+        with contextlib.suppress(Exception):
+            launch = form(case)
+            if launch is not None:
+                launch()
+
+
 def whole_layer(cells: list[dict[str, Any]]) -> dict[str, Any]:
     """Overhead over all linear layers of a transformer layer, by form, where every cell has it; "best" takes each cell's best of ours."""
     names = set.intersection(*(set(cell["us"]) for cell in cells))
@@ -108,6 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU, in Triton's interpreter")
     parser.add_argument("--rounds", type=int, default=30, help="interleaved rounds of each cell")
     parser.add_argument("--seconds", type=float, default=200, help="begin no token count after that long")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="processes that compile Triton's kernels first"
+    )
+    parser.add_argument("--part", type=int, help=argparse.SUPPRESS)  # of the cells, for one of those processes
     args = parser.parse_args(argv)
     if args.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
@@ -120,6 +147,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     counts = (1, 20) if args.dry_run else (1, 16, 64, 4096, 8, 256)  # what the targets name comes first
     torch.manual_seed(0)
     began, layers, cells, late = time.monotonic(), {}, [], []
+    if args.part is not None:
+        with torch.inference_mode():
+            for tokens, shape in list(itertools.product(counts, shapes.values()))[args.part :: args.jobs]:
+                launch_once(shape, tokens, rank, dtype)
+        return 0
+    if not args.dry_run:
+        compile_all(sys.argv[1:] if argv is None else argv, args.jobs)
+        print(f"compiled: {time.monotonic() - began:.0f} s", flush=True)
     with torch.inference_mode():
         for tokens in counts:
             if time.monotonic() - began > args.seconds:

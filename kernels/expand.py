@@ -13,7 +13,7 @@ import triton.language as tl
 @triton.jit
 def expand(
     y_ptr,  # [tokens, d_out]
-    planes_ptr,  # [splits, tokens, slices * ranks] float32
+    planes_ptr,  # [splits, tokens, slices * ranks], float32; a single one in any dtype
     g_ptr,  # [requests, slices * ranks] float32
     rows_ptr,  # [tokens] int32, -1 for no adapter
     b_ptr,  # [d_out, ranks], the slices one below the other
@@ -25,7 +25,7 @@ def expand(
     y_stride,
     g_stride,  # without rows: 0 where one row of g is for all tokens
     b_stride,
-    h_stride,  # slices * ranks
+    h_stride,  # of the planes' tokens
     SPLITS: tl.constexpr,
     HAS_ROWS: tl.constexpr,
     SLICED: tl.constexpr,

@@ -55,6 +55,7 @@ def gate(
     scaling,
     tokens,
     ranks,
+    h_stride,  # of the planes' tokens
     g_stride,
     gated_stride,  # that of [x | gated], where a library multiplies [W | B]
     SPLITS: tl.constexpr,
@@ -73,7 +74,7 @@ def gate(
     active = (row[:, None] >= 0) & inside
     h = tl.zeros((BLOCK_T, BLOCK_R), dtype=tl.float32)
     for split in tl.static_range(SPLITS):
-        places = (tl.full((), split, tl.int64) * tokens + t[:, None]) * ranks + r[None, :]
+        places = (tl.full((), split, tl.int64) * tokens + t[:, None]) * h_stride + r[None, :]
         h += tl.load(planes_ptr + places, mask=active, other=0.0)
     weights = g_ptr + tl.where(row >= 0, row, 0).to(tl.int64)[:, None] * g_stride + r[None, :]
     gated = h * tl.load(weights, mask=active, other=0.0) * scaling

@@ -85,6 +85,7 @@ def expand(
     """Gate the planes' sum, multiply by B, add to ``y`` [T, d_out].
 
     Args:
+        planes: [splits, T, R]; a single one may have rows that lie apart, and the dtype of y: the last columns of x [W; A]^T, say.
         lora_b: [d_out, R].
         bounds: [S + 1] int32, for S outputs side by side in y, of columns ``bounds[i]`` to ``bounds[i + 1]``, with ranks of their
             own: planes and g then have S * R, ``lora_b`` holds the outputs' B one below the other.
@@ -94,6 +95,7 @@ def expand(
     slices = 1 if bounds is None else len(bounds) - 1
     if all_ranks != slices * ranks or g.shape[1] != all_ranks:
         raise InputError(f"{slices} outputs of {ranks} ranks need planes and g of {slices * ranks}, got {all_ranks}")
+    planes = planes if splits == 1 and planes.stride(2) == 1 else planes.contiguous()
     tile = tiles(tokens, ranks, 1, d_out, processors=processors(y), wide=y.dtype == torch.float32)
     kernels_for(y).expand.expand[(-(-tokens // tile.tokens), -(-d_out // tile.outputs), slices)](
         y,
@@ -109,7 +111,7 @@ def expand(
         y.stride(0),
         g_stride,
         lora_b.stride(0),
-        all_ranks,
+        planes.stride(1),
         SPLITS=splits,
         HAS_ROWS=rows is not None,
         SLICED=bounds is not None,
@@ -124,13 +126,15 @@ def expand(
 def gate(
     out: Tensor, planes: Tensor, g: Tensor, rows: Tensor | None, scaling: float, h: Tensor | None = None
 ) -> Tensor:
-    """Write the gated sum of the planes, s h g, to ``out`` [T, R], zero for tokens without adapter.
+    """Write the gated sum of the planes, s h g, to ``out`` [T, R], zero for tokens without adapter; some columns of planes may do.
 
     With ``out`` the last R columns of a buffer whose first are x, a library multiplies ``[x | s h g]`` by ``[W | B]``: the layer
     in one GEMM. ``h``, float32 [T, R] contiguous, takes the sum before the gate, for the gradients.
     """
     g, place, g_stride = gates(g, rows)
     splits, tokens, ranks = planes.shape
+    if planes.stride(2) != 1 or planes.stride(0) != tokens * planes.stride(1):
+        planes = planes.contiguous()
     kernels_for(out).shrink.gate[elementwise_grid(tokens, ranks)](
         planes,
         g,
@@ -140,6 +144,7 @@ def gate(
         float(scaling),
         tokens,
         ranks,
+        planes.stride(1),
         g_stride,
         out.stride(0),
         SPLITS=splits,
@@ -167,7 +172,7 @@ def contiguous_rows(matrix: Tensor) -> Tensor:
 
 def gates(g: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, int]:
     """g in float32, the tokens' rows (or anything, without), and the stride from one token's or row's weights to the next."""
-    g = g.float().contiguous()
+    g = contiguous_rows(g.float())
     if rows is not None:
         return g, rows.to(torch.int32).contiguous(), g.stride(0)
     return g, g, 0 if len(g) == 1 else g.stride(0)

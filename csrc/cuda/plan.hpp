@@ -78,7 +78,7 @@ BDC_BOTH constexpr VectorPlan vector_plan(int tokens, int d_in, int d_out, int r
 constexpr int kStepInputs = 64;  // elements of a row that a pipeline stage holds: 128 bytes
 constexpr int kStages = 4;       // of the pipeline
 constexpr int kOutputTile = 64;  // outputs of a tile: 16 for each warp
-constexpr int kRankTile = 16;    // ranks of a tile: the warps share the sum over the inputs
+constexpr int kRankTile = kOutputTile / 4;  // four warps share a sum over the inputs
 constexpr int kMostTileTokens = 64;
 constexpr int kRowBytes = 128;  // of a tile in shared memory
 

@@ -86,7 +86,8 @@ BDC_DEVICE float sum_planes(const float* first, std::int64_t stride, int splits)
 
 template <class S, int kTokens>
 struct TileKernel {
-    static constexpr int kSums = kTokens / 8 * 4;  // of a lane, for 16 rows of weights
+    static constexpr int kSums = kTokens / 8 * 4;    // of a lane, for 16 rows of weights
+    static constexpr int kParts = kStepInputs / 16;  // of a step's inputs, one for a warp
     static constexpr int kStageBytes = stage_bytes(kTokens);
 
     const Product& p;
@@ -139,12 +140,13 @@ struct TileKernel {
             copies_wait<kStages - 2>();
             sync_block();
             issue(step + kStages - 1);
-            multiply_part<S, kTokens>(sums, weights(step), tokens(step), 0, warp);
+            multiply_part<S, kTokens>(sums, weights(step), tokens(step), warp / kParts * 16,
+                                      warp % kParts);
         }
         copies_wait<0>();
         sync_block();
 
-        // The warps' sums meet in shared memory; each warp then adds a quarter of them.
+        // The warps' sums meet in shared memory; those of kParts warps are of the same ranks.
         auto* meeting = reinterpret_cast<float*>(shared);
 #pragma unroll
         for (int i = 0; i < kSums; ++i)
@@ -152,19 +154,23 @@ struct TileKernel {
         sync_block();
         const std::int64_t stride = plan.rank_tile_sums();
         float* plane = work.planes + (std::int64_t(tile) * plan.inputs.splits + split) * stride;
-        for (int i = thread_index(); i < kSums * 32; i += kThreads) {
+        for (int i = thread_index(); i < kRankTile * kTokens; i += kThreads) {
+            const float* first_part =
+                meeting + i / (kSums * 32) * kParts * kSums * 32 + i % (kSums * 32);
             float sum = 0;
 #pragma unroll
-            for (int w = 0; w < kWarps; ++w) sum += load(meeting + w * kSums * 32 + i);
+            for (int part = 0; part < kParts; ++part) sum += load(first_part + part * kSums * 32);
             store(plane + i, sum);
         }
         if (!arrive(rank_arrivals + tile, plan.inputs.splits, flag)) return;
 
         const float* planes = work.planes + std::int64_t(tile) * plan.inputs.splits * stride;
         auto* gated = static_cast<S*>(work.gated);
-        for (int i = thread_index(); i < kSums * 32; i += kThreads) {
-            const int r = tile * kRankTile + fragment_row(i % 32, i / 32 % 4);
-            const int t = i / 128 * 8 + fragment_column(i % 32, i / 32 % 4);
+        for (int i = thread_index(); i < kRankTile * kTokens; i += kThreads) {
+            const int of_warp = i % (kSums * 32);
+            const int r = tile * kRankTile + i / (kSums * 32) * 16 +
+                          fragment_row(of_warp % 32, of_warp / 32 % 4);
+            const int t = of_warp / 128 * 8 + fragment_column(of_warp % 32, of_warp / 32 % 4);
             const int row = row_of(t);
             float h = 0;
             if (r < p.ranks && row >= 0)

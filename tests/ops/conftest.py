@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -45,13 +48,15 @@ def make(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Problem:
-    generator = torch.Generator().manual_seed(seed)
+    """A problem on torch's default device, the same numbers on each."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    device = torch.get_default_device()
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(dtype)
+        return torch.randn(*shape, generator=generator, device="cpu").to(dtype).to(device)
 
-    rows = torch.randint(-1, requests, (tokens,), generator=generator, dtype=torch.int32)
-    g = torch.randn(requests, rank, generator=generator)
+    rows = torch.randint(-1, requests, (tokens,), generator=generator, dtype=torch.int32, device="cpu").to(device)
+    g = torch.randn(requests, rank, generator=generator, device="cpu").to(device)
     return Problem(random(tokens, d_out), random(tokens, d_in), random(rank, d_in), random(d_out, rank), g, rows, 0.7)
 
 
@@ -88,6 +93,31 @@ WITHOUT = {
 }
 
 
+def _compile_emulator(compiler: str, sources: Path, files: list[Path], library: Path, pybind11_include: str) -> None:
+    for old in library.parent.glob("*.*"):
+        old.unlink()
+    includes = (sources / "cuda", sysconfig.get_paths()["include"], pybind11_include)
+    options = [
+        "-std=c++20",
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+        "-fPIC",
+        "-fvisibility=hidden",
+    ]
+    names = ["-DBDC_MODULE=_lora_emulated", '-DBDC_DEVICE_TYPE="cpu"', *(f"-I{path}" for path in includes)]
+    objects = [library.with_suffix(f".{i}.o") for i in range(len(files))]
+    commands = [
+        subprocess.Popen([compiler, *options, *names, "-c", path, "-o", built])
+        for path, built in zip(files, objects, strict=True)
+    ]
+    failed = [command.wait(timeout=300) for command in commands]
+    assert not any(failed)
+    subprocess.run([compiler, "-shared", *objects, "-o", library], check=True, timeout=60)
+
+
 @pytest.fixture(scope="session")
 def cuda_emulator(request: pytest.FixtureRequest) -> ModuleType:
     """The CUDA kernels and their binding, compiled for the CPU on the emulated GPU of csrc/cuda/emulator.hpp."""
@@ -102,28 +132,10 @@ def cuda_emulator(request: pytest.FixtureRequest) -> ModuleType:
     digest = hashlib.sha256(b"".join(texts) + sysconfig.get_config_var("EXT_SUFFIX").encode()).hexdigest()[:16]
     folder = request.config.cache.mkdir("cuda_emulator")
     library = folder / f"{digest}.so"
-    if not library.exists():
-        for old in folder.glob("*"):
-            old.unlink()
-        includes = (sources / "cuda", sysconfig.get_paths()["include"], pybind11.get_include())
-        options = [
-            "-std=c++20",
-            "-O1",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-            "-Wno-unknown-pragmas",
-            "-fPIC",
-            "-fvisibility=hidden",
-        ]
-        names = ["-DBDC_MODULE=_lora_emulated", '-DBDC_DEVICE_TYPE="cpu"', *(f"-I{path}" for path in includes)]
-        commands = [
-            subprocess.Popen([compiler, *options, *names, "-c", path, "-o", folder / f"{digest}-{i}.o"])
-            for i, path in enumerate(files)
-        ]
-        assert [command.wait(timeout=300) for command in commands] == [0, 0]
-        objects = [folder / f"{digest}-{i}.o" for i in range(2)]
-        subprocess.run([compiler, "-shared", *objects, "-o", library], check=True, timeout=60)
+    with (folder / "lock").open("w") as lock:  # one process compiles for all that run tests beside it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _compile_emulator(compiler, sources, files, library, pybind11.get_include())
     spec = importlib.util.spec_from_file_location("_lora_emulated", library)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -140,12 +152,15 @@ def cuda_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("BDC_OPS_BACKEND", "cuda")
 
 
-@pytest.fixture(params=["torch", "cpp", "triton", "cuda"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test that asks for it runs once on each backend."""
-    if request.param == "cuda":
+@pytest.fixture(params=["torch", "cpp", "triton", "cuda", *(["torch-gpu"] if torch.cuda.is_available() else [])])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every test that asks for it runs once on each backend, on a GPU where the backend has one."""
+    name = request.param.removesuffix("-gpu")
+    if name == "cuda":
         request.getfixturevalue("cuda_backend")
-    elif request.param not in backends():
-        pytest.skip(WITHOUT[request.param])
-    monkeypatch.setenv("BDC_OPS_BACKEND", request.param)
-    return str(request.param)
+    elif name not in backends():
+        pytest.skip(WITHOUT[name])
+    monkeypatch.setenv("BDC_OPS_BACKEND", name)
+    on_gpu = torch.cuda.is_available() and request.param not in ("torch", "cpp")
+    with torch.device("cuda") if on_gpu else contextlib.nullcontext():
+        yield name
