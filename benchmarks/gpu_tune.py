@@ -28,6 +28,21 @@ from bdc.ops import cuda, triton_kernels, triton_layer
 from bdc.ops.triton_plan import LayerTiles, Tiles
 
 
+# Tokens to outputs, inputs, stages and warps of the one-launch layer in Triton.
+LAYER_SIZES = {
+    16: [
+        (32, 256, 3, 4),
+        (32, 256, 4, 4),
+        (32, 256, 5, 4),
+        (32, 512, 2, 4),
+        (32, 512, 3, 4),
+        (16, 512, 3, 4),
+        (64, 256, 3, 4),
+    ],
+    64: [(64, 128, 4, 4), (64, 128, 5, 8), (64, 256, 2, 8), (128, 128, 3, 8), (128, 128, 4, 8), (128, 64, 5, 8)],
+}
+
+
 def with_patches(form: Form, patches: Callable[[Case], Iterator[Any]]) -> Form:
     """The form, launched with other sizes."""
 
@@ -54,7 +69,7 @@ def of_variant(form: Form, path: Path) -> Form:
     spec.loader.exec_module(module)
 
     def patches(case: Case) -> Iterator[Any]:
-        cuda._resident_blocks.cache_clear()
+        cuda._capacity.cache_clear()
         yield mock.patch.object(cuda, "load", lambda: module)
 
     return with_patches(form, patches)
@@ -105,22 +120,12 @@ def forms_for(tokens: int, variants: Path | None) -> dict[str, Form]:
             name = path.name.split(".")[0].removeprefix("_lora_cuda_")
             forms[f"cuda layer {name}"] = of_variant(cuda_layer, path)
             forms[f"cuda {name}"] = of_variant(cuda_product, path)
-    if tokens in (16, 64):
-        for sizes in [
-            (32, 128, 4, 4),
-            (32, 256, 3, 4),
-            (64, 128, 4, 4),
-            (64, 128, 3, 8),
-            (16, 256, 4, 4),
-            (64, 64, 6, 4),
-        ]:
-            if (sizes[0] + tokens) * sizes[1] * 2 * (sizes[2] - 1) < 220_000:
-                forms["triton layer N{}K{}s{}w{}".format(*sizes)] = layer(*sizes)
+    for sizes in LAYER_SIZES.get(tokens, ()):
+        forms["triton layer N{}K{}s{}w{}".format(*sizes)] = layer(*sizes)
     if tokens <= 256:
-        for outputs, warps in itertools.product((16, 32, 64, 128), (2, 4, 8)):
-            if outputs // warps in (8, 16, 32):
-                changes = tiles_of(outputs=outputs, warps=warps, ranks_step=128)
-                forms[f"n-concat N{outputs}w{warps}"] = with_patches(n_concatenated, changes)
+        for outputs, warps in ((32, 4), (64, 4), (64, 8), (128, 8)):
+            changes = tiles_of(outputs=outputs, warps=warps, ranks_step=128)
+            forms[f"n-concat N{outputs}w{warps}"] = with_patches(n_concatenated, changes)
     if tokens == 4096:
         for block_t, ranks, inputs, splits in [
             (64, 128, 64, 1), (64, 128, 64, 2), (128, 128, 64, 1), (128, 128, 64, 2), (128, 128, 64, 4), (128, 64, 64, 2), (128, 64, 64, 1),

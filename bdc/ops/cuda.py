@@ -118,7 +118,7 @@ def _run(
             module.vectors(code, addresses, strides, sizes, scaling, count, planes.data_ptr(), stream)
             return
         ends = ends or (d_out,)
-        count = _resident_blocks(x.device, code, 16 if tokens <= 16 else 32 if tokens <= 32 else 64)
+        count = _capacity(x.device, code, tokens)
         floats, gated, words = module.tiles_workspace(sizes, ends, weight is not None, count)
         planes, h = x.new_empty(floats, dtype=torch.float32), x.new_empty(gated)
         work = (planes.data_ptr(), h.data_ptr(), counters(x.device, words).data_ptr())
@@ -146,10 +146,13 @@ def _processors(device: torch.device) -> int:
 
 
 @cache
-def _resident_blocks(device: torch.device, code: int, token_tile: int) -> int:
+def _capacity(device: torch.device, code: int, tokens: int) -> tuple[int, int]:
+    """Blocks of the persistent kernel that the device runs at once, and the stages of each."""
     module = load()
     assert module is not None
     if device.type != "cuda":
-        return int(module.resident_blocks(code, token_tile))
-    with torch.cuda.device(device):
-        return int(module.resident_blocks(code, token_tile))
+        blocks, stages = module.capacity(code, tokens)
+    else:
+        with torch.cuda.device(device):
+            blocks, stages = module.capacity(code, tokens)
+    return blocks, stages

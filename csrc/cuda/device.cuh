@@ -19,7 +19,7 @@ struct alignas(16) Chunk {
 #else
 
 #define BDC_DEVICE __device__ __forceinline__
-#define BDC_KERNEL(blocks) __global__ void __launch_bounds__(::bdc::cuda::kThreads, blocks)
+#define BDC_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 
 namespace bdc::cuda {
 

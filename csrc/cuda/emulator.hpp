@@ -21,7 +21,7 @@
 #include "plan.hpp"
 
 #define BDC_DEVICE inline
-#define BDC_KERNEL(blocks) void
+#define BDC_KERNEL(threads, blocks) void
 
 namespace bdc::cuda {
 
@@ -54,7 +54,7 @@ struct Block {
     std::vector<Chunk> shared;
     Meeting meeting;
     int alive = 0;
-    Warp warps[kWarps];
+    Warp warps[kTileWarps];
 };
 
 struct Fiber {
@@ -79,15 +79,15 @@ struct Machine {
     Fiber* current = nullptr;
     std::vector<Fiber*> ready;
     std::function<void()> kernel;
-    int blocks = 0;
-    bool finished = false;  // the current fiber
+    int blocks = 0, threads = 0;  // of the grid, of a block
+    bool finished = false;        // the current fiber
     const char* fault = nullptr;
 };
 
 inline Machine* machine = nullptr;
 
-constexpr std::size_t kStack = 256 << 10;
-constexpr std::int64_t kMostSwitches = 400'000'000;
+constexpr std::size_t kStack = 64 << 10;
+constexpr std::int64_t kMostSwitches = 100'000'000;
 
 inline void switch_out() {
     Fiber* self = machine->current;
@@ -190,25 +190,26 @@ inline void start(Fiber& fiber, Block& block, int thread) {
 }
 
 // Runs `kernel` on every thread of the grid, with `at_once` blocks at a time.
-inline void launch(Machine& m, Index grid, int shared_bytes, int at_once,
+inline void launch(Machine& m, Index grid, int threads, int shared_bytes, int at_once,
                    std::function<void()> kernel) {
     machine = &m;
+    m.threads = threads;
     m.kernel = std::move(kernel);
     m.blocks = grid.x;
     m.ready.clear();
     m.fault = nullptr;
     const int total = grid.x * grid.y * grid.z, places = least(total, at_once);
     std::vector<Block> blocks(places);
-    std::vector<Fiber> fibers(std::size_t(places) * kThreads);
+    std::vector<Fiber> fibers(std::size_t(places) * threads);
     int next = 0, running = 0;
     const auto begin = [&](int place) {
         Block& block = blocks[place];
         block.index = {next % grid.x, next / grid.x % grid.y, next / grid.x / grid.y};
         block.shared.assign(shared_bytes / sizeof(Chunk) + 1,
                             {{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}});
-        block.alive = kThreads;
+        block.alive = threads;
         ++next, ++running;
-        for (int t = 0; t < kThreads; ++t) start(fibers[place * kThreads + t], block, t);
+        for (int t = 0; t < threads; ++t) start(fibers[place * threads + t], block, t);
     };
     for (int place = 0; place < places; ++place) begin(place);
     std::int64_t switches = 0;
@@ -237,7 +238,9 @@ inline void launch(Machine& m, Index grid, int shared_bytes, int at_once,
 inline int thread_index() { return emulator::machine->current->thread; }
 inline Index block_index() { return emulator::machine->current->block->index; }
 inline int grid_blocks() { return emulator::machine->blocks; }
-inline void sync_block() { emulator::meet(emulator::machine->current->block->meeting, kThreads); }
+inline void sync_block() {
+    emulator::meet(emulator::machine->current->block->meeting, emulator::machine->threads);
+}
 inline float shuffle_xor(float value, int mask) {
     const auto slots = emulator::exchange(value);
     return emulator::from_lane<float>(slots, thread_index() % 32 ^ mask);

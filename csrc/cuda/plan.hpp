@@ -75,12 +75,15 @@ BDC_BOTH constexpr VectorPlan vector_plan(int tokens, int d_in, int d_out, int r
 
 // --- The persistent form: tiles on the matrix units ----------------------------------------------
 
-constexpr int kStepInputs = 64;  // elements of a row that a pipeline stage holds: 128 bytes
-constexpr int kStages = 4;       // of the pipeline
-constexpr int kOutputTile = 64;  // outputs of a tile: 16 for each warp
-constexpr int kRankTile = kOutputTile / 4;  // four warps share a sum over the inputs
+constexpr int kTileThreads = 256;
+constexpr int kTileWarps = kTileThreads / 32;
+constexpr int kStepInputs = 128;  // elements of a row that a pipeline stage holds
+constexpr int kRowBytes = 2 * kStepInputs;
+constexpr int kMostStages = 6;    // of the pipeline
+constexpr int kOutputTile = 128;  // outputs of a tile
+constexpr int kRankTile = 32;     // ranks of a tile
 constexpr int kMostTileTokens = 64;
-constexpr int kRowBytes = 128;  // of a tile in shared memory
+constexpr int kMostSlices = 4;
 
 // Where 16-byte chunk `chunk` of row `row` of a tile lies: the exclusive or keeps eight rows of one
 // chunk, which one instruction reads, in different banks.
@@ -92,62 +95,86 @@ BDC_BOTH constexpr int swizzled(int row, int chunk) {
 BDC_BOTH constexpr int fragment_row(int lane, int i) { return lane / 4 + 8 * (i / 2); }
 BDC_BOTH constexpr int fragment_column(int lane, int i) { return lane % 4 * 2 + i % 2; }
 
+BDC_BOTH constexpr int token_tile_of(int tokens) {
+    return tokens <= 16 ? 16 : tokens <= 32 ? 32 : kMostTileTokens;
+}
 BDC_BOTH constexpr int stage_bytes(int token_tile) {
     return (kOutputTile + token_tile) * kRowBytes;
 }
+// Beside the stages: what the threads of a block tell each other.
+constexpr int kNoteWords = 16;
+BDC_BOTH constexpr int shared_bytes(int token_tile, int stages) {
+    return stages * stage_bytes(token_tile) + kNoteWords * 4;
+}
+// As deep a pipeline as a block's shared memory allows; below two there is none.
+BDC_BOTH constexpr int stages_for(int token_tile, int shared_limit) {
+    return least(kMostStages, (shared_limit - shared_bytes(0, 0)) / stage_bytes(token_tile));
+}
 
+// Blocks that a device runs at once, each with so many stages.
+struct Capacity {
+    int blocks, stages;
+};
+
+// Every output tile is a row of units: steps of the sum over d_in where the base weight is
+// multiplied too, then steps of the sum over the ranks. The units of all tiles, one tile after
+// the other, are dealt out evenly, so a block may begin or end inside a tile; what it has summed of
+// a tile that another block ends it leaves in a plane.
 struct TilePlan {
     int token_tile;  // 16, 32 or 64, not below the tokens
-    int rank_tiles;
-    Split inputs;  // of shrink
-    int output_tiles;
-    int base_steps;  // of the sum over d_in, where the base weight is multiplied too
-    Split sums;      // of an output tile: base_steps, then the ranks
+    int stages;
     int blocks;
+    int rank_tiles;
+    Split inputs;                 // of shrink
+    int slices;                   // outputs side by side
+    int first_tile[kMostSlices];  // of each slice
+    int output_tiles;
+    int base_steps, rank_steps;  // units of a tile
 
     BDC_BOTH constexpr int shrink_items() const { return rank_tiles * inputs.splits; }
-    BDC_BOTH constexpr int output_items() const { return output_tiles * sums.splits; }
-    // The stages, and a word that the threads tell each other.
-    BDC_BOTH constexpr int shared_bytes() const { return kStages * stage_bytes(token_tile) + 16; }
-    // Sums of one tile, as the threads hold them.
+    BDC_BOTH constexpr int steps() const { return base_steps + rank_steps; }
+    // The first unit of a block's share, of all units. The steps over the ranks stay together.
+    BDC_BOTH constexpr int first_unit(int block) const {
+        const auto unit = int(std::int64_t(output_tiles) * steps() * block / blocks);
+        const int inside = unit % steps();
+        return inside > base_steps ? unit - inside + steps() : unit;
+    }
+    BDC_BOTH constexpr int shared_bytes() const { return cuda::shared_bytes(token_tile, stages); }
+    // Sums of one tile.
     BDC_BOTH constexpr int rank_tile_sums() const { return kRankTile * token_tile; }
     BDC_BOTH constexpr int output_tile_sums() const { return kOutputTile * token_tile; }
-    // Floats of both kinds of planes; the second follows the first.
+    // Floats of both kinds of planes; the second follows the first. A block leaves at most two.
     BDC_BOTH constexpr std::int64_t rank_planes() const {
         return std::int64_t(shrink_items()) * rank_tile_sums();
     }
     BDC_BOTH constexpr std::int64_t output_planes() const {
-        return sums.splits > 1 ? std::int64_t(output_items()) * output_tile_sums() : 0;
+        return base_steps ? std::int64_t(blocks) * 2 * output_tile_sums() : 0;
     }
     BDC_BOTH constexpr int padded_ranks() const { return rank_tiles * kRankTile; }
-    // Ticket, tiles of h that are ready, blocks that are done; then arrivals at each tile.
-    BDC_BOTH constexpr int counters() const { return 3 + rank_tiles + output_tiles; }
+    // Blocks that began, tickets for shrink, tiles of h that are ready, blocks that are done; then
+    // arrivals at each tile.
+    BDC_BOTH constexpr int counters() const { return 4 + rank_tiles + output_tiles; }
 };
 
-// Rounds of the blocks times the steps of a round, with two steps' worth of filling the pipeline.
-BDC_BOTH constexpr std::int64_t rounds(int tiles, const Split& split, int blocks) {
-    return std::int64_t(divide_up(tiles * split.splits, blocks)) * (split.per_split + 2);
-}
-
-// `slice_ranks` of the ranks are for each output.
-BDC_BOTH constexpr TilePlan tile_plan(int tokens, int d_in, int d_out, int ranks, int slice_ranks,
-                                      bool base, int blocks) {
+// Slice i of the outputs ends at column ends[i]; each has its part of the ranks.
+constexpr TilePlan tile_plan(int tokens, int d_in, int ranks, const int* ends, int slices,
+                             bool base, Capacity capacity) {
     TilePlan plan{};
-    plan.token_tile = tokens <= 16 ? 16 : tokens <= 32 ? 32 : kMostTileTokens;
+    plan.token_tile = token_tile_of(tokens);
+    plan.stages = capacity.stages;
     plan.rank_tiles = divide_up(ranks, kRankTile);
     plan.inputs = split_evenly(divide_up(d_in, kStepInputs),
-                               least(kMaxSplits, divide_up(blocks, plan.rank_tiles)));
-    plan.output_tiles = divide_up(d_out, kOutputTile);
-    plan.base_steps = base ? divide_up(d_in, kStepInputs) : 0;
-    const int steps = plan.base_steps + divide_up(slice_ranks, kStepInputs);
-    plan.sums = split_evenly(steps, 1);
-    for (int wanted = 2; wanted <= kMaxSplits && wanted * 4 <= steps; ++wanted) {
-        const Split candidate = split_evenly(steps, wanted);
-        if (rounds(plan.output_tiles, candidate, blocks) <
-            rounds(plan.output_tiles, plan.sums, blocks))
-            plan.sums = candidate;
+                               least(kMaxSplits, capacity.blocks / plan.rank_tiles));
+    plan.slices = slices;
+    for (int i = 0; i < slices; ++i) {
+        const int width = ends[i] - (i ? ends[i - 1] : 0);
+        plan.first_tile[i] = plan.output_tiles;
+        plan.output_tiles += divide_up(width, kOutputTile);
     }
-    plan.blocks = most(1, least(blocks, most(plan.shrink_items(), plan.output_items())));
+    plan.base_steps = base ? divide_up(d_in, kStepInputs) : 0;
+    plan.rank_steps = divide_up(ranks / slices, kStepInputs);
+    const int units = plan.output_tiles * plan.steps();
+    plan.blocks = most(1, least(capacity.blocks, most(plan.shrink_items(), units)));
     return plan;
 }
 

@@ -12,8 +12,6 @@ namespace bdc::cuda {
 enum class Storage : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 constexpr int bytes_of(Storage storage) { return storage == Storage::kFloat32 ? 4 : 2; }
 
-constexpr int kMostSlices = 4;
-
 // y[t] += s ((x[t] A^T) * g[row[t]]) B^T; with a base weight, y = x W^T + bias + the same.
 struct Product {
     Storage storage;
@@ -62,8 +60,8 @@ class Error : public std::runtime_error {
 
 // Processors of the current device; throws Error where there is none, or an older one.
 int processors();
-// Blocks of the persistent kernel that the current device runs at once.
-int resident_blocks(Storage storage, int token_tile);
+// Of the current device for the persistent kernel.
+Capacity capacity(Storage storage, int token_tile);
 // Both return once the launch is queued, and throw Error where that fails.
 void launch_vectors(const Product& p, const VectorPlan& plan, float* planes, void* stream);
 void launch_tiles(const Product& p, const TilePlan& plan, const Workspace& work, void* stream);

@@ -38,7 +38,7 @@ struct Lanes<S, false> {
 };
 
 template <class S, int kTokens, bool kChunks>
-BDC_KERNEL(4)
+BDC_KERNEL(kThreads, 4)
 shrink(const Product p, const VectorPlan plan, float* planes) {
     const int lane = thread_index() % 32, r = block_index().x * kWarps + thread_index() / 32;
     const int split = block_index().y, first_token = block_index().z * kTokens;
@@ -84,7 +84,7 @@ BDC_DEVICE int row_of(const Product& p, int t) {
 }
 
 template <class S, int kTokens, bool kChunks>
-BDC_KERNEL(4)
+BDC_KERNEL(kThreads, 4)
 expand(const Product p, const VectorPlan plan, const float* planes) {
     constexpr int kChunkRanks = kLanes<S>, kLoads = kRanksAtOnce / kLanesPerRow / kChunkRanks;
     auto* gated = reinterpret_cast<float (*)[kRanksAtOnce]>(shared_memory());

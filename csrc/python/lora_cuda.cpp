@@ -59,22 +59,23 @@ Product product(int storage, const Addresses& at, const Strides& strides, const 
     return p;
 }
 
-// Slices that the persistent kernel has room for, and whose tiles are whole.
+// Slices that the persistent kernel has room for.
 void check(const Ends& ends, const Sizes& sizes) {
     bool fit = !ends.empty() && ends.size() <= kMostSlices && ends.back() == sizes[2] &&
                sizes[3] % int(ends.size()) == 0;
-    for (std::size_t i = 0; fit && i + 1 < ends.size(); ++i)
-        fit = ends[i] % kOutputTile == 0 && ends[i] < ends[i + 1] && ends[i] > 0;
-    if (!fit) throw std::invalid_argument("slices must end at multiples of 64 outputs, at most 4");
+    for (std::size_t i = 0; fit && i < ends.size(); ++i) fit = ends[i] > (i ? ends[i - 1] : 0);
+    if (!fit) throw std::invalid_argument("at most 4 slices, each beyond the one before");
 }
 
 VectorPlan vectors_for(int storage, const Sizes& s, int processors) {
     return vector_plan(s[0], s[1], s[2], s[3], bytes_of(static_cast<Storage>(storage)), processors);
 }
 
-TilePlan tiles_for(const Sizes& s, const Ends& ends, bool base, int blocks) {
+using BlocksAndStages = std::array<int, 2>;
+
+TilePlan tiles_for(const Sizes& s, const Ends& ends, bool base, const BlocksAndStages& at) {
     check(ends, s);
-    return tile_plan(s[0], s[1], s[2], s[3], s[3] / int(ends.size()), base, blocks);
+    return tile_plan(s[0], s[1], s[3], ends.data(), int(ends.size()), base, {at[0], at[1]});
 }
 
 }  // namespace
@@ -83,16 +84,19 @@ PYBIND11_MODULE(BDC_MODULE, m) {
     m.doc() = "The CUDA kernels of bdc.ops. Loads without a GPU; what fails raises RuntimeError.";
     m.attr("device_type") = BDC_DEVICE_TYPE;
     m.def("processors", &processors);
-    m.def("resident_blocks", [](int storage, int token_tile) {
-        return resident_blocks(static_cast<Storage>(storage), token_tile);
+    // Of the persistent kernel for so many tokens: blocks at once, and stages of each.
+    m.def("capacity", [](int storage, int tokens) {
+        const Capacity found = capacity(static_cast<Storage>(storage), token_tile_of(tokens));
+        return BlocksAndStages{found.blocks, found.stages};
     });
     // Floats of the planes.
     m.def("vectors_workspace", [](int storage, const Sizes& sizes, int processors) {
         return vectors_for(storage, sizes, processors).planes(sizes[0], sizes[3]);
     });
     // Floats of the planes, elements of the gated sums, and counters.
-    m.def("tiles_workspace", [](const Sizes& sizes, const Ends& ends, bool base, int blocks) {
-        const TilePlan plan = tiles_for(sizes, ends, base, blocks);
+    m.def("tiles_workspace", [](const Sizes& sizes, const Ends& ends, bool base,
+                                const BlocksAndStages& at) {
+        const TilePlan plan = tiles_for(sizes, ends, base, at);
         return py::make_tuple(plan.rank_planes() + plan.output_planes(),
                               std::int64_t(plan.token_tile) * plan.padded_ranks(), plan.counters());
     });
@@ -104,14 +108,15 @@ PYBIND11_MODULE(BDC_MODULE, m) {
                              vectors_for(storage, sizes, processors), pointer<float>(planes),
                              pointer<void>(stream));
           });
-    m.def("tiles", [](int storage, const Addresses& at, const Strides& strides, const Sizes& sizes,
-                      float scaling, const Ends& ends, int blocks,
-                      const std::array<std::uintptr_t, 3>& work, std::uintptr_t stream) {
-        const py::gil_scoped_release release;
-        launch_tiles(
-            product(storage, at, strides, sizes, scaling, ends),
-            tiles_for(sizes, ends, at[4] != 0, blocks),
-            {pointer<float>(work[0]), pointer<void>(work[1]), pointer<std::uint32_t>(work[2])},
-            pointer<void>(stream));
-    });
+    m.def(
+        "tiles", [](int storage, const Addresses& addresses, const Strides& strides,
+                    const Sizes& sizes, float scaling, const Ends& ends, const BlocksAndStages& at,
+                    const std::array<std::uintptr_t, 3>& work, std::uintptr_t stream) {
+            const py::gil_scoped_release release;
+            launch_tiles(
+                product(storage, addresses, strides, sizes, scaling, ends),
+                tiles_for(sizes, ends, addresses[4] != 0, at),
+                {pointer<float>(work[0]), pointer<void>(work[1]), pointer<std::uint32_t>(work[2])},
+                pointer<void>(stream));
+        });
 }

@@ -103,8 +103,8 @@ def test_slices(problems: SimpleNamespace, tokens: int, base: bool) -> None:
         if not base:
             expected, bound = expected + part.y.double(), bound + UNIT[dtype] * part.y.double().abs()
         assert bool(((piece.double() - expected).abs() <= bound).all())
-    with pytest.raises(InputError, match="slices must end at multiples of 64 outputs"):
-        cuda.linear(x, weight, *arguments, (100, 192, 264))
+    with pytest.raises(InputError, match="at most 4 slices, each beyond the one before"):
+        cuda.linear(x, weight, *arguments, (128, 100, 264))
 
 
 @pytest.mark.usefixtures("cuda_backend")
@@ -173,7 +173,7 @@ def test_offsets_above_two_to_the_31(problems: SimpleNamespace) -> None:
 def emulated(cuda_emulator: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The emulated GPU, whatever this machine has; the arguments stay on the CPU."""
     monkeypatch.setattr(cuda, "load", lambda: cuda_emulator)
-    for cached in (cuda._processors, cuda._resident_blocks):
+    for cached in (cuda._processors, cuda._capacity):
         cached.cache_clear()
     return cuda_emulator
 

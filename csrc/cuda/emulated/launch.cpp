@@ -41,16 +41,18 @@ Machine machine_for(const Product& p) {
 }  // namespace
 
 int processors() { return setting("BDC_EMULATOR_PROCESSORS", 4); }
-int resident_blocks(Storage, int) { return processors(); }
+Capacity capacity(Storage, int token_tile) {
+    return {processors(), stages_for(token_tile, setting("BDC_EMULATOR_SHARED_BYTES", 227 << 10))};
+}
 
 void launch_vectors(const Product& p, const VectorPlan& plan, float* planes, void*) {
     const auto kernels = vector_kernels(p.storage, plan.tokens_at_once, in_chunks(p));
     Machine m = machine_for(p);
     allow(m, planes, plan.planes(p.tokens, p.ranks) * 4, true);
-    emulator::launch(m, {plan.rank_blocks, plan.inputs.splits, plan.token_tiles}, 0, 2,
+    emulator::launch(m, {plan.rank_blocks, plan.inputs.splits, plan.token_tiles}, kThreads, 0, 2,
                      [&] { kernels.shrink(p, plan, planes); });
-    emulator::launch(m, {plan.output_blocks, 1, plan.token_tiles}, plan.expand_shared_bytes(), 2,
-                     [&] { kernels.expand(p, plan, planes); });
+    emulator::launch(m, {plan.output_blocks, 1, plan.token_tiles}, kThreads,
+                     plan.expand_shared_bytes(), 2, [&] { kernels.expand(p, plan, planes); });
 }
 
 void launch_tiles(const Product& p, const TilePlan& plan, const Workspace& work, void*) {
@@ -60,7 +62,7 @@ void launch_tiles(const Product& p, const TilePlan& plan, const Workspace& work,
     allow(m, work.counters, plan.counters() * 4, true);
     // Fewer blocks at once than there are must not matter: none may wait for one that has not
     // begun.
-    emulator::launch(m, {plan.blocks, 1, 1}, plan.shared_bytes(),
+    emulator::launch(m, {plan.blocks, 1, 1}, kTileThreads, plan.shared_bytes(),
                      setting("BDC_EMULATOR_AT_ONCE", plan.blocks),
                      [&] { tile_kernel(p.storage, plan.token_tile)(p, plan, work); });
 }
