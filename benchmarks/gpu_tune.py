@@ -143,6 +143,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=90)
     parser.add_argument("--jobs", type=int, default=12)
+    parser.add_argument("--only", nargs="+", default=[""], help="forms whose names begin so")
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     device, began = torch.device("cuda"), time.monotonic()
@@ -156,7 +157,7 @@ def main() -> int:
     number = itertools.count()
     with torch.inference_mode():
         for tokens in args.tokens:
-            forms = forms_for(tokens, args.variants)
+            forms = {n: f for n, f in forms_for(tokens, args.variants).items() if n.startswith((*args.only, "base"))}
             for module, (d_in, widths) in LLAMA.items():
                 if args.part is None and time.monotonic() - began > args.seconds:
                     break

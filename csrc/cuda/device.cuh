@@ -57,6 +57,10 @@ BDC_DEVICE Chunk load_chunk(const void* p) {
 }
 // Of memory that other blocks wrote: past the first-level cache, which does not see their writes.
 BDC_DEVICE float load_written(const float* p) { return __ldcg(p); }
+BDC_DEVICE Chunk load_written_chunk(const float* p) {
+    const uint4 c = __ldcg(reinterpret_cast<const uint4*>(p));
+    return {{c.x, c.y, c.z, c.w}};
+}
 
 BDC_DEVICE std::uint32_t shared_address(const void* p) {
     return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));

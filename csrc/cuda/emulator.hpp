@@ -261,6 +261,7 @@ void store(T* p, T value) {
 }
 inline Chunk load_chunk(const void* p) { return load(static_cast<const Chunk*>(p)); }
 inline float load_written(const float* p) { return load(p); }
+inline Chunk load_written_chunk(const float* p) { return load_chunk(p); }
 
 inline void copy_chunk(void* to, const void* from, bool valid) {
     // The engine reads what it is given when it gets to it: here, at the latest moment for the

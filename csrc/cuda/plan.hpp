@@ -135,7 +135,8 @@ struct TilePlan {
     BDC_BOTH constexpr int steps() const { return base_steps + rank_steps; }
     // The first unit of a block's share, of all units. The steps over the ranks stay together.
     BDC_BOTH constexpr int first_unit(int block) const {
-        const auto unit = int(std::int64_t(output_tiles) * steps() * block / blocks);
+        const auto unit =
+            int(unsigned(output_tiles * steps()) * unsigned(block) / unsigned(blocks));
         const int inside = unit % steps();
         return inside > base_steps ? unit - inside + steps() : unit;
     }

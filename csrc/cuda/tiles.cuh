@@ -95,14 +95,6 @@ BDC_DEVICE bool arrive(std::uint32_t* counter, int expected, std::uint32_t* shar
     return int(broadcast(before, shared)) == expected - 1;
 }
 
-// Sum of a tile's planes in their order; `stride` floats from one to the next.
-BDC_DEVICE float sum_planes(const float* first, std::int64_t stride, int splits) {
-    float sum = 0;
-#pragma unroll 4
-    for (int split = 0; split < splits; ++split) sum += load_written(first + split * stride);
-    return sum;
-}
-
 // Part of one tile: units [unit, last). Codes below shrink_items() are tiles of h, split by split;
 // those from there on the block's segments of output tiles, in order.
 struct Item {
@@ -307,20 +299,48 @@ struct TileKernel {
             for (int q = 0; q < kQuarters; ++q) sum += load(parts + q * kGroupSums);
             store(plane + i, sum);
         }
+        // The gates are asked for before it is known who needs them: four of one rank in each
+        // chunk.
+        constexpr int kChunks = divide_up(kRankTile * kTokens, 4 * kTileThreads);
+        float gates[kChunks][4];
+        unsigned missing = 0;  // bits of those that are zero, whatever h is
+        int ranks[kChunks], first_tokens[kChunks];
+#pragma unroll
+        for (int c = 0; c < kChunks; ++c) {
+            const int i = (c * kTileThreads + thread_index()) * 4, j = i % kGroupSums;
+            ranks[c] =
+                item.tile * kRankTile + i / kGroupSums * 16 + fragment_row(j % 32, j / 32 % 4);
+            first_tokens[c] = j / 128 * 8 + fragment_column(j % 32, j / 32 % 4);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int row = row_of(first_tokens[c] + 2 * e);
+                gates[c][e] = 0;
+                if (row >= 0 && ranks[c] < p.ranks)
+                    gates[c][e] = load(p.g + row * p.g_stride + ranks[c]) * p.scaling;
+                if (row < 0 || ranks[c] >= p.ranks) missing |= 1u << (c * 4 + e);
+            }
+        }
         if (!arrive(rank_arrivals + item.tile, plan.inputs.splits, flag)) return;
 
         auto* gated = static_cast<S*>(work.gated);
-        for (int i = thread_index(); i < kRankTile * kTokens; i += kTileThreads) {
-            const int j = i % kGroupSums;
-            const int r =
-                item.tile * kRankTile + i / kGroupSums * 16 + fragment_row(j % 32, j / 32 % 4);
-            const int t = j / 128 * 8 + fragment_column(j % 32, j / 32 % 4);
-            const int row = row_of(t);
-            float h = 0;
-            if (r < p.ranks && row >= 0)
-                h = sum_planes(planes + i, stride, plan.inputs.splits) *
-                    (load(p.g + row * p.g_stride + r) * p.scaling);
-            store(gated + std::int64_t(t) * plan.padded_ranks() + r, narrow<S>(h));
+#pragma unroll
+        for (int c = 0; c < kChunks; ++c) {
+            const int i = (c * kTileThreads + thread_index()) * 4;
+            if (i >= kRankTile * kTokens) break;
+            float h[4] = {};
+#pragma unroll 8
+            for (int split = 0; split < plan.inputs.splits; ++split) {
+                float part[4];
+                widen<float>(load_written_chunk(planes + i + split * stride), part);
+#pragma unroll
+                for (int e = 0; e < 4; ++e) h[e] += part[e];
+            }
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int t = first_tokens[c] + 2 * e;
+                const float value = (missing >> (c * 4 + e) & 1) ? 0.0f : h[e] * gates[c][e];
+                store(gated + std::int64_t(t) * plan.padded_ranks() + ranks[c], narrow<S>(value));
+            }
         }
         fence();
         sync_block();
@@ -360,12 +380,23 @@ struct TileKernel {
             store(output_arrivals + tile, 0u);
         }
         sync_block();
-        for (int whose = lowest; whose <= block; ++whose) {
-            if (!left_plane(whose, tile)) continue;
-            const float* plane = plane_of(whose, tile);
+        constexpr int kAtOnce =
+            kTokens == 64 ? 1 : 64 / kTokens;  // planes whose loads do not wait for each other
+        for (int first = lowest; first <= block; first += kAtOnce) {
+            float parts[kAtOnce][kSums];
 #pragma unroll
-            for (int i = 0; i < kSums; ++i)
-                sums[i / 4][i % 4] += load_written(plane + i * kTileThreads);
+            for (int a = 0; a < kAtOnce; ++a) {
+                const bool left = first + a <= block && left_plane(first + a, tile);
+                const float* plane = plane_of(left ? first + a : block, tile);
+#pragma unroll
+                for (int i = 0; i < kSums; ++i)
+                    parts[a][i] = left ? load_written(plane + i * kTileThreads) : 0.0f;
+            }
+#pragma unroll
+            for (int a = 0; a < kAtOnce; ++a) {
+#pragma unroll
+                for (int i = 0; i < kSums; ++i) sums[i / 4][i % 4] += parts[a][i];
+            }
         }
     }
 
