@@ -27,7 +27,6 @@ from gpu_op import LLAMA, error_of, sets_of
 from bdc.ops import cuda, triton_kernels, triton_layer
 from bdc.ops.triton_plan import LayerTiles, Tiles
 
-
 # Tokens to outputs, inputs, stages and warps of the one-launch layer in Triton.
 LAYER_SIZES = {
     16: [

@@ -31,6 +31,14 @@ BDC_DEVICE int thread_index() { return int(threadIdx.x); }
 BDC_DEVICE Index block_index() { return {int(blockIdx.x), int(blockIdx.y), int(blockIdx.z)}; }
 BDC_DEVICE int grid_blocks() { return int(gridDim.x); }
 BDC_DEVICE void sync_block() { __syncthreads(); }
+// Barriers of some of a block's warps, numbered from 1: `threads` of them meet, some without
+// waiting.
+BDC_DEVICE void sync_some(int barrier, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+BDC_DEVICE void arrive_some(int barrier, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
 BDC_DEVICE float shuffle_xor(float value, int mask) {
     return __shfl_xor_sync(0xffffffffu, value, mask);
 }
@@ -87,8 +95,13 @@ BDC_DEVICE void load_matrices(std::uint32_t (&m)[4], const void* row) {
                  : "memory");
 }
 
-BDC_DEVICE void fence() { __threadfence(); }
 BDC_DEVICE std::uint32_t add_one(std::uint32_t* p) { return atomicAdd(p, 1u); }
+// Whoever reads the count sees what this thread, and those that it met before, wrote before.
+BDC_DEVICE std::uint32_t add_one_in_order(std::uint32_t* p) {
+    std::uint32_t before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(p) : "memory");
+    return before;
+}
 BDC_DEVICE std::uint32_t load_acquire(const std::uint32_t* p) {
     std::uint32_t value;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");

@@ -52,9 +52,9 @@ struct Warp {
 struct Block {
     Index index;
     std::vector<Chunk> shared;
-    Meeting meeting;
+    Meeting meetings[16];
     int alive = 0;
-    Warp warps[kTileWarps];
+    Warp warps[kTileThreads / 32];
 };
 
 struct Fiber {
@@ -100,15 +100,22 @@ inline void fail(const char* message) {
     for (;;) switch_out();
 }
 
-inline void meet(Meeting& meeting, int expected) {
-    if (++meeting.arrived < expected) {
-        meeting.waiting.push_back(machine->current);
-        switch_out();
-        return;
-    }
+// Whether all have come, and those that waited go on.
+inline bool arrive(Meeting& meeting, int expected) {
+    if (++meeting.arrived < expected) return false;
     meeting.arrived = 0;
     for (Fiber* fiber : meeting.waiting) machine->ready.push_back(fiber);
     meeting.waiting.clear();
+    return true;
+}
+
+inline void meet(Meeting& meeting, int expected) {
+    meeting.waiting.push_back(machine->current);
+    if (arrive(meeting, expected)) {
+        machine->ready.pop_back();  // this one, which runs on
+        return;
+    }
+    switch_out();
 }
 
 // Gives every lane of the warp what each of them brought; valid until the lane's next but one.
@@ -238,9 +245,13 @@ inline void launch(Machine& m, Index grid, int threads, int shared_bytes, int at
 inline int thread_index() { return emulator::machine->current->thread; }
 inline Index block_index() { return emulator::machine->current->block->index; }
 inline int grid_blocks() { return emulator::machine->blocks; }
-inline void sync_block() {
-    emulator::meet(emulator::machine->current->block->meeting, emulator::machine->threads);
+inline void sync_some(int barrier, int threads) {
+    emulator::meet(emulator::machine->current->block->meetings[barrier], threads);
 }
+inline void arrive_some(int barrier, int threads) {
+    emulator::arrive(emulator::machine->current->block->meetings[barrier], threads);
+}
+inline void sync_block() { sync_some(0, emulator::machine->threads); }
 inline float shuffle_xor(float value, int mask) {
     const auto slots = emulator::exchange(value);
     return emulator::from_lane<float>(slots, thread_index() % 32 ^ mask);
@@ -293,12 +304,12 @@ inline void load_matrices(std::uint32_t (&m)[4], const void* row) {
     }
 }
 
-inline void fence() {}
 inline std::uint32_t add_one(std::uint32_t* p) {
     const std::uint32_t before = load(p);
     store(p, before + 1);
     return before;
 }
+inline std::uint32_t add_one_in_order(std::uint32_t* p) { return add_one(p); }
 inline std::uint32_t load_acquire(const std::uint32_t* p) { return load(p); }
 inline void pause() {
     auto* m = emulator::machine;

@@ -75,8 +75,10 @@ BDC_BOTH constexpr VectorPlan vector_plan(int tokens, int d_in, int d_out, int r
 
 // --- The persistent form: tiles on the matrix units ----------------------------------------------
 
-constexpr int kTileThreads = 256;
-constexpr int kTileWarps = kTileThreads / 32;
+constexpr int kLoaders = 128;      // threads that load
+constexpr int kMultipliers = 256;  // and that multiply
+constexpr int kTileThreads = kLoaders + kMultipliers;
+constexpr int kTileWarps = kMultipliers / 32;
 constexpr int kStepInputs = 128;  // elements of a row that a pipeline stage holds
 constexpr int kRowBytes = 2 * kStepInputs;
 constexpr int kMostStages = 6;    // of the pipeline
