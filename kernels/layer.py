@@ -1,9 +1,8 @@
 """A layer for decoding in one launch: [x, gated h] [W, B]^T as one sum, or its second part alone, added to y.
 
-Programs first make h, tile by tile and split by split, taking tickets until none is left; the last to arrive at a tile adds
-its planes in their order and gates them. Only then does a program turn to its own outputs, W first, so that h is there when
-B's turn comes. A program that waits for h waits for programs that run: any number of them may run at once. Counters are
-zero again when the launch ends.
+The programs that begin first make h, each a split of a tile; the last to arrive at a tile adds its planes in their order and gates
+them. All others make outputs, W first, so that h is there when B's turn comes. A program that waits for h waits for programs that
+have begun: any number of them may run at once. Counters are zero again when the launch ends.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ def layer(
         row = tl.where(t < tokens, t, -1)
     tiles = tl.cdiv(ranks, RANK_TILE)
     item = tl.atomic_add(counters_ptr, 1, sem="relaxed")
-    while item < tiles * SPLITS:
+    if item < tiles * SPLITS:
         _make_gated(
             item,
             x_ptr,
@@ -137,57 +136,56 @@ def layer(
             SPLITS,
             STEPS,
         )
-        item = tl.atomic_add(counters_ptr, 1, sem="relaxed")
+    else:
+        first_output = (item - tiles * SPLITS) * BLOCK_N
+        n = first_output + tl.arange(0, BLOCK_N)
+        base = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
+        if HAS_BASE:
+            x_rows = x_ptr + t.to(tl.int64)[:, None] * x_stride
+            w_rows = w_ptr + n.to(tl.int64)[None, :] * w_stride
+            for start in range(0, d_in, BLOCK_K):
+                k = start + tl.arange(0, BLOCK_K)
+                x = tl.load(x_rows + k[None, :], mask=(t[:, None] < tokens) & (k[None, :] < d_in), other=0.0)
+                w = tl.load(w_rows + k[:, None], mask=(n[None, :] < d_out) & (k[:, None] < d_in), other=0.0)
+                base = tl.dot(x, w, base, input_precision="ieee")
 
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    base = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
-    if HAS_BASE:
-        x_rows = x_ptr + t.to(tl.int64)[:, None] * x_stride
-        w_rows = w_ptr + n.to(tl.int64)[None, :] * w_stride
-        for start in range(0, d_in, BLOCK_K):
-            k = start + tl.arange(0, BLOCK_K)
-            x = tl.load(x_rows + k[None, :], mask=(t[:, None] < tokens) & (k[None, :] < d_in), other=0.0)
-            w = tl.load(w_rows + k[:, None], mask=(n[None, :] < d_out) & (k[:, None] < d_in), other=0.0)
-            base = tl.dot(x, w, base, input_precision="ieee")
+        part = first_output * 0
+        if SLICES > 1:
+            part += (first_output >= end_0).to(tl.int32)
+        if SLICES > 2:
+            part += (first_output >= end_1).to(tl.int32)
+        if SLICES > 3:
+            part += (first_output >= end_2).to(tl.int32)
 
-    column = tl.program_id(0) * BLOCK_N
-    part = column * 0
-    if SLICES > 1:
-        part += (column >= end_0).to(tl.int32)
-    if SLICES > 2:
-        part += (column >= end_1).to(tl.int32)
-    if SLICES > 3:
-        part += (column >= end_2).to(tl.int32)
-
-    # B is asked for before h is there to multiply it with.
-    r = tl.arange(0, BLOCK_R)
-    b_rows = b_ptr + n.to(tl.int64)[None, :] * b_stride
-    gated_rows = gated_ptr + t[:, None] * tiles * RANK_TILE + part * slice_ranks
-    b = tl.load(b_rows + r[:, None], mask=(n[None, :] < d_out) & (r[:, None] < slice_ranks), other=0.0)
-    while tl.atomic_add(counters_ptr + 1, 0, sem="acquire") < tiles:
-        pass
-    tl.debug_barrier()
-    # Apart from the base, so that a token without an adapter can leave it out.
-    added = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
-    gated = tl.load(gated_rows + r[None, :], mask=r[None, :] < slice_ranks, other=0.0, cache_modifier=".cg")
-    added = tl.dot(gated, b, added, input_precision="ieee")
-    for start in range(BLOCK_R, slice_ranks, BLOCK_R):
-        r = start + tl.arange(0, BLOCK_R)
+        # B is asked for before h is there to multiply it with.
+        r = tl.arange(0, BLOCK_R)
+        b_rows = b_ptr + n.to(tl.int64)[None, :] * b_stride
+        gated_rows = gated_ptr + t[:, None] * tiles * RANK_TILE + part * slice_ranks
         b = tl.load(b_rows + r[:, None], mask=(n[None, :] < d_out) & (r[:, None] < slice_ranks), other=0.0)
+        while tl.atomic_add(counters_ptr + 1, 0, sem="acquire") < tiles:
+            pass
+        tl.debug_barrier()
+        # Apart from the base, so that a token without an adapter can leave it out.
+        added = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
         gated = tl.load(gated_rows + r[None, :], mask=r[None, :] < slice_ranks, other=0.0, cache_modifier=".cg")
         added = tl.dot(gated, b, added, input_precision="ieee")
+        for start in range(BLOCK_R, slice_ranks, BLOCK_R):
+            r = start + tl.arange(0, BLOCK_R)
+            b = tl.load(b_rows + r[:, None], mask=(n[None, :] < d_out) & (r[:, None] < slice_ranks), other=0.0)
+            gated = tl.load(gated_rows + r[None, :], mask=r[None, :] < slice_ranks, other=0.0, cache_modifier=".cg")
+            added = tl.dot(gated, b, added, input_precision="ieee")
 
-    places = y_ptr + t.to(tl.int64)[:, None] * y_stride + n[None, :]
-    inside = (t[:, None] < tokens) & (n[None, :] < d_out)
-    if HAS_BASE:
-        sums = tl.where(row[:, None] >= 0, base + added, base)
-        if HAS_BIAS:
-            sums += tl.load(bias_ptr + n, mask=n < d_out, other=0.0).to(tl.float32)[None, :]
-        tl.store(places, sums.to(y_ptr.dtype.element_ty), mask=inside)
-    else:
-        active = inside & (row[:, None] >= 0)
-        y = tl.load(places, mask=active, other=0.0)
-        tl.store(places, (y.to(tl.float32) + added).to(y.dtype), mask=active & (added != 0))
+        places = y_ptr + t.to(tl.int64)[:, None] * y_stride + n[None, :]
+        inside = (t[:, None] < tokens) & (n[None, :] < d_out)
+        if HAS_BASE:
+            sums = tl.where(row[:, None] >= 0, base + added, base)
+            if HAS_BIAS:
+                sums += tl.load(bias_ptr + n, mask=n < d_out, other=0.0).to(tl.float32)[None, :]
+            tl.store(places, sums.to(y_ptr.dtype.element_ty), mask=inside)
+        else:
+            active = inside & (row[:, None] >= 0)
+            y = tl.load(places, mask=active, other=0.0)
+            tl.store(places, (y.to(tl.float32) + added).to(y.dtype), mask=active & (added != 0))
 
     tl.debug_barrier()
     if tl.atomic_add(counters_ptr + 2, 1, sem="acq_rel") == tl.num_programs(0) - 1:

@@ -66,7 +66,7 @@ def linear(
     tile = layer_tiles(tokens, ranks, d_in, d_out, processors=launches.processors(x), wide=x.dtype == torch.float32)
     rank_tiles = -(-ranks // tile.rank_tile)
     planes = x.new_empty(rank_tiles, tile.splits, tile.tokens, tile.rank_tile, dtype=torch.float32)
-    kernels.layer.layer[(-(-d_out // tile.outputs),)](
+    kernels.layer.layer[(rank_tiles * tile.splits + -(-d_out // tile.outputs),)](
         y,
         x,
         w,

@@ -48,8 +48,12 @@ struct Notes {
     BDC_DEVICE std::uint32_t* code(int i) const { return words + i % kCodes; }
     BDC_DEVICE std::uint32_t* of_multipliers() const { return words + kCodes; }
     BDC_DEVICE std::uint32_t* of_loaders() const { return words + kCodes + 1; }
+    // The row of g of each token, -1 for none.
+    BDC_DEVICE std::int32_t* rows() const { return reinterpret_cast<std::int32_t*>(words + 16); }
+    // Whether a block left a plane of a tile that this one ends.
+    BDC_DEVICE std::uint32_t* left() const { return words + 16 + kMostTileTokens; }
 };
-static_assert(Notes::kCodes + 2 <= kNoteWords && Notes::kCodes > kMostStages);
+static_assert(Notes::kCodes + 2 <= 16 && Notes::kCodes > kMostStages);
 
 // A block's share of the units, as segments: one for each tile that it touches. A block that ends a
 // tile which others began leaves its own part in a plane too, and comes back for the rest when its
@@ -58,6 +62,7 @@ struct Share {
     const Product& p;
     const TilePlan& plan;
     int block, first_tile, first_step, end_unit, touched;
+    int lowest;  // block that has units of the first tile
     bool deferred;
 
     BDC_DEVICE Share(const Product& product, const TilePlan& tile_plan, int number)
@@ -67,6 +72,8 @@ struct Share {
         first_tile = first_unit / plan.steps();
         first_step = first_unit % plan.steps();
         touched = end_unit > first_unit ? (end_unit - 1) / plan.steps() - first_tile + 1 : 0;
+        lowest = block;
+        while (plan.first_unit(lowest) > first_tile * plan.steps()) --lowest;
         deferred = first_step > 0 && end_unit >= (first_tile + 1) * plan.steps();
     }
 

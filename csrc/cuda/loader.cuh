@@ -32,10 +32,7 @@ BDC_DEVICE void copy_tile(char* to, const Rows<S>& from, int row, int column) {
 
 // Waits for all but the latest `groups` groups of copies, at most kMostStages - 2.
 BDC_DEVICE void copies_wait(int groups) {
-    static_assert(kMostStages == 6);
-    if (groups == 4) return copies_wait<4>();
-    if (groups == 3) return copies_wait<3>();
-    if (groups == 2) return copies_wait<2>();
+    static_assert(kMostStages == 3);
     if (groups == 1) return copies_wait<1>();
     copies_wait<0>();
 }

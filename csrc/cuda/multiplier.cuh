@@ -57,24 +57,10 @@ struct Multiplier {
     BDC_DEVICE void meet() const { sync_some(kOfMultipliers, kMultipliers); }
     BDC_DEVICE bool leads() const { return thread_index() == 0; }
 
-    // Counts what this block wrote; true for the last that was expected.
-    BDC_DEVICE bool arrive(std::uint32_t* counter, int expected) const {
-        meet();
-        if (leads()) {
-            const auto before = add_one_in_order(counter);
-            if (int(before) == expected - 1) store(counter, 0u);
-            store(notes.of_multipliers(), before);
-        }
-        meet();
-        return int(load(notes.of_multipliers())) == expected - 1;
-    }
+    BDC_DEVICE int row_of(int t) const { return load(notes.rows() + t); }
 
-    BDC_DEVICE int row_of(int t) const {
-        return t >= p.tokens ? -1 : p.rows ? load(p.rows + t) : t;
-    }
-
-    // A tile of h: the warps' sums meet in `meeting`, a stage that was multiplied; the last block
-    // to arrive at the tile gates it.
+    // One split of a tile of h: the warps' sums meet in `meeting`, a stage that was multiplied.
+    // Whose plane is the tile's last is known later: see gate.
     BDC_DEVICE void end_shrink(const Item& item, const Sums& sums, float* meeting) const {
         const int warp = thread_index() / 32, lane = thread_index() % 32;
         meet();
@@ -82,9 +68,7 @@ struct Multiplier {
         for (int i = 0; i < kSums; ++i)
             store(meeting + (warp * kSums + i) * 32 + lane, sums[i / 4][i % 4]);
         meet();
-        const std::int64_t stride = plan.rank_tile_sums();
-        float* planes = work.planes + std::int64_t(item.tile) * plan.inputs.splits * stride;
-        float* plane = planes + item.code / plan.rank_tiles * stride;
+        float* plane = rank_planes(item.tile) + item.code / plan.rank_tiles * plan.rank_tile_sums();
         for (int i = thread_index(); i < kRankTile * kTokens; i += kMultipliers) {
             const float* parts = meeting + i / kGroupSums * kQuarters * kGroupSums + i % kGroupSums;
             float sum = 0;
@@ -92,94 +76,104 @@ struct Multiplier {
             for (int q = 0; q < kQuarters; ++q) sum += load(parts + q * kGroupSums);
             store(plane + i, sum);
         }
-        // The gates are asked for before it is known who needs them: four of a rank in each chunk.
+        meet();
+        // The others go on meanwhile.
+        if (leads())
+            store(notes.of_multipliers(), add_one_in_order(counters.rank_arrivals + item.tile));
+    }
+
+    BDC_DEVICE float* rank_planes(int tile) const {
+        return work.planes + std::int64_t(tile) * plan.inputs.splits * plan.rank_tile_sums();
+    }
+
+    // The block whose plane of a tile of h was the last adds them all and gates the sum.
+    BDC_DEVICE void gate(int tile) const {
+        if (int(load(notes.of_multipliers())) != plan.inputs.splits - 1) return;
+        if (leads()) store(counters.rank_arrivals + tile, 0u);
+        const float* planes = rank_planes(tile);
+        auto* gated = static_cast<S*>(work.gated);
         constexpr int kChunks = divide_up(kRankTile * kTokens, 4 * kMultipliers);
-        float gates[kChunks][4];
-        unsigned missing = 0;  // bits of those that are zero, whatever h is
-        int ranks[kChunks], first_tokens[kChunks];
 #pragma unroll
         for (int c = 0; c < kChunks; ++c) {
+            // Four tokens of one rank.
             const int i = (c * kMultipliers + thread_index()) * 4, j = i % kGroupSums;
-            ranks[c] =
-                item.tile * kRankTile + i / kGroupSums * 16 + fragment_row(j % 32, j / 32 % 4);
-            first_tokens[c] = j / 128 * 8 + fragment_column(j % 32, j / 32 % 4);
+            if (i >= kRankTile * kTokens) break;
+            const int r = tile * kRankTile + i / kGroupSums * 16 + fragment_row(j % 32, j / 32 % 4);
+            const int first_token = j / 128 * 8 + fragment_column(j % 32, j / 32 % 4);
+            float gates[4], h[4] = {};
+            bool active[4];
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const int row = row_of(first_tokens[c] + 2 * e);
-                gates[c][e] = 0;
-                if (row < 0 || ranks[c] >= p.ranks) {
-                    missing |= 1u << (c * 4 + e);
-                } else {
-                    gates[c][e] = load(p.g + row * p.g_stride + ranks[c]) * p.scaling;
-                }
+                const int row = row_of(first_token + 2 * e);
+                active[e] = row >= 0 && r < p.ranks;
+                gates[e] = active[e] ? load(p.g + row * p.g_stride + r) * p.scaling : 0;
             }
-        }
-        if (!arrive(counters.rank_arrivals + item.tile, plan.inputs.splits)) return;
-
-        auto* gated = static_cast<S*>(work.gated);
-#pragma unroll
-        for (int c = 0; c < kChunks; ++c) {
-            const int i = (c * kMultipliers + thread_index()) * 4;
-            if (i >= kRankTile * kTokens) break;
-            float h[4] = {};
 #pragma unroll 8
             for (int split = 0; split < plan.inputs.splits; ++split) {
                 float part[4];
-                widen<float>(load_written_chunk(planes + i + split * stride), part);
+                widen<float>(load_written_chunk(planes + i + split * plan.rank_tile_sums()), part);
 #pragma unroll
                 for (int e = 0; e < 4; ++e) h[e] += part[e];
             }
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const float value = (missing >> (c * 4 + e) & 1) ? 0.0f : h[e] * gates[c][e];
-                store(
-                    gated + std::int64_t(first_tokens[c] + 2 * e) * plan.padded_ranks() + ranks[c],
-                    narrow<S>(value));
-            }
+            for (int e = 0; e < 4; ++e)
+                store(gated + std::int64_t(first_token + 2 * e) * plan.padded_ranks() + r,
+                      narrow<S>(active[e] ? h[e] * gates[e] : 0.0f));
         }
         meet();
         if (leads()) add_one_in_order(counters.ready);
     }
 
+    BDC_DEVICE bool next_is_of_gated(int code) const {
+        return !share.is_shrink(code) && code < share.end_code() &&
+               share.item_of(code).unit >= plan.base_steps;
+    }
+
     // The plane of a block's sums of a tile: the first for one that it found begun.
-    BDC_DEVICE float* plane_of(int whose, int tile) const {
-        const bool found_begun = plan.first_unit(whose) > tile * plan.steps();
+    BDC_DEVICE float* plane_of(int whose, bool found_begun) const {
         return work.planes + plan.rank_planes() +
                (std::int64_t(whose) * 2 + (found_begun ? 0 : 1)) * plan.output_tile_sums() +
                thread_index();
     }
-    // Whether a block left a plane of a tile that another one ends.
-    BDC_DEVICE bool left_plane(int whose, int tile) const {
-        const int begin = most(plan.first_unit(whose), tile * plan.steps());
-        return begin < least(plan.first_unit(whose + 1), tile * plan.steps() + plan.base_steps);
-    }
 
     BDC_DEVICE void leave_plane(const Item& item, const Sums& sums) const {
-        float* plane = plane_of(share.block, item.tile);
+        float* plane = plane_of(share.block, item.first > 0);
 #pragma unroll
         for (int i = 0; i < kSums; ++i) store(plane + i * kMultipliers, sums[i / 4][i % 4]);
         meet();
         if (leads()) add_one_in_order(counters.output_arrivals + item.tile);
     }
 
-    // Adds the planes of a tile.
-    BDC_DEVICE void take_planes(int tile, Sums& sums) const {
-        const int block = share.block;
-        int lowest = block, expected = 0;
-        while (plan.first_unit(lowest) > tile * plan.steps()) --lowest;
-        for (int whose = lowest; whose <= block; ++whose) expected += left_plane(whose, tile);
+    // Of the tile that this block ends and others began: found out while there is nothing to
+    // multiply yet.
+    BDC_DEVICE void find_planes() const {
+        const int begin = share.first_tile * plan.steps(), end = begin + plan.base_steps;
+        for (int i = thread_index(); i <= share.block - share.lowest; i += kMultipliers) {
+            const int first = most(begin, plan.first_unit(share.lowest + i));
+            const int last = least(end, plan.first_unit(share.lowest + i + 1));
+            store(notes.left() + i, std::uint32_t(first < last));
+        }
+    }
+
+    // Adds the planes that this block and those before it left of its first tile.
+    BDC_DEVICE void take_planes(Sums& sums) const {
+        const int count = share.block - share.lowest + 1;
+        std::uint32_t* arrivals = counters.output_arrivals + share.first_tile;
         if (leads()) {
-            while (int(load_acquire(counters.output_arrivals + tile)) < expected) pause();
-            store(counters.output_arrivals + tile, 0u);
+            int expected = 0;
+            for (int i = 0; i < count; ++i) expected += int(load(notes.left() + i));
+            while (int(load_acquire(arrivals)) < expected) pause();
+            store(arrivals, 0u);
         }
         meet();
-        constexpr int kAtOnce = 64 / kTokens;  // planes whose loads do not wait for each other
-        for (int first = lowest; first <= block; first += kAtOnce) {
+        constexpr int kAtOnce =
+            kTokens == 64 ? 2 : 4;  // planes whose loads do not wait for each other
+        for (int first = 0; first < count; first += kAtOnce) {
             float parts[kAtOnce][kSums];
 #pragma unroll
             for (int a = 0; a < kAtOnce; ++a) {
-                const bool left = first + a <= block && left_plane(first + a, tile);
-                const float* plane = plane_of(left ? first + a : block, tile);
+                const bool left = first + a < count && load(notes.left() + first + a);
+                const float* plane = plane_of(share.lowest + first + a, first + a > 0);
 #pragma unroll
                 for (int i = 0; i < kSums; ++i)
                     parts[a][i] = left ? load_written(plane + i * kMultipliers) : 0.0f;
@@ -221,10 +215,15 @@ struct Multiplier {
     BDC_DEVICE void run() const {
         const int warp = thread_index() / 32;
         const int row = warp / kTokenGroups * kRows * 16, token = warp % kTokenGroups * kPairs * 16;
+        if (share.deferred) find_planes();
         Item item{};
         Sums base, added;
+        int ungated =
+            -1;  // the tile of h that this block ended last, until it is known who gates it
         for (int stage = 0, taken = 0;; stage = stage + 1 == plan.stages ? 0 : stage + 1) {
             sync_some(kLoaded + stage, kTileThreads);
+            if (ungated >= 0) gate(ungated);
+            ungated = -1;
             if (item.empty()) {
                 const int code = int(load(notes.code(taken++)));
                 if (code >= share.end_code()) return;
@@ -251,13 +250,22 @@ struct Multiplier {
                     multiply_part<S, kRows, kPairs>(added, weights, tokens, row, token, part);
             }
             const bool ends = ++item.unit == item.last;
-            if (ends && is_shrink) end_shrink(item, base, reinterpret_cast<float*>(weights));
+            if (ends && is_shrink) {
+                end_shrink(item, base, reinterpret_cast<float*>(weights));
+                ungated = item.tile;
+                // No unit comes that does not wait for h.
+                if (next_is_of_gated(int(load(notes.code(taken))))) {
+                    meet();
+                    gate(ungated);
+                    ungated = -1;
+                }
+            }
             arrive_some(kMultiplied + stage, kTileThreads);
             if (!ends || is_shrink) continue;
             if (item.last < plan.steps()) {
                 leave_plane(item, base);
             } else {
-                if (item.first == plan.base_steps && p.w) take_planes(item.tile, base);
+                if (item.first == plan.base_steps && p.w) take_planes(base);
                 end_output(item.tile, base, added);
             }
         }

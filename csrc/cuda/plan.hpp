@@ -81,7 +81,10 @@ constexpr int kTileThreads = kLoaders + kMultipliers;
 constexpr int kTileWarps = kMultipliers / 32;
 constexpr int kStepInputs = 128;  // elements of a row that a pipeline stage holds
 constexpr int kRowBytes = 2 * kStepInputs;
-constexpr int kMostStages = 6;    // of the pipeline
+constexpr int kMostStages =
+    3;  // of the pipeline: more only delay h, which waits behind them in memory
+constexpr int kMostRankSplits = 32;
+constexpr int kMostBlocks = 256;
 constexpr int kOutputTile = 128;  // outputs of a tile
 constexpr int kRankTile = 32;     // ranks of a tile
 constexpr int kMostTileTokens = 64;
@@ -103,8 +106,9 @@ BDC_BOTH constexpr int token_tile_of(int tokens) {
 BDC_BOTH constexpr int stage_bytes(int token_tile) {
     return (kOutputTile + token_tile) * kRowBytes;
 }
-// Beside the stages: what the threads of a block tell each other.
-constexpr int kNoteWords = 16;
+// Beside the stages: what the threads of a block tell each other, the tokens' rows of g, and which
+// blocks left planes of a tile.
+constexpr int kNoteWords = 16 + kMostTileTokens + kMostBlocks;
 BDC_BOTH constexpr int shared_bytes(int token_tile, int stages) {
     return stages * stage_bytes(token_tile) + kNoteWords * 4;
 }
@@ -135,10 +139,16 @@ struct TilePlan {
 
     BDC_BOTH constexpr int shrink_items() const { return rank_tiles * inputs.splits; }
     BDC_BOTH constexpr int steps() const { return base_steps + rank_steps; }
+    // What a tile of h costs its block, in units of outputs that others have to take over.
+    BDC_BOTH constexpr int units_of_shrink() const {
+        return shrink_items() <= blocks && output_tiles * steps() >= 4 * blocks ? 1 : 0;
+    }
     // The first unit of a block's share, of all units. The steps over the ranks stay together.
     BDC_BOTH constexpr int first_unit(int block) const {
-        const auto unit =
-            int(unsigned(output_tiles * steps()) * unsigned(block) / unsigned(blocks));
+        const int extra = units_of_shrink() * shrink_items();
+        const auto all = unsigned(output_tiles * steps() + extra);
+        const int unit = int(all * unsigned(block) / unsigned(blocks)) -
+                         units_of_shrink() * least(block, shrink_items());
         const int inside = unit % steps();
         return inside > base_steps ? unit - inside + steps() : unit;
     }
@@ -167,7 +177,7 @@ constexpr TilePlan tile_plan(int tokens, int d_in, int ranks, const int* ends, i
     plan.stages = capacity.stages;
     plan.rank_tiles = divide_up(ranks, kRankTile);
     plan.inputs = split_evenly(divide_up(d_in, kStepInputs),
-                               least(kMaxSplits, capacity.blocks / plan.rank_tiles));
+                               least(kMostRankSplits, capacity.blocks / plan.rank_tiles));
     plan.slices = slices;
     for (int i = 0; i < slices; ++i) {
         const int width = ends[i] - (i ? ends[i - 1] : 0);
@@ -177,7 +187,8 @@ constexpr TilePlan tile_plan(int tokens, int d_in, int ranks, const int* ends, i
     plan.base_steps = base ? divide_up(d_in, kStepInputs) : 0;
     plan.rank_steps = divide_up(ranks / slices, kStepInputs);
     const int units = plan.output_tiles * plan.steps();
-    plan.blocks = most(1, least(capacity.blocks, most(plan.shrink_items(), units)));
+    plan.blocks =
+        most(1, least(least(capacity.blocks, kMostBlocks), most(plan.shrink_items(), units)));
     return plan;
 }
 

@@ -27,6 +27,8 @@ product_of_tiles(const Product p, const TilePlan plan, const Workspace work) {
         reinterpret_cast<std::uint32_t*>(stages + plan.stages * stage_bytes(kTokens))};
     if (thread_index() == 0) store(notes.of_multipliers(), add_one(counters.begun));
     if (thread_index() == kMultipliers) store(notes.of_loaders(), add_one(counters.ticket));
+    for (int t = thread_index(); t < kTokens; t += kTileThreads)
+        store(notes.rows() + t, t >= p.tokens ? -1 : p.rows ? load(p.rows + t) : t);
     sync_block();
     const Share share(p, plan, int(load(notes.of_multipliers())));
     const int ticket = int(load(notes.of_loaders()));
