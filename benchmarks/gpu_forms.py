@@ -38,12 +38,19 @@ class Case:
 
     @classmethod
     def random(
-        cls, tokens: int, d_in: int, widths: tuple[int, ...], rank: int, dtype: torch.dtype, device: torch.device
+        cls,
+        tokens: int,
+        d_in: int,
+        widths: tuple[int, ...],
+        rank: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        most_requests: int = 16,
     ) -> Case:
         def normal(rows: int, columns: int, scale: float) -> Tensor:
             return (torch.randn(rows, columns, device=device) * scale).to(dtype)
 
-        requests, ranks = min(tokens, 16), len(widths) * rank
+        requests, ranks = min(tokens, most_requests), len(widths) * rank
         g = torch.rand(requests, ranks, device=device) * 2
         rows = torch.arange(tokens, device=device) * requests // tokens
         return cls(
@@ -65,10 +72,12 @@ class Case:
             (slice(*y), slice(i * rank, i * rank + rank)) for i, y in enumerate(zip(starts, self.ends, strict=True))
         ]
 
-    def truth(self) -> Tensor:
-        """The layer of the first tokens in float64."""
+    def truth(self, gated: bool = True) -> Tensor:
+        """The layer of the first tokens in float64, or with gates of one."""
         x = self.x[:16].double()
-        h = x @ self.a.double().T * self.g[self.rows[:16].long()].double() * self.scaling
+        h = x @ self.a.double().T * self.scaling
+        if gated:
+            h *= self.g[self.rows[:16].long()].double()
         products = [h[:, ranks] @ self.b[columns].double().T for columns, ranks in self.slices()]
         return x @ self.w.double().T + torch.cat(products, 1)
 
@@ -263,36 +272,38 @@ def _k_concatenated(case: Case, shrink: Callable[[Tensor, Tensor], Tensor]) -> C
 
 
 def vllm(case: Case) -> Callable[[], Tensor] | None:
-    """vLLM's kernels, as one adapter of rank R without gates: less than our product, so their lower bound."""
-    return _vllm(case, adapters=1)
+    """vLLM's kernels (benchmarks/peers/vllm_kernels.py), as one adapter of rank R without gates: less than our product, so their lower bound."""
+    return _vllm(case, per_request=False)
 
 
 def vllm_per_request(case: Case) -> Callable[[], Tensor] | None:
     """vLLM's kernels, as one adapter of rank R for each request, with the gates merged into its A."""
-    return None if len(case.x) > 256 else _vllm(case, adapters=len(case.g))
+    return None if len(case.x) > 256 else _vllm(case, per_request=True)
 
 
-def _vllm(case: Case, adapters: int) -> Callable[[], Tensor] | None:
+def _vllm(case: Case, per_request: bool) -> Callable[[], Tensor] | None:
+    """Their A is [adapters, R, d_in] and their B [adapters, width, R] of each output, their planes [outputs, T, R]."""
     try:
-        from vllm.lora.ops.triton_ops import LoRAKernelMeta, lora_expand, lora_shrink
+        from vllm.lora.ops.triton_ops import LoRAKernelMeta, lora_expand, lora_shrink, utils
     except ImportError:
         return None
     tokens, dtype, device = len(case.x), case.x.dtype, case.x.device
+    rows = case.rows if per_request else torch.zeros_like(case.rows)
+    gates = case.g if per_request else torch.ones_like(case.g[:1])
+    adapters = len(gates)
     meta = LoRAKernelMeta.make(adapters, tokens, device=device)
-    meta.prepare_tensors(case.rows.long() if adapters > 1 else torch.zeros(tokens, dtype=torch.long, device=device))
-    try:
-        arguments = meta.meta_args(tokens)
-    except TypeError:
-        arguments = meta.meta_args(tokens, False)
-    gates = case.g if adapters > 1 else torch.ones_like(case.g[:1])
+    meta.prepare_tensors(rows)
+    arguments = meta.meta_args(tokens, True)  # a grid of the adapters in use, without one more for "none"
     a = [(case.a[ranks].float() * gates[:, ranks, None]).to(dtype) for _, ranks in case.slices()]
-    b = [case.b[columns].expand(adapters, -1, -1).contiguous() for columns, _ in case.slices()]
-    planes = torch.zeros(len(a), tokens, case.b.shape[1], dtype=torch.float32, device=device)
+    b = [case.b[columns].repeat(adapters, 1, 1) for columns, _ in case.slices()]
+    # They keep strides and pointers by address: what is kept for ours is of tensors that are gone.
+    utils._LORA_A_PTR_DICT.pop(tuple(weight.data_ptr() for weight in a), None)
+    utils._LORA_B_PTR_DICT.pop(tuple(weight.data_ptr() for weight in b), None)
+    planes = torch.empty(len(a), tokens, case.b.shape[1], dtype=torch.float32, device=device)
 
     def launch() -> Tensor:
         y = linear(case.x, case.w)
-        planes.zero_()
-        lora_shrink(case.x, a, planes, *arguments, case.scaling)
+        lora_shrink(case.x, a, planes, *arguments, case.scaling)  # zeroes the planes
         lora_expand(planes, b, y, *arguments, offset_start=0, add_inputs=True)
         return y
 
@@ -316,5 +327,6 @@ FORMS: dict[str, Form] = {
     "vllm": vllm,
     "vllm/request": vllm_per_request,
 }
-# Those that compute another product: of the base alone, without gates, of a normalised x.
-OTHER_PRODUCT = {"base", "norm+base", "vllm", "norm+triton"}
+# Those that compute another product: of the base alone, of a normalised x; and without gates.
+OTHER_PRODUCT = {"base", "norm+base", "norm+triton"}
+UNGATED = {"vllm"}
