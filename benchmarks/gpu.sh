@@ -3,6 +3,7 @@
 #   benchmarks/gpu.sh OUTDIR [--dry-run]
 # Writes build.log, tests.log, gpu.json and table.txt to OUTDIR and prints the table last; under 9 minutes. Exit code: that of
 # the first step that failed, the later ones being run all the same where they can.
+# PYTHONPATH may name a folder with vLLM's kernels (benchmarks/peers/vllm_kernels.py); without it they are left out.
 # --dry-run: no build; the measurement alone, with tiny sizes on the CPU. PYTHON names the interpreter (python3).
 set -uo pipefail
 if [ $# -lt 1 ] || [ $# -gt 2 ] || { [ $# -eq 2 ] && [ "$2" != --dry-run ]; }; then

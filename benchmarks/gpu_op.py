@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
+import importlib.util
 import itertools
 import json
 import os
@@ -126,6 +128,21 @@ def whole_layer(cells: list[dict[str, Any]]) -> dict[str, Any]:
     return {"us": total, "overhead": overhead, "floor": floor}
 
 
+def copy_rate() -> float:
+    """Terabytes per second of a large copy on the GPU, read and written."""
+    source = torch.randint(0, 255, (1 << 30,), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    times = []
+    for _ in range(8):
+        start.record()
+        target.copy_(source)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return 2 * source.numel() / min(times) / 1e9
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the grid; the exit code is 1 if a form of ours was wrong or failed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -171,7 +188,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = {
         "device": "CPU, a dry run: times mean nothing" if args.dry_run else torch.cuda.get_device_name(),
         "torch": torch.__version__,
+        "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
+        "cuda": torch.version.cuda,
         "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+        "copy_tb_per_s": None if args.dry_run else copy_rate(),
         "dtype": str(dtype),
         "rank": rank,
         "rounds": args.rounds,

@@ -94,12 +94,10 @@ def layer(outputs: int, inputs: int, stages: int, warps: int) -> Form:
         steps = -(-d_in // inputs)
         splits = max(1, min(16, steps // 2, 132 // -(-ranks // rank_tile)))
         per_split = -(-steps // splits)
-        return LayerTiles(block_t, outputs, inputs, 128, rank_tile, -(-steps // per_split), per_split)
+        return LayerTiles(block_t, outputs, inputs, 128, rank_tile, -(-steps // per_split), per_split, stages, warps)
 
     def patches(case: Case) -> Iterator[Any]:
         yield mock.patch.object(triton_layer, "layer_tiles", sizes)
-        options = {"num_stages": stages, "num_warps": warps}
-        yield mock.patch.object(triton_layer, "layer_options", lambda tokens: options)
 
     return with_patches(triton_one_launch, patches)
 

@@ -118,11 +118,11 @@ def _run(
             module.vectors(code, addresses, strides, sizes, scaling, count, planes.data_ptr(), stream)
             return
         ends = ends or (d_out,)
-        count = _capacity(x.device, code, tokens)
-        floats, gated, words = module.tiles_workspace(sizes, ends, weight is not None, count)
+        capacity = _capacity(x.device, code, tokens)
+        floats, gated, words = module.tiles_workspace(sizes, ends, weight is not None, capacity)
         planes, h = x.new_empty(floats, dtype=torch.float32), x.new_empty(gated)
         work = (planes.data_ptr(), h.data_ptr(), counters(x.device, words).data_ptr())
-        module.tiles(code, addresses, strides, sizes, scaling, ends, count, work, stream)
+        module.tiles(code, addresses, strides, sizes, scaling, ends, capacity, work, stream)
     except ValueError as error:
         raise InputError(f"ends {ends} do not fit {d_out} outputs and {ranks} ranks: {error}") from error
     except RuntimeError as error:

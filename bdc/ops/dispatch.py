@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from bdc.errors import InputError
-from bdc.ops import cuda, extension, matmul, triton_gradients, triton_kernels
+from bdc.ops import cuda, extension, matmul, triton_gradients, triton_kernels, triton_layer
 
-_BACKENDS: dict[str, Any] = {"cpp": extension, "cuda": cuda, "triton": triton_kernels, "torch": matmul}
+_BACKENDS: dict[str, Any] = {"cpp": extension, "cuda": cuda, "triton": triton_layer, "torch": matmul}
+# On a GPU, up to so many tokens each is the fastest (docs/op.md).
+_CUDA_TOKENS, _CUDA_TOKENS_WIDE = 2, 8
 _MISSING = {
     "cpp": "the extension bdc._lora is not built, install bdc again",
     "cuda": "it needs a GPU, and bdc built where nvcc is found (bdc doctor tells)",
@@ -23,7 +25,8 @@ def backends() -> dict[str, str]:
     """Usable backends, and what each of them runs on.
 
     The environment variable BDC_OPS_BACKEND names the one to use where it can. Without it that is cpp for CPU tensors, as long
-    as the CPU has one of its wider instruction sets, and torch for all else.
+    as the CPU has one of its wider instruction sets; on a GPU, cuda for one and two tokens (up to 8 in float32) and triton for up
+    to 64 in 16 bits; and torch for all else.
     """
     found: dict[str, str] = {}
     module = extension.load()
@@ -80,7 +83,18 @@ def _chosen(y: Tensor, x: Tensor) -> str:
         if forced not in backends():
             raise InputError(f"BDC_OPS_BACKEND={forced} is not usable here: {_MISSING[forced]}")
         return forced if _BACKENDS[forced].supports(y, x) else "torch"
+    if x.device.type == "cuda":
+        return _chosen_on_gpu(y, x)
     module = extension.load()
     if module is not None and module.isa() != "portable" and extension.supports(y, x):
         return "cpp"
+    return "torch"
+
+
+def _chosen_on_gpu(y: Tensor, x: Tensor) -> str:
+    narrow = x.dtype in (torch.bfloat16, torch.float16)
+    if len(x) <= (_CUDA_TOKENS if narrow else _CUDA_TOKENS_WIDE) and cuda.supports(y, x):
+        return "cuda"
+    if narrow and len(x) <= triton_layer.MOST_LAYER_TOKENS and triton_kernels.load() is not None:
+        return "triton" if triton_kernels.supports(y, x) else "torch"
     return "torch"

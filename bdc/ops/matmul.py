@@ -28,7 +28,10 @@ def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: T
             return
     wide = wide_dtype(x)
     gate = _gate(g, rows, len(x)).to(torch.promote_types(wide, torch.float32))
-    h = x.to(wide) @ lora_a.to(wide).T
+    if x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16) and torch.version.hip is None:
+        h = torch.mm(x, lora_a.T, out_dtype=torch.float32)  # rounded once, after the gate
+    else:
+        h = x.to(wide) @ lora_a.to(wide).T
     gated = (h * gate * scaling).to(wide)
     if rows is not None and x.device.type != "cpu":
         # Asking whether a row is -1 would wait for the device.

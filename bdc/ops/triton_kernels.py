@@ -179,13 +179,23 @@ def gates(g: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, int]:
 
 
 @cache
-def _processors_of(device: torch.device) -> int:
-    return 1 if device.type == "cpu" else int(torch.cuda.get_device_properties(device).multi_processor_count)
+def _device(device: torch.device) -> tuple[int, int]:
+    """Processors, and bytes of shared memory that a program may have; in the interpreter there is no limit that matters."""
+    if device.type == "cpu":
+        return 1, 1 << 20
+    found = torch.cuda.get_device_properties(device)
+    shared = getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)
+    return int(found.multi_processor_count), int(shared)
 
 
 def processors(x: Tensor) -> int:
     """Of the device of ``x``; one in the interpreter, which runs programs one by one."""
-    return _processors_of(x.device)
+    return _device(x.device)[0]
+
+
+def shared_bytes(x: Tensor) -> int:
+    """Of the device of ``x``, for one program."""
+    return _device(x.device)[1]
 
 
 def shrink_tiles(x: Tensor, ranks: int) -> Tiles:

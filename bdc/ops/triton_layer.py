@@ -1,4 +1,4 @@
-"""Layers for decoding on the Triton kernels: one launch for base and product, or shrink where the layer's input is made."""
+"""The Triton backend, and layers for decoding on its kernels: one launch for base and product, or shrink where the input is made."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from bdc.ops.triton_plan import layer_tiles
 MOST_LAYER_TOKENS = 64
 
 
-def layer_options(block_t: int) -> dict[str, int]:
-    """Options of the one-launch layer: left alone, the assembler spills registers of small tiles to fit more blocks."""
-    return {"maxnreg": 128} if block_t <= 32 else {}
+def supports(y: Tensor, x: Tensor) -> bool:
+    """Whether :func:`add` takes these, of the same dtype."""
+    return launches.supports(y, x)
+
+
+def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> None:
+    """Add the product to ``y``: in one launch for up to 64 tokens, else in two."""
+    if x.device.type != "cpu" and len(x) <= MOST_LAYER_TOKENS and lora_a.numel() and lora_b.numel():
+        linear(x, None, None, lora_a, lora_b, g, rows, scaling, out=y)
+    else:
+        launches.add(y, x, lora_a, lora_b, g, rows, scaling)
 
 
 def producer_warps(block_t: int) -> int:
@@ -63,7 +71,15 @@ def linear(
         lora_b if weight is None else launches.contiguous_rows(weight),
     )
     g, place, g_stride = launches.gates(g, rows)
-    tile = layer_tiles(tokens, ranks, d_in, d_out, processors=launches.processors(x), wide=x.dtype == torch.float32)
+    tile = layer_tiles(
+        tokens,
+        ranks,
+        d_in,
+        d_out,
+        processors=launches.processors(x),
+        shared_bytes=launches.shared_bytes(x),
+        wide=x.dtype == torch.float32,
+    )
     rank_tiles = -(-ranks // tile.rank_tile)
     planes = x.new_empty(rank_tiles, tile.splits, tile.tokens, tile.rank_tile, dtype=torch.float32)
     kernels.layer.layer[(rank_tiles * tile.splits + -(-d_out // tile.outputs),)](
@@ -102,7 +118,8 @@ def linear(
         SPLITS=tile.splits,
         STEPS=tile.steps,
         SLICES=len(ends),
-        **layer_options(tile.tokens),
+        num_stages=tile.stages,
+        num_warps=tile.warps,
     )
     return y
 

@@ -51,7 +51,10 @@ def tiles(tokens: int, ranks: int, d_in: int, d_out: int, *, processors: int, wi
 
 @dataclass(frozen=True, slots=True)
 class LayerTiles:
-    """Sizes of the one-launch layer: all tokens, outputs of a program, inputs and ranks of a step, ranks of a tile of h."""
+    """Sizes of the one-launch layer: all tokens, outputs of a program, inputs and ranks of a step, ranks of a tile of h.
+
+    ``splits`` programs share a sum of h over the inputs, each taking ``steps`` of it; loads are ``stages`` steps deep.
+    """
 
     tokens: int
     outputs: int
@@ -60,21 +63,52 @@ class LayerTiles:
     rank_tile: int
     splits: int
     steps: int
+    stages: int
+    warps: int
 
 
-def layer_tiles(tokens: int, ranks: int, d_in: int, d_out: int, *, processors: int, wide: bool) -> LayerTiles:
-    """As :func:`tiles`, for up to 64 tokens."""
+def layer_tiles(
+    tokens: int, ranks: int, d_in: int, d_out: int, *, processors: int, shared_bytes: int, wide: bool
+) -> LayerTiles:
+    """As :func:`tiles`, for up to 64 tokens and programs with so much shared memory.
+
+    The sizes of 16-bit inputs are those that were fastest for the layers of Llama-3.1-8B on an H100 (benchmarks/gpu_tune.py).
+    """
     block_t = max(16, power_of_two(tokens))
-    outputs = 64
-    while outputs > 16 and -(-d_out // outputs) < processors:
-        outputs //= 2
-    block_k = 64 if wide or tokens > 32 else 128
+    outputs, block_k, stages, warps = _layer_sizes(block_t, d_in, d_out, processors, wide)
+    step_bytes = (block_t + outputs) * (4 if wide else 2)
+    while stages > 2 and stages * block_k * step_bytes > shared_bytes:
+        stages -= 1
+    while block_k > 32 and stages * block_k * step_bytes > shared_bytes:
+        block_k //= 2
     steps = -(-d_in // block_k)
     rank_tile = min(max(16, power_of_two(ranks)), 32)
     splits = max(1, min(MOST_SPLITS, steps // 2, processors // -(-ranks // rank_tile)))
     per_split = -(-steps // splits)
     ranks_step = min(max(16, power_of_two(ranks)), 64 if wide else 128)
-    return LayerTiles(block_t, outputs, block_k, ranks_step, rank_tile, -(-steps // per_split), per_split)
+    return LayerTiles(
+        block_t, outputs, block_k, ranks_step, rank_tile, -(-steps // per_split), per_split, stages, warps
+    )
+
+
+def _layer_sizes(block_t: int, d_in: int, d_out: int, processors: int, wide: bool) -> tuple[int, int, int, int]:
+    """Outputs, inputs, stages and warps."""
+    if wide:
+        outputs = 64
+        while outputs > 16 and -(-d_out // outputs) < processors:
+            outputs //= 2
+        return outputs, 64, 3, 4
+    if block_t > 16:
+        if d_out >= 128 * 3 * processors // 2:
+            return 128, 128, 3, 8
+        return (64, 128, 4, 4) if d_out > 32 * processors else (32, 128, 5, 4)
+    if d_out >= 64 * 3 * processors:
+        return 64, 256, 3, 4
+    if d_out > 32 * processors:
+        return 32, 512, 3, 4
+    outputs = 32 if d_out > 16 * processors else 16
+    # One program on each processor: short sums take smaller steps.
+    return (outputs, 128, 5, 4) if d_in <= 8192 else (outputs, 256, 4, 4)
 
 
 def power_of_two(n: int) -> int:

@@ -27,7 +27,7 @@ def test_dry_run(tmp_path: Path) -> None:
     for cell in record["cells"]:
         forms = {"two GEMMs", "triton", "triton 1", "triton layer", "norm+triton", "n-concat", "k-concat"}
         assert forms <= cell["overhead"].keys()
-        assert all(error < 1e-5 for error in cell["relative_error"].values())
+        assert all(error < 2e-3 for error in cell["relative_error"].values())
         assert cell["left_out"]["cuda"].startswith("does not apply")
     assert done.stdout.rstrip().splitlines()[-1].split()[0] == "20"
     assert (tmp_path / "out/table.txt").read_text(encoding="utf-8") == done.stdout

@@ -232,16 +232,19 @@ def test_training_takes_the_kernels_that_are_asked_for(
 
 
 @pytest.mark.parametrize("processors", [1, 108, 132])
+@pytest.mark.parametrize("shared", [99 << 10, 227 << 10])
 @pytest.mark.parametrize("wide", [False, True])
-def test_plans_cover_the_work(processors: int, wide: bool) -> None:
+def test_plans_cover_the_work(processors: int, wide: bool, shared: int) -> None:
     for tokens in (1, 16, 17, 64, 256, 4096):
         for d_in, d_out, ranks in [(1, 1, 1), (37, 29, 13), (4096, 14336, 128), (14336, 4096, 256)]:
             step = tiles(tokens, ranks, d_in, d_out, processors=processors, wide=wide)
             assert step.splits * step.steps * step.inputs >= d_in > (step.splits - 1) * step.steps * step.inputs
             assert min(step.tokens, step.ranks, step.ranks_step, step.inputs, step.outputs) >= 16
             if tokens <= triton_layer.MOST_LAYER_TOKENS:
-                one = layer_tiles(tokens, ranks, d_in, d_out, processors=processors, wide=wide)
+                one = layer_tiles(tokens, ranks, d_in, d_out, processors=processors, shared_bytes=shared, wide=wide)
                 assert one.splits * one.steps * one.inputs >= d_in > (one.splits - 1) * one.steps * one.inputs
+                step_bytes = (one.tokens + one.outputs) * one.inputs * (4 if wide else 2)
+                assert one.stages * step_bytes <= shared
                 assert one.tokens >= tokens and min(one.outputs, one.rank_tile, one.ranks_step) >= 16
 
 
