@@ -39,7 +39,7 @@ struct Multiplier {
     static constexpr int kGroupSums = 16 * kTokens;
     static constexpr int kParts = kStepInputs / 16;
     static constexpr int kUnrolled =
-        kTokens == 64 ? 2 : kParts;                    // the registers have no room for more
+        kTokens == 64 ? 1 : kParts;                    // the registers have no room for more
     static constexpr int kQuads = 2 * kRows * kPairs;  // of four sums of a lane
     static_assert(kQuads == kTokens / 8, "a tile of h takes the registers of a tile of outputs");
     static constexpr int kSums = 4 * kQuads;
@@ -167,7 +167,7 @@ struct Multiplier {
         }
         meet();
         constexpr int kAtOnce =
-            kTokens == 64 ? 2 : 4;  // planes whose loads do not wait for each other
+            kTokens == 64 ? 1 : 4;  // planes whose loads do not wait for each other
         for (int first = 0; first < count; first += kAtOnce) {
             float parts[kAtOnce][kSums];
 #pragma unroll
