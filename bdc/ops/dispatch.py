@@ -12,8 +12,8 @@ from bdc.errors import InputError
 from bdc.ops import cuda, extension, matmul, triton_gradients, triton_kernels, triton_layer
 
 _BACKENDS: dict[str, Any] = {"cpp": extension, "cuda": cuda, "triton": triton_layer, "torch": matmul}
-# On a GPU, up to so many tokens each is the fastest (docs/op.md).
-_CUDA_TOKENS, _CUDA_TOKENS_WIDE = 2, 8
+# On a GPU the vector kernels are the fastest up to so many tokens (docs/op.md).
+_CUDA_TOKENS = 2
 _MISSING = {
     "cpp": "the extension bdc._lora is not built, install bdc again",
     "cuda": "it needs a GPU, and bdc built where nvcc is found (bdc doctor tells)",
@@ -25,8 +25,8 @@ def backends() -> dict[str, str]:
     """Usable backends, and what each of them runs on.
 
     The environment variable BDC_OPS_BACKEND names the one to use where it can. Without it that is cpp for CPU tensors, as long
-    as the CPU has one of its wider instruction sets; on a GPU, cuda for one and two tokens (up to 8 in float32) and triton for up
-    to 64 in 16 bits; and torch for all else.
+    as the CPU has one of its wider instruction sets; on a GPU in 16 bits, cuda for one and two tokens and triton for up to 64; and
+    torch for all else.
     """
     found: dict[str, str] = {}
     module = extension.load()
@@ -92,9 +92,8 @@ def _chosen(y: Tensor, x: Tensor) -> str:
 
 
 def _chosen_on_gpu(y: Tensor, x: Tensor) -> str:
-    narrow = x.dtype in (torch.bfloat16, torch.float16)
-    if len(x) <= (_CUDA_TOKENS if narrow else _CUDA_TOKENS_WIDE) and cuda.supports(y, x):
+    if x.dtype not in (torch.bfloat16, torch.float16) or len(x) > triton_layer.MOST_LAYER_TOKENS:
+        return "torch"
+    if len(x) <= _CUDA_TOKENS and cuda.supports(y, x):
         return "cuda"
-    if narrow and len(x) <= triton_layer.MOST_LAYER_TOKENS and triton_kernels.load() is not None:
-        return "triton" if triton_kernels.supports(y, x) else "torch"
-    return "torch"
+    return "triton" if triton_kernels.load() is not None and triton_kernels.supports(y, x) else "torch"

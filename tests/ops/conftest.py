@@ -67,8 +67,11 @@ def truth(problem: Problem) -> Tensor:
     return problem.y.double() + delta
 
 
-def assert_within_bounds(got: Tensor, problem: Problem) -> None:
-    """Rounding of the output and of h, and sums in float32 over d_in and over R, each with its own condition."""
+def assert_within_bounds(got: Tensor, problem: Problem, *, product_is_rounded: bool = False) -> None:
+    """Rounding of the output and of h, and sums in float32 over d_in and over R, each with its own condition.
+
+    ``product_is_rounded``: also of the product before it is added to y.
+    """
     x, a, b, g, rows, s = problem.arguments
     x, a, b, g = x.double(), a.double(), b.double(), g.double()
     place = torch.zeros(len(x), dtype=torch.int64) if rows is None else rows.long().clamp_min(0)
@@ -78,6 +81,8 @@ def assert_within_bounds(got: Tensor, problem: Problem) -> None:
     summed = (x.abs() @ a.abs().T * g[place].abs()) @ b.abs().T
     expected, unit = truth(problem), UNIT[got.dtype]
     bound = unit * expected.abs() + s * (unit * gated + 2.0**-23 * (a.shape[1] * summed + a.shape[0] * gated))
+    if product_is_rounded:
+        bound += unit * (expected - problem.y.double()).abs()
     excess = ((got.double() - expected).abs() - bound).max() if len(x) else torch.tensor(0.0)
     assert bool(excess <= 0), f"the error exceeds its bound by {float(excess)}"
 

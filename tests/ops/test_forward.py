@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bdc.machine import memory_bytes
-from bdc.ops import backends, extension, rankwise_lora, rankwise_lora_, reference
+from bdc.ops import backends, cuda, extension, rankwise_lora, rankwise_lora_, reference
 
 SHAPES = [
     (150, 96, 200, 24, 9),
@@ -31,7 +31,9 @@ def test_error_is_within_the_bound(
     for seed in range(5):
         problem = problems.make(*shape, dtype=dtype, seed=seed)
         got = rankwise_lora_(problem.y.clone(), *problem.arguments)
-        problems.assert_within_bounds(got, problem)
+        # Matrix products of a library may round before they add, and larger batches go to torch.
+        library = got.is_cuda and (backend == "torch" or (backend == "cuda" and len(got) > cuda.MOST_TOKENS))
+        problems.assert_within_bounds(got, problem, product_is_rounded=library)
         problem.y.zero_()
         problems.assert_within_bounds(rankwise_lora(*problem.arguments), problem)
 

@@ -181,7 +181,7 @@ def test_rows_are_checked_when_asked_for(problems: SimpleNamespace, monkeypatch:
 
 
 def test_memory_is_that_of_the_sums(problems: SimpleNamespace, on_gpu: str) -> None:
-    """No experts are gathered per token: beyond the output, [T, R] in float32 a few times, and the splits' planes."""
+    """No experts are gathered per token: beyond the output, [T, R] in float32 a few times and for each of up to 32 splits."""
     tokens, ranks = 64, 128
     problem = problem_on_gpu(problems, tokens, 4096, 512, ranks, 5)
     y = problem.y
@@ -192,4 +192,4 @@ def test_memory_is_that_of_the_sums(problems: SimpleNamespace, on_gpu: str) -> N
         torch.cuda.reset_peak_memory_stats()
     rankwise_lora_(y, *problem.arguments)
     used = torch.cuda.max_memory_allocated() - before
-    assert used <= 20 * tokens * ranks * 4 + tokens * 512 * 2, f"{used} bytes"
+    assert used <= 40 * tokens * ranks * 4 + tokens * 512 * 2, f"{used} bytes"
