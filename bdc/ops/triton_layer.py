@@ -79,6 +79,7 @@ def linear(
         processors=launches.processors(x),
         shared_bytes=launches.shared_bytes(x),
         wide=x.dtype == torch.float32,
+        most_outputs=64 if any(end % 128 for end in ends[:-1]) else 128,  # a program's are of one slice
     )
     rank_tiles = -(-ranks // tile.rank_tile)
     planes = x.new_empty(rank_tiles, tile.splits, tile.tokens, tile.rank_tile, dtype=torch.float32)

@@ -68,14 +68,23 @@ class LayerTiles:
 
 
 def layer_tiles(
-    tokens: int, ranks: int, d_in: int, d_out: int, *, processors: int, shared_bytes: int, wide: bool
+    tokens: int,
+    ranks: int,
+    d_in: int,
+    d_out: int,
+    *,
+    processors: int,
+    shared_bytes: int,
+    wide: bool,
+    most_outputs: int = 128,
 ) -> LayerTiles:
-    """As :func:`tiles`, for up to 64 tokens and programs with so much shared memory.
+    """As :func:`tiles`, for up to 64 tokens and programs with so much shared memory and at most so many outputs.
 
     The sizes of 16-bit inputs are those that were fastest for the layers of Llama-3.1-8B on an H100 (benchmarks/gpu_tune.py).
     """
     block_t = max(16, power_of_two(tokens))
     outputs, block_k, stages, warps = _layer_sizes(block_t, d_in, d_out, processors, wide)
+    outputs = min(outputs, most_outputs)
     step_bytes = (block_t + outputs) * (4 if wide else 2)
     while stages > 2 and stages * block_k * step_bytes > shared_bytes:
         stages -= 1

@@ -112,20 +112,21 @@ def test_slices(problems: SimpleNamespace, dtype: torch.dtype) -> None:
         triton_kernels.expand(y, planes[..., :24], torch.cat([part.b for part in parts]), g, rows, scaling, bounds)
 
 
+@pytest.mark.parametrize("tokens", [9, 20])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_slices_in_one_launch(problems: SimpleNamespace, dtype: torch.dtype) -> None:
-    widths, ranks = (64, 64, 33), 24
-    parts = [moved(problems.make(9, 96, width, ranks, 3, dtype=dtype, seed=i)) for i, width in enumerate(widths)]
+def test_slices_in_one_launch(problems: SimpleNamespace, dtype: torch.dtype, tokens: int) -> None:
+    widths, ranks = (64, 128, 33), 24
+    parts = [moved(problems.make(tokens, 96, width, ranks, 3, dtype=dtype, seed=i)) for i, width in enumerate(widths)]
     x, rows, scaling = parts[0].x, parts[0].rows, parts[0].scaling
     a, b = torch.cat([part.a for part in parts]), torch.cat([part.b for part in parts])
     g, y = torch.cat([part.g for part in parts], 1), torch.cat([part.y for part in parts], 1)
-    triton_layer.linear(x, None, None, a, b, g, rows, scaling, y, (64, 128, 161))
+    triton_layer.linear(x, None, None, a, b, g, rows, scaling, y, (64, 192, 225))
     for part, got in zip(parts, y.split(widths, 1), strict=True):
         part.x, part.rows = x, rows
         expected, bound = product_bound(part)
         assert_close(got, part.y.double() + expected, bound)
-    with pytest.raises(InputError, match="multiples of 64 but for the last, 161"):
-        triton_layer.linear(x, None, None, a, b, g, rows, scaling, y, (50, 128, 161))
+    with pytest.raises(InputError, match="multiples of 64 but for the last, 225"):
+        triton_layer.linear(x, None, None, a, b, g, rows, scaling, y, (50, 192, 225))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
