@@ -49,7 +49,7 @@ echo "testing (log: tests.log)"
 # Triton compiles for each shape anew, so the tests run beside one another where pytest can do that.
 cache=$(mktemp -d)
 workers=$("$python" -c 'import importlib.util; print("-n 12" if importlib.util.find_spec("xdist") else "")')
-(cd "$out" && timeout 170 "$python" -P -m pytest -q --maxfail=40 -o cache_dir="$cache" $workers --rootdir "$OLDPWD" -c "$OLDPWD/pyproject.toml" \
+(cd "$cache" && timeout 170 "$python" -P -m pytest -q --maxfail=40 -o cache_dir="$cache" $workers --rootdir "$OLDPWD" -c "$OLDPWD/pyproject.toml" \
     "$OLDPWD/tests/ops/test_gpu.py" "$OLDPWD/tests/ops/test_cuda_kernels.py" "$OLDPWD/tests/ops/test_triton_kernels.py" \
     "$OLDPWD/tests/ops/test_cuda_compiles.py" "$OLDPWD/tests/ops/test_forward.py" "$OLDPWD/tests/ops/test_library.py" \
     "$OLDPWD/tests/ops/test_arguments.py" -k "not cpp") >"$out/tests.log" 2>&1
