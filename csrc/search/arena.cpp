@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <bit>
 #include <new>
+#include <utility>
+
+#include "pool.hpp"
 
 namespace bdc::search {
 
@@ -12,6 +15,8 @@ namespace {
 // cost about as much then.
 constexpr std::uint32_t kPart = 28;
 constexpr std::uint32_t kSmallest = 16, kLargest = 8192;  // grains, 512 bytes to 256 KiB
+// And a forest by such a part of itself for each thread.
+constexpr std::uint32_t kSlabPart = 256, kMostSlab = 2048;
 
 int size_class(std::uint32_t grains) {
     const int power = std::bit_width(grains) - 1;
@@ -35,7 +40,14 @@ std::uint32_t chunk_for(std::uint32_t needed, std::uint32_t part) {
 }  // namespace
 
 Chunk Store::take(std::uint32_t grains) {
-    const auto lock = hold();
+    Purse& purse = purses_[Pool::worker()];
+    if (purse.rest.grains < grains) return refill(purse, grains);
+    purse.rest = {purse.rest.first + grains, purse.rest.grains - grains};
+    return {purse.rest.first - grains, grains};
+}
+
+Chunk Store::refill(Purse& purse, std::uint32_t grains) {
+    const std::lock_guard lock(mutex_);
     const int least = size_class(grains);
     for (int i = least; i <= least + 4; ++i) {
         if (free_[i].empty()) continue;
@@ -43,7 +55,17 @@ Chunk Store::take(std::uint32_t grains) {
         free_[i].pop_back();
         return chunk;
     }
-    return append(grains);
+    // Trees that grow side by side ask for about the same size: whole ones leave no rest.
+    const std::uint32_t wanted = std::min(used_ / kSlabPart, kMostSlab);
+    const Chunk fresh = append(std::max(wanted / grains, 1u) * grains);
+    Chunk& rest = purse.rest;
+    if (rest.first + rest.grains == fresh.first) {
+        rest.grains += fresh.grains;
+    } else {
+        shelve(std::exchange(rest, fresh));
+    }
+    rest = {rest.first + grains, rest.grains - grains};
+    return {rest.first - grains, grains};
 }
 
 Chunk Store::append(std::uint32_t grains) {
@@ -54,7 +76,11 @@ Chunk Store::append(std::uint32_t grains) {
 }
 
 void Store::give(Chunk chunk) {
-    const auto lock = hold();
+    const std::lock_guard lock(mutex_);
+    shelve(chunk);
+}
+
+void Store::shelve(Chunk chunk) {
     while (chunk.grains >= kSmallest) {  // less is lost until the next compaction
         const std::uint32_t piece = std::min(chunk.grains, kLargest);
         free_[size_class(piece)].push_back({chunk.first, piece});
@@ -77,6 +103,7 @@ bool Store::map(int file, std::size_t offset, std::uint32_t grains) {
 void Store::swap(Store& other) noexcept {
     std::swap(memory_, other.memory_);
     std::swap(used_, other.used_);
+    std::swap(purses_, other.purses_);
     std::swap(free_, other.free_);
 }
 

@@ -112,10 +112,11 @@ struct Chunk {
     std::uint32_t first, grains;
 };
 
-// All blocks of a forest. Trees take memory from it by the chunk.
+// All blocks of a forest. Trees take memory from it by the chunk, on several threads.
 class Store {
   public:
-    Store() : memory_(Reserve::make(std::size_t(kMaxGrains) * kGrain)) {}
+    explicit Store(unsigned threads)
+        : memory_(Reserve::make(std::size_t(kMaxGrains) * kGrain)), purses_(threads) {}
     ~Store() { Reserve::keep(std::move(memory_)); }
     Store(const Store&) = delete;
 
@@ -139,19 +140,20 @@ class Store {
     void swap(Store& other) noexcept;
 
   private:
-    // The lock is held for less time than it takes to fall asleep.
-    std::unique_lock<std::mutex> hold() {
-        std::unique_lock lock(mutex_, std::try_to_lock);
-        for (int tries = 0; !lock && tries < 100; ++tries) lock.try_lock();
-        if (!lock) lock.lock();
-        return lock;
-    }
-
+    // What a thread may hand out without asking the others. The trees of two threads do not lie
+    // side by side then, where each would fetch the other's lines.
+    struct alignas(64) Purse {
+        Chunk rest{0, 0};
+    };
     static constexpr int kClasses = 128;
+
+    Chunk refill(Purse& purse, std::uint32_t grains);
+    void shelve(Chunk chunk);
 
     Reserve memory_;
     std::uint32_t used_ = 0;
-    std::mutex mutex_;                   // trees grow on several threads
+    std::vector<Purse> purses_;          // by the worker's number
+    std::mutex mutex_;                   // over the rest
     std::vector<Chunk> free_[kClasses];  // by size, four classes to a power of two
 };
 

@@ -1,7 +1,6 @@
 // Resolving selections: returns on their way up, and visits in flight taken back.
 #include <algorithm>
 #include <bit>
-#include <optional>
 
 #include "forest.hpp"
 
@@ -150,41 +149,27 @@ void Forest::backup(Ids nodes, std::span<const double> returns, Ids tickets, boo
         throw InputFault("backup got " + std::to_string(tickets.size()) + " tickets for " +
                          std::to_string(nodes.size()) + " leaves; give one each");
     }
-    item_tree_.resize(nodes.size());
     item_leaf_.resize(nodes.size());
     jobs_.resize(nodes.size());
-    for (std::size_t i = 0; i < nodes.size(); ++i) {
+    share(nodes.size(), 1, [&](std::size_t i) {
         item_leaf_[i] = locate(nodes[i], std::int64_t(i), "leaves");
-        item_tree_[i] = item_leaf_[i].tree;
-    }
-    share({item_tree_.data(), nodes.size()}, 1);
+        return item_leaf_[i].tree;
+    });
     claimed_.resize(std::max(claimed_.size(), chunks()));
     for (auto& claimed : claimed_) claimed.clear();
     const auto prepare = [&](std::size_t i) {
         __builtin_prefetch(store_.base(item_leaf_[i].block));
         __builtin_prefetch(&trees_[item_tree_[i]]);
     };
-    std::optional<InputFault> first;  // by index
-    std::mutex finding;
-    const auto put_back = [&] {
-        for (auto& claimed : claimed_) Claims(*this, claimed).put_back();
-    };
     try {
-        pool_.run(unsigned(chunks()), [&](unsigned chunk) {
+        check_all(chunks(), [&](unsigned chunk) {
             Claims claims(*this, claimed_[chunk]);
-            try {
-                each(chunk, prepare, [&](std::size_t i) {
-                    jobs_[i] =
-                        job(claims, i, nodes[i], returns[i], by_ticket ? &tickets[i] : nullptr);
-                });
-            } catch (const InputFault& fault) {
-                const std::lock_guard found(finding);
-                if (!first || fault.index < first->index) first = fault;
-            }
+            each(chunk, prepare, [&](std::size_t i) {
+                jobs_[i] = job(claims, i, nodes[i], returns[i], by_ticket ? &tickets[i] : nullptr);
+            });
         });
-        if (first) throw *first;
     } catch (...) {
-        put_back();
+        for (auto& claimed : claimed_) Claims(*this, claimed).put_back();
         throw;
     }
     pool_.run(unsigned(chunks()), [&](unsigned chunk) {

@@ -83,7 +83,7 @@ std::vector<std::int32_t> Forest::compact(bool drop_pruned) {
             }
         }
     }
-    Store store;
+    Store store(pool_.threads());
     std::vector<Tree> trees(trees_.size());
     std::vector<std::vector<std::pair<std::uint32_t, Location>>> places(trees_.size());
     std::vector<std::int32_t> renamed(locations_.size(), -1);

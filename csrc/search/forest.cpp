@@ -59,7 +59,11 @@ AnyRule make_rule(const RuleSpec& spec) {
 }
 
 Forest::Forest(const Config& config, unsigned threads)
-    : config_(config), rule_(make_rule(config.rule)), agents_(0), pool_(threads) {
+    : config_(config),
+      rule_(make_rule(config.rule)),
+      agents_(0),
+      pool_(threads),
+      store_(pool_.threads()) {
     require(config.backup == Backup::kMax || config.backup == Backup::kMean,
             "backup must be 'max' or 'mean'");
     require(finite(config.gamma) && config.gamma >= 0.0 && config.gamma <= 1.0,
@@ -76,44 +80,46 @@ Forest::Forest(const Config& config, unsigned threads)
 
 Forest::~Forest() = default;
 
-void Forest::share(std::span<const std::uint32_t> tree_of, std::size_t weight) {
-    constexpr std::size_t kChunk = 32;     // pieces of work that are worth handing over,
+// In how many parts a call's items are dealt out.
+std::size_t Forest::parts_for(std::size_t items, std::size_t weight) const {
+    constexpr std::size_t kChunk = 8;      // pieces of work that are worth handing over,
     constexpr std::size_t kWorthIt = 3;    // and how many such chunks are worth a wake-up
-    constexpr std::size_t kPerThread = 8;  // so that nobody waits long for the last one
-    const std::size_t items = tree_of.size();
-    shares_.order.clear();
-    shares_.starts.resize(1);
-    const std::size_t chunks =
+    constexpr std::size_t kPerThread = 2;  // so that nobody waits long for the last one
+    const std::size_t parts =
         std::min({items * weight / kChunk, items, pool_.threads() * kPerThread});
-    if (pool_.threads() == 1 || chunks < kWorthIt) {
+    return pool_.threads() == 1 || parts < kWorthIt ? 1 : parts;
+}
+
+void Forest::deal(std::size_t parts) {
+    const std::vector<std::uint32_t>& tree_of = item_tree_;
+    const std::size_t items = tree_of.size();
+    const auto cut = [&](std::size_t part) { return items * part / parts; };
+    shares_.order.clear();
+    shares_.starts.assign(1, 0);
+    shares_.sorted = true;
+    for (std::size_t part = 0; part < parts; ++part) {
+        const std::size_t at = cut(part);
+        shares_.sorted &= part_sorted_[part] && (part == 0 || tree_of[at] >= tree_of[at - 1]);
+    }
+    if (parts == 1 || shares_.sorted) {
+        for (std::size_t part = 1; part < parts; ++part) {
+            std::size_t at = std::max<std::size_t>(cut(part), shares_.starts.back());
+            while (at > 0 && at < items && tree_of[at] == tree_of[at - 1]) ++at;
+            if (at > shares_.starts.back() && at < items)
+                shares_.starts.push_back(std::uint32_t(at));
+        }
         shares_.starts.push_back(std::uint32_t(items));
         return;
     }
-    ++call_;
-    bool scattered = false;
-    std::uint32_t chunk = 0;
+    // A tree may come up again in another part: trees are dealt out.
+    std::vector<std::uint32_t> next(parts + 1, 0);
+    for (const std::uint32_t tree : tree_of) ++next[tree % parts + 1];
+    for (std::size_t part = 1; part < parts; ++part) next[part] += next[part - 1];
+    next[parts] = std::uint32_t(items);
+    shares_.starts = next;
+    shares_.order.resize(items);
     for (std::size_t i = 0; i < items; ++i) {
-        const bool next_tree = i > 0 && tree_of[i] != tree_of[i - 1];
-        if (next_tree && i * chunks / items > chunk) {
-            ++chunk;
-            shares_.starts.push_back(std::uint32_t(i));
-        }
-        Mark& mark = marks_[tree_of[i]];
-        if (mark.call == call_ && mark.chunk != chunk) scattered = true;
-        mark.call = call_;
-        mark.chunk = chunk;
-    }
-    if (scattered) {  // a tree comes up again later: trees are dealt out instead
-        std::vector<std::uint32_t> next(chunks + 1, 0);
-        for (const std::uint32_t tree : tree_of) ++next[tree % chunks + 1];
-        for (std::size_t c = 1; c <= chunks; ++c) next[c] += next[c - 1];
-        shares_.starts = next;
-        shares_.order.resize(items);
-        for (std::size_t i = 0; i < items; ++i) {
-            shares_.order[next[tree_of[i] % chunks]++] = std::uint32_t(i);
-        }
-    } else {
-        shares_.starts.push_back(std::uint32_t(items));
+        shares_.order[next[tree_of[i] % parts]++] = std::uint32_t(i);
     }
 }
 
@@ -152,22 +158,25 @@ Range Forest::plant(std::int64_t count) {
     for (std::uint32_t id = first; id < locations_.size(); ++id) {
         Tree& tree = trees_.emplace_back();
         roots_.push_back(id);
-        marks_.emplace_back();
-        Header head{};
-        head.parent_block = kNone;
-        head.tally.both = 1;
-        tree.root_block = found(tree, 1, head);
+        tree.root_block = found(tree, 1, kNone, 0, 0);
         add_lanes(std::uint32_t(trees_.size() - 1), tree.root_block, 1, id, nullptr, nullptr);
     }
     return {std::int32_t(first), std::int32_t(count)};
 }
 
-// A block for a new family, without lanes in use.
-std::uint32_t Forest::found(Tree& tree, std::uint32_t capacity, const Header& head) {
+// A block for a new family, without lanes in use. Its header is written field by field: a copy of
+// one that was just put together would wait until all stores before it have left the core.
+std::uint32_t Forest::found(Tree& tree, std::uint32_t capacity, std::uint32_t parent_block,
+                            std::uint32_t parent_lane, std::uint32_t depth) {
     const std::uint32_t block = tree.arena.allocate(store_, capacity, agents_);
-    Header& fresh = *reinterpret_cast<Header*>(store_.base(block));
-    fresh = head;
-    fresh.capacity = std::uint16_t(capacity);
+    Header& head = *reinterpret_cast<Header*>(store_.base(block));
+    head.parent_block = parent_block;
+    head.depth = depth;
+    head.tally.both = 1;
+    head.parent_lane = std::uint16_t(parent_lane);
+    head.count = 0;
+    head.capacity = std::uint16_t(capacity);
+    head.open = 0;
     if (agents_ > 0) std::fill_n(store_.at(block).arms(), agents_, Arm{});
     return block;
 }
@@ -180,8 +189,12 @@ std::uint32_t Forest::widen(std::uint32_t tree_index, std::uint32_t block, std::
     const std::uint32_t capacity =
         std::min(kMaxChildren, std::max<std::uint32_t>({needed, head.capacity * 2u, 4u}));
     Arena& arena = trees_[tree_index].arena;
-    const std::uint32_t moved = found(trees_[tree_index], capacity, head);
+    const std::uint32_t moved =
+        found(trees_[tree_index], capacity, head.parent_block, head.parent_lane, head.depth);
     const Family to = store_.at(moved);
+    to.head().tally = head.tally;
+    to.head().count = head.count;
+    to.head().open = head.open;
     std::copy_n(from.arms(), agents_, to.arms());
     for (std::uint32_t lane = 0; lane < head.count; ++lane) {
         to.copy_lane(lane, from, lane);
@@ -216,12 +229,7 @@ void Forest::grow(const Location& where, std::uint32_t count, std::uint32_t firs
     const Family above = store_.at(where.block);
     std::uint32_t& block = above.child()[where.lane];
     if (block == kNone) {
-        Header head{};
-        head.parent_block = where.block;
-        head.parent_lane = std::uint16_t(where.lane);
-        head.depth = above.head().depth + 1;
-        head.tally.both = 1;
-        block = found(trees_[where.tree], count, head);
+        block = found(trees_[where.tree], count, where.block, where.lane, above.head().depth + 1);
         note_width(count);
     } else {
         const std::uint32_t needed = store_.at(block).head().count + count;
@@ -229,6 +237,19 @@ void Forest::grow(const Location& where, std::uint32_t count, std::uint32_t firs
         note_width(needed);
     }
     add_lanes(where.tree, block, count, first_id, priors, tags);
+}
+
+// Without a look at each node: could one of a call's get too many children?
+bool Forest::may_exceed_width(Ids counts, std::size_t total) const {
+    if (widest_ + total <= kMaxChildren) return false;
+    if (!shares_.sorted) return true;
+    std::size_t coming = 0;  // to one tree
+    for (std::size_t i = 0; i < item_tree_.size(); ++i) {
+        if (i > 0 && item_tree_[i] != item_tree_[i - 1]) coming = 0;
+        coming += std::size_t(counts[counts.size() == 1 ? 0 : i]);
+        if (widest_ + coming > kMaxChildren) return true;
+    }
+    return false;
 }
 
 // Refuses nodes that would get too many children.
@@ -255,12 +276,7 @@ Range Forest::expand(Ids nodes, Ids counts, std::span<const double> priors, Ids 
                          std::to_string(nodes.size()) + " nodes; give one each, or one for all");
     }
     const std::size_t stride = counts.size() == 1 ? 0 : 1;
-    item_tree_.resize(nodes.size());
-    item_first_.resize(nodes.size() + 1);
-    std::size_t total = 0;
-    std::uint32_t most_coming = 0;  // children that one tree gets
-    ++call_;
-    for (std::size_t i = 0; i < nodes.size(); ++i) {
+    share(nodes.size(), 1, [&](std::size_t i) {
         const Location where = locate(nodes[i], std::int64_t(i), "nodes");
         const std::int64_t count = counts[i * stride];
         if (count < 0 || count > kMaxChildren) {
@@ -268,16 +284,16 @@ Range Forest::expand(Ids nodes, Ids counts, std::span<const double> priors, Ids 
                                  "; a count lies in 0.." + std::to_string(kMaxChildren),
                              std::int64_t(i));
         }
-        Mark& mark = marks_[where.tree];
-        mark.coming = std::uint32_t(count) + (mark.call == call_ ? mark.coming : 0);
-        mark.call = call_;
-        most_coming = std::max(most_coming, mark.coming);
-        item_tree_[i] = where.tree;
+        return where.tree;
+    });
+    item_first_.resize(nodes.size());
+    std::size_t total = 0;
+    for (std::size_t i = 0; i < nodes.size(); ++i) {
         item_first_[i] = std::uint32_t(total);
-        total += std::size_t(count);
+        total += std::size_t(counts[i * stride]);
         if (total > kMaxNodes) throw InputFault("expand would exceed 2^30 nodes");
     }
-    if (widest_ + most_coming > kMaxChildren) check_width(nodes, counts);
+    if (may_exceed_width(counts, total)) check_width(nodes, counts);
     if (priors.data() != nullptr && priors.size() != total) {
         throw InputFault("expand got " + std::to_string(priors.size()) + " priors for " +
                          std::to_string(total) +
@@ -309,7 +325,6 @@ Range Forest::expand(Ids nodes, Ids counts, std::span<const double> priors, Ids 
 
     const auto base = std::uint32_t(locations_.size());
     locations_.extend(total);
-    share({item_tree_.data(), nodes.size()}, 1);
     const auto prepare = [&](std::size_t i) {
         const std::int64_t count = counts[i * stride];
         prefetch(store_.base(Location::unpack(locations_[std::size_t(nodes[i])]).block), 3);

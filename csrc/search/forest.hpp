@@ -8,6 +8,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -36,13 +37,6 @@ struct alignas(64) Tree {
     std::uint32_t nodes = 0;
     bool busy = false;  // a walker is on it (within one select)
     Arena arena;
-};
-
-// A call's notes on a tree.
-struct Mark {
-    std::uint64_t call = 0;    // the last call that met it,
-    std::uint32_t chunk = 0;   // the chunk of work that it gave the tree to,
-    std::uint32_t coming = 0;  // and the children that it adds
 };
 
 // Columns of `select`, one row per leaf; `path` holds node ids from the root to the leaf.
@@ -165,11 +159,13 @@ class Forest {
     std::uint32_t id_at(const Location& at) const { return store_.at(at.block).id()[at.lane]; }
     Row row(const Location& at) const;
     void check_tree(const Tree& tree, std::uint32_t index) const;
-    std::uint32_t found(Tree& tree, std::uint32_t capacity, const Header& head);
+    std::uint32_t found(Tree& tree, std::uint32_t capacity, std::uint32_t parent_block,
+                        std::uint32_t parent_lane, std::uint32_t depth);
     void add_lanes(std::uint32_t tree, std::uint32_t block, std::uint32_t count,
                    std::uint32_t first_id, const double* priors, const std::int64_t* tags);
     std::uint32_t widen(std::uint32_t tree, std::uint32_t block, std::uint32_t needed);
     void note_width(std::uint32_t children);
+    bool may_exceed_width(Ids counts, std::size_t total) const;
     void check_width(Ids nodes, Ids counts) const;
     void grow(const Location& at, std::uint32_t count, std::uint32_t first_id, const double* priors,
               const std::int64_t* tags);
@@ -190,9 +186,19 @@ class Forest {
     struct Shares {
         std::vector<std::uint32_t> order;   // items, chunk after chunk; empty: as they are
         std::vector<std::uint32_t> starts;  // of the chunks, and the end
+        bool sorted;                        // are the items in the order of their trees?
     };
-    // `tree_of[i]` is the tree of item i, which stands for `weight` pieces of work.
-    void share(std::span<const std::uint32_t> tree_of, std::size_t weight);
+    // Asks `locate(i)` for the tree of each item, which stands for `weight` pieces of work, and
+    // deals the items out.
+    template <class Locate>
+    void share(std::size_t items, std::size_t weight, const Locate& locate);
+    std::size_t parts_for(std::size_t items, std::size_t weight) const;
+    void deal(std::size_t parts);
+
+    // Calls work(0..chunks-1); of all the InputFaults the one with the lowest index is thrown.
+    template <class Work>
+    void check_all(std::size_t chunks, const Work& work) const;
+
     void tabulate();
 
     struct Wave;
@@ -225,12 +231,11 @@ class Forest {
     std::uint64_t next_ticket_ = 0;
 
     // Room that calls use again and again.
-    std::uint64_t call_ = 0;
     Shares shares_;
+    std::vector<char> part_sorted_;
     std::vector<std::uint32_t> item_tree_, item_first_;
     std::vector<Location> item_leaf_;
     std::vector<Job> jobs_;
-    std::vector<Mark> marks_;                                     // by tree
     std::vector<std::vector<Claimed>> claimed_;                   // by chunk
     std::vector<std::vector<std::int32_t>> paths_;                // by chunk
     std::vector<std::pair<std::uint32_t, std::size_t>> path_at_;  // by row: chunk, place in it
@@ -242,6 +247,40 @@ struct Forest::Job {
     std::uint32_t own;    // that were at the leaf,
     std::uint32_t above;  // and at its parent
 };
+
+template <class Work>
+void Forest::check_all(std::size_t chunks, const Work& work) const {
+    std::optional<InputFault> first;
+    std::mutex finding;
+    pool_.run(unsigned(chunks), [&](unsigned chunk) {
+        try {
+            work(chunk);
+        } catch (const InputFault& fault) {
+            const std::lock_guard lock(finding);
+            if (!first || fault.index < first->index) first = fault;
+        }
+    });
+    if (first) throw *first;
+}
+
+template <class Locate>
+void Forest::share(std::size_t items, std::size_t weight, const Locate& locate) {
+    item_tree_.resize(items);
+    const std::size_t parts = parts_for(items, weight);
+    part_sorted_.resize(parts);
+    check_all(parts, [&](unsigned part) {
+        const std::size_t first = items * part / parts, end = items * (part + 1) / parts;
+        std::uint32_t last = 0;
+        bool sorted = true;
+        for (std::size_t i = first; i < end; ++i) {
+            const std::uint32_t tree = locate(i);
+            sorted &= tree >= last;
+            item_tree_[i] = last = tree;
+        }
+        part_sorted_[part] = sorted;
+    });
+    deal(parts);
+}
 
 template <class Prepare, class Work>
 void Forest::each(unsigned chunk, const Prepare& prepare, const Work& work) const {

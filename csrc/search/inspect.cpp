@@ -10,8 +10,7 @@ std::size_t Forest::bytes() const {
     const std::lock_guard lock(mutex_);
     std::size_t total = locations_.bytes() + store_.bytes() + factors_.capacity() * sizeof(double);
     for (const Tree& tree : trees_) {
-        total += sizeof(Tree) + sizeof(Mark) + sizeof(std::uint32_t) +
-                 tree.flights.capacity() * sizeof(Flight) +
+        total += sizeof(Tree) + sizeof(std::uint32_t) + tree.flights.capacity() * sizeof(Flight) +
                  tree.arena.chunks.capacity() * sizeof(Chunk) +
                  tree.arena.free.capacity() * sizeof(tree.arena.free[0]);
     }

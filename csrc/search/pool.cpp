@@ -4,17 +4,28 @@
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <exception>
-#include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace bdc::search {
 
+namespace {
+
+thread_local unsigned own_number = 0;
+
+}  // namespace
+
+unsigned Pool::worker() { return own_number; }
+
 struct Pool::Crew {
-    std::mutex mutex;
-    std::condition_variable wake, done;
+    // All that a helper and the caller say to each other: one word, no lock on the way.
+    enum State : int { kIdle, kOffered, kTaken, kStop };
+    struct alignas(64) Seat {
+        std::atomic<int> state{kIdle};
+        std::exception_ptr error;
+    };
     // A thread's own chunks. In the calls of a wave they hold the same trees, which stay in its
     // cache; who has done his own helps the others.
     struct alignas(64) Range {
@@ -22,16 +33,20 @@ struct Pool::Crew {
         unsigned end = 0;
     };
     Task task{};
-    std::vector<Range> ranges;
-    std::atomic<unsigned long> round{0};
-    std::atomic<unsigned> busy{0};  // helpers at work
-    bool open = false;              // may helpers still join this round?
-    bool stop = false;
-    std::exception_ptr error;
+    std::vector<Range> ranges;  // the caller's first
+    std::vector<Seat> seats;
     std::vector<std::thread> threads;
 
-    explicit Crew(unsigned helpers) : ranges(helpers + 1) {
-        for (unsigned i = 1; i <= helpers; ++i) threads.emplace_back([this, i] { serve(i); });
+    explicit Crew(unsigned helpers) : ranges(helpers + 1), seats(helpers) {
+        for (unsigned i = 0; i < helpers; ++i) threads.emplace_back([this, i] { serve(i); });
+    }
+
+    ~Crew() {
+        for (Seat& seat : seats) {
+            seat.state.store(kStop, std::memory_order_release);
+            seat.state.notify_one();
+        }
+        for (auto& thread : threads) thread.join();
     }
 
     void deal(unsigned chunks) {
@@ -42,16 +57,7 @@ struct Pool::Crew {
         }
     }
 
-    ~Crew() {
-        {
-            const std::lock_guard lock(mutex);
-            stop = true;
-        }
-        wake.notify_all();
-        for (auto& thread : threads) thread.join();
-    }
-
-    std::exception_ptr take_chunks(unsigned self) {
+    std::exception_ptr take_chunks(std::size_t self) {
         try {
             for (std::size_t k = 0; k < ranges.size(); ++k) {
                 Range& range = ranges[(self + k) % ranges.size()];
@@ -66,30 +72,36 @@ struct Pool::Crew {
         return nullptr;
     }
 
-    void serve(unsigned self) {
-        unsigned long seen = 0;
+    void serve(unsigned index) {
+        own_number = index + 1;
+        std::atomic<int>& state = seats[index].state;
         for (;;) {
-            glance([&] { return round.load(std::memory_order_relaxed) != seen; });
-            std::unique_lock lock(mutex);
-            wake.wait(lock, [&] { return stop || (open && round != seen); });
-            if (stop) return;
-            seen = round;
-            ++busy;
-            lock.unlock();
-            const std::exception_ptr failed = take_chunks(self);
-            lock.lock();
-            if (failed && !error) error = failed;
-            if (--busy == 0) done.notify_one();
+            leave(state, kIdle);
+            int seen = kOffered;
+            if (state.compare_exchange_strong(seen, kTaken, std::memory_order_acquire)) {
+                seats[index].error = take_chunks(index + 1);
+                state.store(kIdle, std::memory_order_release);
+                state.notify_one();
+            } else if (seen == kStop) {
+                return;
+            }
         }
     }
 
-    // Looks for what is about to happen, for less than it costs to fall asleep and be woken. The
-    // calls of a wave follow each other within microseconds; between waves everybody sleeps.
-    template <class Condition>
-    static void glance(const Condition& happened) {
+    // Returns once `state` is another than `old`. Looks for it at first, for less than it costs to
+    // fall asleep and be woken: the calls of a wave follow each other within microseconds, and
+    // between waves everybody sleeps.
+    static void leave(const std::atomic<int>& state, int old) {
         constexpr auto kPatience = std::chrono::microseconds(30);
+        constexpr int kLooks = 16;  // between looks at the clock
         const auto until = std::chrono::steady_clock::now() + kPatience;
-        while (!happened() && std::chrono::steady_clock::now() < until) pause();
+        do {
+            for (int look = 0; look < kLooks; ++look) {
+                if (state.load(std::memory_order_acquire) != old) return;
+                pause();
+            }
+        } while (std::chrono::steady_clock::now() < until);
+        state.wait(old, std::memory_order_acquire);
     }
 
     static void pause() {
@@ -111,24 +123,22 @@ void Pool::share(unsigned chunks, Task task) {
         crew_ = new Crew(threads_ - 1);
         owner_ = getpid();
     }
-    {
-        const std::lock_guard lock(crew_->mutex);
-        crew_->task = task;
-        crew_->deal(chunks);
-        crew_->error = nullptr;
-        crew_->open = true;
-        ++crew_->round;
+    crew_->task = task;
+    crew_->deal(chunks);
+    for (auto& seat : crew_->seats) {
+        seat.state.store(Crew::kOffered, std::memory_order_release);
+        seat.state.notify_one();
     }
-    crew_->wake.notify_all();
-    const std::exception_ptr failed = crew_->take_chunks(0);
-    std::unique_lock lock(crew_->mutex);
-    crew_->open = false;
-    lock.unlock();
-    Crew::glance([&] { return crew_->busy.load(std::memory_order_relaxed) == 0; });
-    lock.lock();
-    crew_->done.wait(lock, [&] { return crew_->busy == 0; });
+    std::exception_ptr failed = crew_->take_chunks(0);
+    for (auto& seat : crew_->seats) {
+        int seen = Crew::kOffered;  // not taken up: withdrawn
+        if (seat.state.compare_exchange_strong(seen, Crew::kIdle, std::memory_order_acq_rel))
+            continue;
+        Crew::leave(seat.state, Crew::kTaken);
+        std::exception_ptr error = std::exchange(seat.error, nullptr);
+        if (!failed) failed = error;
+    }
     if (failed) std::rethrow_exception(failed);
-    if (crew_->error) std::rethrow_exception(crew_->error);
 }
 
 }  // namespace bdc::search

@@ -357,10 +357,8 @@ void Forest::select(Ids trees, std::int64_t leaves, Selection& into) {
         throw InputFault("select got leaves = " + std::to_string(leaves) +
                          "; give a number from 0, with trees * leaves at most 2^31");
     }
-    item_tree_.resize(trees.size());
-    for (std::size_t i = 0; i < trees.size(); ++i) {
-        item_tree_[i] = locate_root(trees[i], std::int64_t(i)).tree;
-    }
+    share(trees.size(), std::size_t(leaves),
+          [&](std::size_t i) { return locate_root(trees[i], std::int64_t(i)).tree; });
     const std::size_t rows = trees.size() * std::size_t(leaves);
     into.tree.resize(rows);
     into.leaf.resize(rows);
@@ -372,7 +370,6 @@ void Forest::select(Ids trees, std::int64_t leaves, Selection& into) {
     into.path.clear();
     if (rows == 0) return;
     if (outgrown_.load(std::memory_order_relaxed)) tabulate();
-    share(item_tree_, std::size_t(leaves));
     const std::size_t chunks = this->chunks();
     const Wave wave{*this,
                     trees,

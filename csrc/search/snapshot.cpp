@@ -248,7 +248,6 @@ class Snapshot {
         source_.insist(records.size() < kMaxTrees, "too many trees");
         forest_.trees_.resize(records.size());
         forest_.roots_.assign(records.size(), kNone);
-        forest_.marks_.resize(records.size());
         std::size_t at = 0;
         for (std::uint32_t index = 0; index < records.size(); ++index) {
             const TreeRecord& record = records[index];
