@@ -187,7 +187,7 @@ Forest::Job Forest::job(Claims& claims, std::size_t i, std::int64_t id, double v
                              "; a return must be finite, use abandon for a failed evaluation",
                          std::int64_t(i));
     }
-    if (thompson != nullptr && !thompson->normal && (value < 0.0 || value > 1.0)) {
+    if (thompson != nullptr && !thompson->posterior.normal && (value < 0.0 || value > 1.0)) {
         throw InputFault(item("returns", i) + " is " + std::to_string(value) +
                              "; Thompson with a beta posterior needs returns in [0, 1]",
                          std::int64_t(i));

@@ -219,6 +219,7 @@ class Forest {
     std::uint32_t agents_;  // generate arms per node, 0 for most rules
     Descend descend_;
     FillLanes fill_lanes_ = fastest_fill();
+    Largest largest_ = fastest_largest();
     std::vector<double> factors_;       // of a factored rule, by N(s)
     std::atomic<bool> outgrown_{true};  // is there an N(s) beyond the table?
     mutable Pool pool_;

@@ -22,7 +22,42 @@ void fill_portable(const Family family, const NewLanes lanes) {
     }
 }
 
+std::uint32_t find_largest(const Family& family, const double* score) {
+    std::uint32_t best = kNone;
+    for (std::uint32_t i = 0; i < family.head().count; ++i) {
+        if (family.reason()[i] != 0) continue;
+        if (best == kNone || score[i] > score[best] ||
+            (score[i] == score[best] && wins_tie(family, i, best, true))) {
+            best = i;
+        }
+    }
+    return best;
+}
+
 #if defined(__x86_64__)
+
+BDC_AVX512 std::uint32_t find_largest_avx512(const Family& family, const double* score) {
+    const std::uint32_t count = family.head().count;
+    if (family.head().open != count) return find_largest(family, score);
+    const auto nowhere = _mm512_set1_pd(-std::numeric_limits<double>::infinity());
+    const auto lanes_at = [&](std::uint32_t at) {
+        return __mmask8(count - at >= 8 ? 0xFF : (1u << (count - at)) - 1);
+    };
+    __m512d top = nowhere;
+    for (std::uint32_t at = 0; at < count; at += 8) {
+        top = _mm512_max_pd(top, _mm512_mask_loadu_pd(nowhere, lanes_at(at), score + at));
+    }
+    top = _mm512_set1_pd(_mm512_reduce_max_pd(top));
+    std::uint32_t best = kNone;
+    for (std::uint32_t at = 0; at < count; at += 8) {
+        const __m512d here = _mm512_loadu_pd(score + at);
+        const unsigned tied = _mm512_mask_cmp_pd_mask(lanes_at(at), here, top, _CMP_EQ_OQ);
+        if (tied == 0) continue;
+        if (best != kNone || (tied & (tied - 1)) != 0) return find_largest(family, score);
+        best = at + std::uint32_t(__builtin_ctz(tied));
+    }
+    return best;
+}
 
 BDC_AVX512 void fill_avx512(const Family family, const NewLanes lanes) {
     const __m512d uniform = _mm512_set1_pd(1.0 / double(lanes.count));
@@ -75,6 +110,15 @@ FillLanes fastest_fill() {
     if (has_avx512()) return fill_avx512;
 #endif
     return fill_portable;
+}
+
+Largest portable_largest() { return find_largest; }
+
+Largest fastest_largest() {
+#if defined(__x86_64__)
+    if (has_avx512()) return find_largest_avx512;
+#endif
+    return find_largest;
 }
 
 const double* inverse_roots() {

@@ -48,9 +48,15 @@ struct NewLanes {
 };
 using FillLanes = void (*)(Family family, NewLanes lanes);
 
+// The open lane with the largest score; there is always one. The scores may be read up to a
+// multiple of eight.
+using Largest = std::uint32_t (*)(const Family& family, const double* score);
+
 bool has_avx512();
 FillLanes fastest_fill();
 FillLanes portable_fill();
+Largest fastest_largest();
+Largest portable_largest();
 
 template <Bonus kBonus, bool kMean>
 struct PortablePick {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "arena.hpp"
+#include "draws.hpp"
 #include "lanes.hpp"
 #include "random.hpp"
 
@@ -216,35 +217,20 @@ struct GumbelRoot {
 // returns of the children it generated here. Statistics are sums, so an update is O(1).
 struct Thompson {
     std::uint32_t agents;  // generate arms per node
-    bool normal;           // else beta, for returns in [0, 1]
-    double a, b;           // beta: pseudo-counts; normal: prior mean and scale of the returns
+    Posterior posterior;
+    DrawLanes draw_lanes = fastest_draws();
 
     explicit Thompson(const double* p)
-        : agents(std::uint32_t(p[0])), normal(p[1] != 0.0), a(p[2]), b(p[3]) {}
+        : agents(std::uint32_t(p[0])), posterior{p[1] != 0.0, p[2], p[3]} {}
 
-    double draw(Stream& stream, double n, double sum) const {
-        if (!normal) {
-            return stream.beta(a + std::max(0.0, sum), b + std::max(0.0, n - sum));
-        }
-        return (a + sum) / (1.0 + n) + b / std::sqrt(1.0 + n) * stream.normal();
-    }
-
-    // All draws at a node at one moment, told apart by what is drawn for.
-    static Stream stream(std::uint64_t moment, std::uint64_t what) {
-        return Stream(mix(moment ^ what));
-    }
     static std::uint64_t moment(std::uint64_t seed, std::uint32_t tree, std::uint32_t node,
                                 std::uint32_t visits) {
         return mix(seed, mix(tree, mix(node, visits)));
     }
 
     void score(const Site& site, double* out) const {
-        const Family& family = site.family;
         const std::uint64_t now = moment(site.seed, site.tree, site.node, site.visits());
-        for (std::uint32_t i = 0; i < family.head().count; ++i) {
-            Stream own = stream(now, family.id()[i]);
-            out[i] = draw(own, family.n(i), family.sum()[i]);
-        }
+        draw_lanes(posterior, site.family, now, out);
     }
 };
 

@@ -28,7 +28,7 @@ constexpr std::size_t kInStep = 16;
 
 // Room for the scores of one family; kept, since a call may select a single leaf.
 double* score_room() {
-    thread_local std::vector<double> room(kMaxChildren);
+    thread_local std::vector<double> room((kMaxChildren + 7) / 8 * 8);
     return room.data();
 }
 
@@ -46,19 +46,6 @@ struct Group {
     std::uint32_t tree[kInStep];
     std::int32_t depth[kInStep], agent[kInStep];
 };
-
-// The open lane with the largest score; there is always one.
-std::uint32_t arg_max(const Family& family, const double* score) {
-    std::uint32_t best = kNone;
-    for (std::uint32_t i = 0; i < family.head().count; ++i) {
-        if (family.reason()[i] != 0) continue;
-        if (best == kNone || score[i] > score[best] ||
-            (score[i] == score[best] && wins_tie(family, i, best, true))) {
-            best = i;
-        }
-    }
-    return best;
-}
 
 // What scoring reads of a block with about so many lanes: all of a small one, else the header, the
 // counts and the sums.
@@ -202,7 +189,7 @@ class Forest::Descent {
             if constexpr (std::is_same_v<Form, ByScores>) {
                 double* scores = score_room();
                 score_lanes(rule_, site(group, walker, family), factor, scores);
-                return arg_max(family, scores);
+                return forest_.largest_(family, scores);
             } else if constexpr (std::is_same_v<Rule, PUCT>) {
                 return Form::pick(family, factor, rule_.unvisited(site(group, walker, family)));
             } else {
@@ -212,7 +199,7 @@ class Forest::Descent {
             const Site here = site(group, walker, family);
             double* scores = score_room();
             rule_.score(here, scores);
-            const std::uint32_t lane = arg_max(family, scores);
+            const std::uint32_t lane = forest_.largest_(family, scores);
             generate(group, walker.place, here.node, &here, scores[lane]);
             return lane;
         }
@@ -244,9 +231,9 @@ class Forest::Descent {
             const std::uint64_t now =
                 rule_.moment(forest_.config_.seed, group.tree[place], node, visits);
             for (std::uint32_t agent = 0; agent < rule_.agents; ++agent) {
-                Stream stream = rule_.stream(now, (std::uint64_t(1) << 32) + agent);
+                Stream stream = stream_at(now, (std::uint64_t(1) << 32) + agent);
                 const Arm arm = site ? site->family.arms()[agent] : Arm{0.0, 0};
-                const double draw = rule_.draw(stream, double(arm.n), arm.sum);
+                const double draw = rule_.posterior.draw(stream, double(arm.n), arm.sum);
                 if (draw > best) {
                     best = draw;
                     group.agent[place] = std::int32_t(agent);

@@ -1,11 +1,13 @@
 // The portable and the AVX-512 forms of the inner loops on random families: the same lane, the same
 // bytes. Usage: forms TRIALS. Prints "ok", or "no AVX-512".
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <random>
 #include <vector>
 
+#include "../draws.hpp"
 #include "../lanes.hpp"
 
 using namespace bdc::search;
@@ -34,9 +36,11 @@ Block random_family(std::mt19937& random, std::uint32_t count) {
         family.prior()[i] = plain ? 0.25 : double(random() % 3) * 0.1;
         family.tag()[i] = plain ? 0 : std::uint16_t(random() % 3);
         family.reason()[i] = random() % 4 == 0;
+        family.id()[i] = std::uint32_t(random());
         head.tally.both += n | pending << 32;
     }
     family.reason()[random() % count] = 0;
+    if (random() % 2) std::fill_n(family.reason(), count, std::uint8_t(0));
     for (std::uint32_t i = 0; i < count; ++i) {
         head.open = std::uint16_t(head.open + (family.reason()[i] == 0));
     }
@@ -73,6 +77,22 @@ bool same_fill(std::mt19937& random, std::uint32_t count) {
     return one == two && here == there;
 }
 
+bool same_draws(std::mt19937& random, const Family& family) {
+    const double shapes[] = {0.3, 0.5, 1.0, 2.0};
+    const Posterior posterior{random() % 2 == 0, shapes[random() % 4], shapes[random() % 4]};
+    const std::uint64_t moment = std::uint64_t(random()) << 32 | random();
+    std::vector<double> one(80), two(80);
+    portable_draws()(posterior, family, moment, one.data());
+    fastest_draws()(posterior, family, moment, two.data());
+    const std::uint32_t count = family.head().count;
+    std::fill(one.begin() + count, one.end(), 0.0);
+    std::fill(two.begin() + count, two.end(), 0.0);
+    const std::uint32_t first = portable_largest()(family, one.data());
+    if (one != two || fastest_largest()(family, two.data()) != first) return false;
+    for (double& score : one) score = double(random() % 3);  // and with ties
+    return portable_largest()(family, one.data()) == fastest_largest()(family, one.data());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -87,7 +107,7 @@ int main(int argc, char** argv) {
             !same_pick<Bonus::kInverseRoot, false>(family, factor, 0.0) ||
             !same_pick<Bonus::kPrior, true>(family, factor, unvisited) ||
             !same_pick<Bonus::kPrior, false>(family, factor, unvisited) ||
-            !same_fill(random, count)) {
+            !same_draws(random, family) || !same_fill(random, count)) {
             std::printf("trial %d differs, %u lanes\n", trial, count);
             return 1;
         }

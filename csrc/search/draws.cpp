@@ -1,0 +1,134 @@
+#include "draws.hpp"
+
+#include "lanes.hpp"
+
+#if defined(__x86_64__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // as in lanes.hpp
+#endif
+
+namespace bdc::search {
+
+namespace {
+
+double draw_lane(const Posterior& posterior, const Family& family, std::uint64_t moment,
+                 std::uint32_t lane) {
+    Stream own = stream_at(moment, family.id()[lane]);
+    return posterior.draw(own, family.n(lane), family.sum()[lane]);
+}
+
+void draw_portable(const Posterior& posterior, Family family, std::uint64_t moment, double* out) {
+    for (std::uint32_t i = 0; i < family.head().count; ++i) {
+        out[i] = draw_lane(posterior, family, moment, i);
+    }
+}
+
+#if defined(__x86_64__)
+
+// Eight streams side by side, for as long as none needs a second attempt.
+struct Streams {
+    __m512i state;
+
+    static BDC_AVX512 __m512i mixed(__m512i x) {
+        x = _mm512_add_epi64(x, _mm512_set1_epi64((long long)(0x9E3779B97F4A7C15ull)));
+        x = _mm512_mullo_epi64(_mm512_xor_si512(x, _mm512_srli_epi64(x, 30)),
+                               _mm512_set1_epi64((long long)(0xBF58476D1CE4E5B9ull)));
+        x = _mm512_mullo_epi64(_mm512_xor_si512(x, _mm512_srli_epi64(x, 27)),
+                               _mm512_set1_epi64((long long)(0x94D049BB133111EBull)));
+        return _mm512_xor_si512(x, _mm512_srli_epi64(x, 31));
+    }
+    BDC_AVX512 __m512i next() {
+        state = _mm512_add_epi64(state, _mm512_set1_epi64((long long)(0x9E3779B97F4A7C15ull)));
+        return mixed(state);
+    }
+    static BDC_AVX512 __m512d reals(__m512i bits) {  // the upper 53, exactly
+        return _mm512_cvtepu64_pd(_mm512_srli_epi64(bits, 11));
+    }
+    BDC_AVX512 __m512d uniform() {
+        return _mm512_mul_pd(_mm512_add_pd(reals(next()), _mm512_set1_pd(0.5)),
+                             _mm512_set1_pd(0x1.0p-53));
+    }
+    // `good` loses the lanes that the ziggurat does not settle at once.
+    BDC_AVX512 __m512d normal(__mmask8& good) {
+        const Ziggurat& table = ziggurat();
+        const __m512i bits = next();
+        const __m512i layer = _mm512_and_si512(bits, _mm512_set1_epi64(0xFF));
+        const __m512d width = _mm512_i64gather_pd(layer, table.x, 8);
+        const __m512d inner = _mm512_i64gather_pd(layer, table.x + 1, 8);
+        const __m512d one = _mm512_set1_pd(1.0);
+        const __m512d x = _mm512_mul_pd(
+            _mm512_sub_pd(_mm512_mul_pd(reals(bits), _mm512_set1_pd(0x1.0p-52)), one), width);
+        good &= _mm512_cmp_pd_mask(_mm512_abs_pd(x), inner, _CMP_LT_OQ);
+        return x;
+    }
+    // Likewise of shapes below 1, and of attempts that the squeeze does not accept.
+    BDC_AVX512 __m512d gamma(__m512d shape, __mmask8& good) {
+        const __m512d one = _mm512_set1_pd(1.0);
+        good &= _mm512_cmp_pd_mask(shape, one, _CMP_GE_OQ);
+        const __m512d d = _mm512_sub_pd(shape, _mm512_set1_pd(1.0 / 3.0));
+        const __m512d c = _mm512_div_pd(one, _mm512_sqrt_pd(_mm512_mul_pd(_mm512_set1_pd(9.0), d)));
+        const __m512d x = normal(good);
+        const __m512d t = _mm512_add_pd(one, _mm512_mul_pd(c, x));
+        good &= _mm512_cmp_pd_mask(t, _mm512_setzero_pd(), _CMP_GT_OQ);
+        const __m512d v = _mm512_mul_pd(_mm512_mul_pd(t, t), t);
+        const __m512d square = _mm512_mul_pd(x, x);
+        const __m512d accepted = _mm512_sub_pd(
+            one, _mm512_mul_pd(_mm512_mul_pd(_mm512_set1_pd(0.0331), square), square));
+        good &= _mm512_cmp_pd_mask(uniform(), accepted, _CMP_LT_OQ);
+        return _mm512_mul_pd(d, v);
+    }
+};
+
+BDC_AVX512 void draw_avx512(const Posterior& posterior, Family family, std::uint64_t moment,
+                            double* out) {
+    const std::uint32_t count = family.head().count;
+    const __m512d a = _mm512_set1_pd(posterior.a), b = _mm512_set1_pd(posterior.b);
+    const __m512d zero = _mm512_setzero_pd(), one = _mm512_set1_pd(1.0);
+    for (std::uint32_t at = 0; at < count; at += 8) {
+        const auto lanes = __mmask8(count - at >= 8 ? 0xFF : (1u << (count - at)) - 1);
+        const __m512i both = _mm512_maskz_loadu_epi64(lanes, family.tally() + at);
+        const __m512d n = _mm512_cvtepu64_pd(_mm512_and_si512(both, _mm512_set1_epi64(0xFFFFFFFF)));
+        const __m512d sum = _mm512_maskz_loadu_pd(lanes, family.sum() + at);
+        const __m512i id = _mm512_cvtepu32_epi64(_mm256_maskz_loadu_epi32(lanes, family.id() + at));
+        Streams streams{
+            Streams::mixed(_mm512_xor_si512(id, _mm512_set1_epi64((long long)(moment))))};
+        __mmask8 good = lanes;
+        __m512d drawn;
+        if (posterior.normal) {
+            const __m512d seen = _mm512_add_pd(one, n);
+            drawn = _mm512_add_pd(
+                _mm512_div_pd(_mm512_add_pd(a, sum), seen),
+                _mm512_mul_pd(_mm512_div_pd(b, _mm512_sqrt_pd(seen)), streams.normal(good)));
+        } else {
+            const __m512d hits = _mm512_max_pd(sum, zero);
+            const __m512d misses = _mm512_max_pd(_mm512_sub_pd(n, sum), zero);
+            const __m512d x = streams.gamma(_mm512_add_pd(a, hits), good);
+            const __m512d y = streams.gamma(_mm512_add_pd(b, misses), good);
+            drawn = _mm512_div_pd(x, _mm512_add_pd(x, y));
+        }
+        _mm512_storeu_pd(out + at, drawn);
+        for (unsigned left = lanes & ~unsigned(good); left != 0; left &= left - 1) {
+            const std::uint32_t lane = at + std::uint32_t(__builtin_ctz(left));
+            out[lane] = draw_lane(posterior, family, moment, lane);
+        }
+    }
+}
+
+#endif
+
+}  // namespace
+
+DrawLanes portable_draws() { return draw_portable; }
+
+DrawLanes fastest_draws() {
+#if defined(__x86_64__)
+    if (has_avx512()) return draw_avx512;
+#endif
+    return draw_portable;
+}
+
+}  // namespace bdc::search
+
+#if defined(__x86_64__)
+#pragma GCC diagnostic pop
+#endif
