@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from bdc.machine import commit, processor, usable_cores
+from bdc.search.bench_calls import measure
 from bdc.search.forest import Forest
 from bdc.search.rules import UCT
 
@@ -148,8 +149,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--openspiel", type=Path, help="the program openspiel_bench")
     parser.add_argument("--peers", type=Path, help="a Python with mctx, jax, treequest, numba and gumbel-mcts")
     parser.add_argument("--lightzero", type=Path, help="the folder of LightZero's unpacked wheel")
+    parser.add_argument("--calls", action="store_true", help="what single calls cost, instead of the grid")
     parser.add_argument("--json", type=Path, help="write the rows here, beside those of this commit")
     args = parser.parse_args(argv)
+    command = f"bdc bench search {' '.join(sys.argv[1:] if argv is None else argv)}"
+    if args.calls:
+        figures = measure()
+        if args.json:
+            args.json.write_text(json.dumps(head(command) | figures, indent=1) + "\n", encoding="utf-8")
+        return 0
     os.environ.update(OMP_NUM_THREADS="1", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false")
     if args.lightzero:
         os.environ["LIGHTZERO"] = str(args.lightzero)
@@ -181,14 +189,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                     flush=True,
                 )
     if args.json:
-        write(args.json, rows, f"bdc bench search {' '.join(sys.argv[1:] if argv is None else argv)}")
+        write(args.json, rows, command)
     return 0
 
 
-def write(path: Path, rows: list[dict[str, Any]], command: str) -> None:
-    """Writes the rows; those of other cells stay that a run of the same commit on the same device has written."""
-    head: dict[str, Any] = {
-        "what": "thousand simulations per CPU second",
+def head(command: str) -> dict[str, Any]:
+    """Where, when, with what and by which command a record was made."""
+    return {
         "device": device(),
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -196,11 +203,16 @@ def write(path: Path, rows: list[dict[str, Any]], command: str) -> None:
         "commit": commit(),
         "commands": [command],
     }
+
+
+def write(path: Path, rows: list[dict[str, Any]], command: str) -> None:
+    """Writes the rows; those of other cells stay that a run of the same commit on the same device has written."""
+    record = {"what": "thousand simulations per CPU second"} | head(command)
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
-        if all(old.get(key) == head[key] for key in ("what", "device", "commit")):
+        if all(old.get(key) == record[key] for key in ("what", "device", "commit")):
             measured = {(row["trees"], row["nodes"], row["branching"]) for row in rows}
             kept = [row for row in old["rows"] if (row["trees"], row["nodes"], row["branching"]) not in measured]
-            rows, head["commands"] = kept + rows, [*old["commands"], command]
+            rows, record["commands"] = kept + rows, [*old["commands"], command]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
