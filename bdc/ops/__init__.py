@@ -12,12 +12,15 @@ from bdc.ops.modules import (
     remove_rankwise_lora,
 )
 from bdc.ops.pools import rankwise_lora_pools, rankwise_lora_pools_
+from bdc.ops.quantized import Int8Experts, quantize_experts
 
 __all__ = [
+    "Int8Experts",
     "PreparedRankWeights",
     "RankwiseLoraLinear",
     "apply_rankwise_lora",
     "backends",
+    "quantize_experts",
     "rank_weights",
     "rankwise_lora",
     "rankwise_lora_",

@@ -24,6 +24,19 @@ def check_experts(lora_a: Tensor, lora_b: Tensor, in_features: int, out_features
         raise InputError(f"lora_b must have the layer's {out_features} output features, got {_shape(lora_b)}")
 
 
+def check_scales(scales: Tensor | None, lora_a: Tensor, lora_b: Tensor) -> None:
+    """Experts of int8 have ``scales`` [R], all others have none."""
+    integers = [t.dtype == torch.int8 for t in (lora_a, lora_b)]
+    if scales is None:
+        if any(integers):
+            raise InputError("scales must be given for experts of int8, as quantize_experts returns them, got None")
+        return
+    if not all(integers):
+        raise InputError(f"lora_a and lora_b must be int8 where scales are given, got {lora_a.dtype}, {lora_b.dtype}")
+    if scales.dtype != torch.float32 or scales.shape != (len(lora_a),):
+        raise InputError(f"scales must be float32 [{len(lora_a)}], got {scales.dtype} {_shape(scales)}")
+
+
 def check_weights(rank_weights: Tensor, rank: int, dtype: torch.dtype, device: torch.device) -> None:
     """``rank_weights`` [N, R] fit a stack of ``rank`` ranks."""
     if rank_weights.ndim != 2 or rank_weights.shape[1] != rank:
@@ -75,9 +88,10 @@ def check_product(
     if x.dtype not in _DTYPES:
         raise InputError(f"x must be float32, bfloat16, float16 or float64, got {x.dtype}")
     check_experts(lora_a, lora_b, x.shape[1])
+    dtype = torch.int8 if lora_a.dtype == lora_b.dtype == torch.int8 else x.dtype
     for name, tensor in (("lora_a", lora_a), ("lora_b", lora_b)):
-        if tensor.dtype != x.dtype:
-            raise InputError(f"{name} must be {x.dtype}, the dtype of x, got {tensor.dtype}")
+        if tensor.dtype != dtype:
+            raise InputError(f"{name} must be {x.dtype}, the dtype of x, or int8 as both, got {tensor.dtype}")
         if tensor.device != x.device:
             raise InputError(f"{name} must be on {x.device}, where x is, got {tensor.device}")
     check_weights(rank_weights, len(lora_a), x.dtype, x.device)

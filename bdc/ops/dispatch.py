@@ -49,7 +49,7 @@ def add_product(
     """:func:`bdc.ops.rankwise_lora_` without checks, for arguments that were checked, and without a gradient."""
     if not len(x):
         return y
-    _BACKENDS[_chosen(y, x)].add(y, x, lora_a, lora_b, g, rows, scaling)
+    _BACKENDS[_chosen(y, x, lora_a)].add(y, x, lora_a, lora_b, g, rows, scaling)
     return y
 
 
@@ -57,43 +57,50 @@ def forward_with_h(
     x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float
 ) -> tuple[Tensor, Tensor]:
     """The product and h [T, R] for :func:`backward`, for arguments that were checked."""
-    found: tuple[Tensor, Tensor] = _training(x).forward(x, lora_a, lora_b, g, rows, scaling)
+    found: tuple[Tensor, Tensor] = _training(x, lora_a).forward(x, lora_a, lora_b, g, rows, scaling)
     return found
 
 
-def backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
+def backward(grad: Tensor, x: Tensor, lora_a: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
     """Gradients of x, lora_a, lora_b and g; arguments as :func:`bdc.ops.matmul.backward`."""
-    found: tuple[Tensor | None, ...] = _training(x).backward(grad, x, *rest)
+    found: tuple[Tensor | None, ...] = _training(x, lora_a).backward(grad, x, lora_a, *rest)
     return found
 
 
-def _training(x: Tensor) -> Any:
+def _training(x: Tensor, lora_a: Tensor) -> Any:
     """The module with the gradients: Triton's where it is asked for and takes these, else that of torch's products."""
-    if os.environ.get("BDC_OPS_BACKEND") != "triton" or _chosen(x, x) != "triton" or not x.numel():
+    if os.environ.get("BDC_OPS_BACKEND") != "triton" or _chosen(x, x, lora_a) != "triton" or not x.numel():
         return matmul
     # The interpreter cannot multiply bfloat16.
     return matmul if x.device.type == "cpu" and x.dtype == torch.bfloat16 else triton_gradients
 
 
-def _chosen(y: Tensor, x: Tensor) -> str:
+def _chosen(y: Tensor, x: Tensor, lora_a: Tensor) -> str:
     forced = os.environ.get("BDC_OPS_BACKEND")
     if forced:
         if forced not in _BACKENDS:
             raise InputError(f"BDC_OPS_BACKEND must be one of {', '.join(_BACKENDS)}, got {forced}")
         if forced not in backends():
             raise InputError(f"BDC_OPS_BACKEND={forced} is not usable here: {_MISSING[forced]}")
-        return forced if _BACKENDS[forced].supports(y, x) else "torch"
+        return forced if _fits(forced, lora_a) and _BACKENDS[forced].supports(y, x) else "torch"
     if x.device.type == "cuda":
-        return _chosen_on_gpu(y, x)
+        return _chosen_on_gpu(y, x, lora_a)
     module = extension.load()
     if module is not None and module.isa() != "portable" and extension.supports(y, x):
         return "cpp"
     return "torch"
 
 
-def _chosen_on_gpu(y: Tensor, x: Tensor) -> str:
+def _chosen_on_gpu(y: Tensor, x: Tensor, lora_a: Tensor) -> str:
     if x.dtype not in (torch.bfloat16, torch.float16) or len(x) > triton_layer.MOST_LAYER_TOKENS:
+        return "torch"
+    if not _fits("triton", lora_a):
         return "torch"
     if len(x) <= _CUDA_TOKENS and cuda.supports(y, x):
         return "cuda"
     return "triton" if triton_kernels.load() is not None and triton_kernels.supports(y, x) else "torch"
+
+
+def _fits(backend: str, lora_a: Tensor) -> bool:
+    """Whether the backend has kernels for experts of this dtype: those for GPUs have none for int8."""
+    return lora_a.dtype != torch.int8 or backend in ("cpp", "torch")

@@ -68,6 +68,7 @@ def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: T
     place = None if rows is None else rows.to(torch.int32).contiguous()
     extension.add(
         native.DTYPE_CODES[x.dtype],
+        lora_a.dtype == torch.int8,
         (y.data_ptr(), x.data_ptr(), lora_a.data_ptr(), lora_b.data_ptr(), g.data_ptr()),
         0 if place is None else place.data_ptr(),
         (len(x), x.shape[1], len(lora_b), len(lora_a), len(g)),

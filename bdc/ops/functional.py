@@ -8,6 +8,7 @@ from torch import Tensor
 from bdc.errors import InputError
 from bdc.ops import checks, library
 from bdc.ops.extension import try_add
+from bdc.ops.quantized import cast_experts
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -27,9 +28,10 @@ def rankwise_lora(
 
     Args:
         x: [T, d_in], float32, bfloat16, float16 or float64.
-        lora_a: [R, d_in], the A of all experts one below the other, R = experts * rank; dtype of x.
-        lora_b: [d_out, R], the B of all experts side by side; dtype of x.
-        rank_weights: g, [N, R], a row per request; float32 or the dtype of x.
+        lora_a: [R, d_in], the A of all experts one below the other, R = experts * rank; dtype of x, or int8.
+        lora_b: [d_out, R], the B of all experts side by side; dtype of lora_a.
+        rank_weights: g, [N, R], a row per request; float32 or the dtype of x. With experts of int8, times their scales
+            (:class:`bdc.ops.Int8Experts`).
         token_to_row: [T] int32 or int64, the row of g of each token, -1 for no adapter. None: row 0 for all if N is 1,
             else row t for token t.
         scaling: s, alpha / rank.
@@ -43,7 +45,7 @@ def rankwise_lora(
     """
     if _any_autocast() and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, lora_a, lora_b = x.to(dtype), lora_a.to(dtype), lora_b.to(dtype)
+        x, lora_a, lora_b = x.to(dtype), cast_experts(lora_a, dtype), cast_experts(lora_b, dtype)
     if torch.compiler.is_compiling():
         traced: Tensor = torch.ops.bdc.rankwise_lora(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return traced
@@ -87,7 +89,7 @@ def rankwise_lora_(
         InputError: as :func:`rankwise_lora`; also where ``y`` shares memory with another argument, or a gradient is wanted.
     """
     if _any_autocast() and torch.is_autocast_enabled(x.device.type):
-        x, lora_a, lora_b = x.to(y.dtype), lora_a.to(y.dtype), lora_b.to(y.dtype)
+        x, lora_a, lora_b = x.to(y.dtype), cast_experts(lora_a, y.dtype), cast_experts(lora_b, y.dtype)
     if torch.is_grad_enabled() and (
         y.requires_grad or x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or rank_weights.requires_grad
     ):

@@ -1,4 +1,4 @@
-"""The product and its gradients as torch's matrix products, on any device.
+"""The product and its gradients as torch's matrix products, on any device; experts of int8 are cast, which is exact.
 
 With h = x A^T before the gate, U = dY B and s the scaling: dP = s g U; dX = dP A; dA = dP^T X; dB = s dY^T (h g);
 dg[i] = s times the sum of h U over the tokens of row i. Sums run in a fixed order, so equal inputs give equal bits.
@@ -28,6 +28,7 @@ def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: T
             return
     wide = wide_dtype(x)
     gate = _gate(g, rows, len(x)).to(torch.promote_types(wide, torch.float32))
+    lora_a, lora_b = lora_a.to(x.dtype), lora_b.to(x.dtype)
     if x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16) and torch.version.hip is None:
         h = torch.mm(x, lora_a.T, out_dtype=torch.float32)  # rounded once, after the gate
     else:
@@ -69,7 +70,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, lora_a, lora_b and g where ``needed``; sums over tokens are kept in float32 or wider."""
     need_x, need_a, need_b, need_g = needed
-    wide, s = wide_dtype(x), scaling
+    dtype, wide, s = x.dtype, wide_dtype(x), scaling
     total = torch.promote_types(wide, torch.float32)
     gate = _gate(g, rows, len(x)).to(total)
     if rows is not None:
@@ -78,7 +79,7 @@ def backward(
     x, grad = x.to(wide), grad.to(wide)
     u = grad @ lora_b.to(wide)
     dp = (u * gate * s).to(wide)
-    dx = (dp @ lora_a.to(wide)).to(lora_a.dtype) if need_x else None
+    dx = (dp @ lora_a.to(wide)).to(dtype) if need_x else None
     da = (dp.T @ x).to(lora_a.dtype) if need_a else None
     db = (grad.T @ (h * gate * s).to(wide)).to(lora_b.dtype) if need_b else None
     dg = _sum_by_row(h.to(total) * u * s, rows, len(g)).to(g.dtype) if need_g else None

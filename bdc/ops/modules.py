@@ -13,6 +13,9 @@ from bdc.errors import InputError
 from bdc.ops import checks
 from bdc.ops.extension import try_add
 from bdc.ops.functional import rankwise_lora, rankwise_lora_
+from bdc.ops.quantized import Int8Experts
+
+Experts = tuple[Tensor, Tensor] | Int8Experts
 
 
 class RankwiseLoraLinear(nn.Module):
@@ -23,15 +26,24 @@ class RankwiseLoraLinear(nn.Module):
         lora_a: [R, d_in]; cast to the dtype and device of the base weight.
         lora_b: [d_out, R]; likewise.
         scaling: alpha / rank.
+        scales: [R] of :class:`bdc.ops.Int8Experts`, whose integers stay what they are. A copy of the rank weights is
+            multiplied with them when those are put in force.
     """
 
-    def __init__(self, base: nn.Linear, lora_a: Tensor, lora_b: Tensor, scaling: float = 1.0) -> None:
+    scales: Tensor | None
+
+    def __init__(
+        self, base: nn.Linear, lora_a: Tensor, lora_b: Tensor, scaling: float = 1.0, *, scales: Tensor | None = None
+    ) -> None:
         super().__init__()
         checks.check_experts(lora_a, lora_b, base.in_features, base.out_features)
+        checks.check_scales(scales, lora_a, lora_b)
         self.base = base
-        place: dict[str, Any] = {"dtype": base.weight.dtype, "device": base.weight.device}
-        self.lora_a = nn.Parameter(lora_a.detach().to(**place), requires_grad=False)
-        self.lora_b = nn.Parameter(lora_b.detach().to(**place), requires_grad=False)
+        device = base.weight.device
+        dtype = base.weight.dtype if scales is None else torch.int8
+        self.register_buffer("scales", None if scales is None else scales.detach().to(device))
+        self.lora_a = nn.Parameter(lora_a.detach().to(device, dtype), requires_grad=False)
+        self.lora_b = nn.Parameter(lora_b.detach().to(device, dtype), requires_grad=False)
         self.scaling = float(scaling)
         # The arguments of the product while rank weights are in force.
         self._arguments: tuple[Tensor, Tensor, Tensor, Tensor | None, float] | None = None
@@ -70,6 +82,12 @@ class RankwiseLoraLinear(nn.Module):
         rankwise_lora_(y.view(-1, y.shape[-1]), self._tokens(x), *arguments)
         return y
 
+    def folded(self, rank_weights: Tensor | None) -> Tensor | None:
+        """``rank_weights`` [N, R] as the product takes them: times the scales of integers."""
+        if rank_weights is None or self.scales is None:
+            return rank_weights
+        return rank_weights.float() * self.scales
+
     def _trains(self) -> bool:
         return self.lora_a.requires_grad or self.lora_b.requires_grad
 
@@ -91,26 +109,30 @@ class RankwiseLoraLinear(nn.Module):
 
 
 def apply_rankwise_lora(
-    model: nn.Module, stacks: Mapping[str, tuple[Tensor, Tensor]], scaling: float = 1.0
+    model: nn.Module, stacks: Mapping[str, Experts], scaling: float = 1.0
 ) -> dict[str, RankwiseLoraLinear]:
     """Wrap the named linear layers of ``model`` in place; nothing is changed if one of them does not fit.
 
     Args:
-        stacks: module name to (lora_a [R, d_in], lora_b [d_out, R]).
+        stacks: module name to (lora_a [R, d_in], lora_b [d_out, R]) or :class:`bdc.ops.Int8Experts`.
 
     Returns:
         The wrapped layers by name; :func:`remove_rankwise_lora` undoes it.
     """
     known = dict(model.named_modules())
     wrapped: dict[str, RankwiseLoraLinear] = {}
-    for name, (lora_a, lora_b) in stacks.items():
+    for name, experts in stacks.items():
         layer = known.get(name)
         if not isinstance(layer, nn.Linear):
             got = "no such module" if layer is None else type(layer).__name__
             raise InputError(f"{name or 'the model itself'} must be an nn.Linear inside the model, got {got}")
         if layer is model:
             raise InputError("the model is itself the layer to wrap: use RankwiseLoraLinear on it instead")
-        wrapped[name] = RankwiseLoraLinear(layer, lora_a, lora_b, scaling)
+        if isinstance(experts, Int8Experts):
+            a, b, scales = experts.lora_a, experts.lora_b, experts.scales
+            wrapped[name] = RankwiseLoraLinear(layer, a, b, scaling, scales=scales)
+        else:
+            wrapped[name] = RankwiseLoraLinear(layer, *experts, scaling)
     for name, module in wrapped.items():
         model.set_submodule(name, module)
     return wrapped
@@ -142,9 +164,9 @@ class PreparedRankWeights:
             raise InputError(f"{unknown[0]} has no experts in this model: apply_rankwise_lora wraps a layer")
         for name, g in weights.items():
             layer = wrapped[name]
-            checks.check_weights(g, len(layer.lora_a), layer.lora_a.dtype, layer.lora_a.device)
+            checks.check_weights(g, len(layer.lora_a), layer.weight.dtype, layer.lora_a.device)
         self._counts = {len(g) for g in weights.values()}
-        self._layers = [(layer, weights.get(name)) for name, layer in wrapped.items()]
+        self._layers = [(layer, layer.folded(weights.get(name))) for name, layer in wrapped.items()]
 
     @contextmanager
     def __call__(self, token_to_row: Tensor | None = None) -> Iterator[None]:

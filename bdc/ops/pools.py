@@ -12,6 +12,7 @@ from bdc.errors import InputError
 from bdc.ops import checks, dispatch, matmul
 from bdc.ops.extension import try_add
 from bdc.ops.library import touch
+from bdc.ops.quantized import cast_experts
 
 _ARGUMENTS = "Tensor x, Tensor lora_a, Tensor lora_b, Tensor rank_weights, Tensor row_to_pool, Tensor? token_to_row, float scaling"
 
@@ -42,8 +43,8 @@ def rankwise_lora_pools(
 
     Args:
         x: [T, d_in], float32, bfloat16, float16 or float64.
-        lora_a: [P, R, d_in], the stacked A of each pool; dtype of x.
-        lora_b: [P, d_out, R], the stacked B; dtype of x.
+        lora_a: [P, R, d_in], the stacked A of each pool; dtype of x, or int8 as in :func:`bdc.ops.rankwise_lora`.
+        lora_b: [P, d_out, R], the stacked B; dtype of lora_a.
         rank_weights: g, [N, R], a row per request; float32 or the dtype of x.
         row_to_pool: [N] int32 or int64, in [0, P).
         token_to_row, scaling: as in :func:`bdc.ops.rankwise_lora`.
@@ -56,7 +57,7 @@ def rankwise_lora_pools(
     """
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, lora_a, lora_b = x.to(dtype), lora_a.to(dtype), lora_b.to(dtype)
+        x, lora_a, lora_b = x.to(dtype), cast_experts(lora_a, dtype), cast_experts(lora_b, dtype)
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         checks.check_not_mapped(x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row)
         mapped: Tensor = _Differentiable.apply(x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row, scaling)[0]  # type: ignore[no-untyped-call]
@@ -91,7 +92,7 @@ def rankwise_lora_pools_(
     if not torch.compiler.is_compiling():
         checks.check_not_mapped(y, x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row)
     if torch.is_autocast_enabled(x.device.type):
-        x, lora_a, lora_b = x.to(y.dtype), lora_a.to(y.dtype), lora_b.to(y.dtype)
+        x, lora_a, lora_b = x.to(y.dtype), cast_experts(lora_a, y.dtype), cast_experts(lora_b, y.dtype)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (y, x, lora_a, lora_b, rank_weights)):
         raise InputError(
             "rankwise_lora_pools_ has no gradient: add rankwise_lora_pools to y, or call it under torch.no_grad()"

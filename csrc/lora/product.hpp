@@ -11,10 +11,14 @@ enum class Storage { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 // In which order expand adds the products of a sum over the ranks.
 enum class Order { kDots, kEvenAndOdd, kUnits };
 
+// Of the experts: as y and x, or integers whose scales are folded into g.
+enum class Experts { kAsInputs, kInt8 };
+
 // Plain data only: this header is compiled for several instruction sets. Strides are in elements,
 // from row to row; a row is contiguous.
 struct Product {
-    Storage storage;  // of y, x, a and b
+    Storage storage;  // of y and x
+    Experts experts;  // a and b
     void* y;          // [tokens, out]
     const void* x;    // [tokens, in]
     const void* a;    // [rank, in]
@@ -31,6 +35,14 @@ struct Product {
     bool fresh;      // y is written, not added to
     Order order;
 };
+
+// Bytes of an element of y and x, and of a and b.
+static inline std::size_t input_bytes(const Product& p) {
+    return p.storage == Storage::kFloat32 ? 4 : 2;
+}
+static inline std::size_t expert_bytes(const Product& p) {
+    return p.experts == Experts::kInt8 ? 1 : input_bytes(p);
+}
 
 // h of active token i.
 static inline float* h_of(const Product& p, std::int64_t i) {

@@ -12,7 +12,7 @@ inline double microseconds(const Product& p, std::int64_t tokens) {
     const double weights = double(p.rank) * double(p.in + p.out);
     const double operations =
         2 * double(tokens) * weights / (p.storage == Storage::kBFloat16 ? 2e5 : 1e5);
-    return std::max(operations, weights * (p.storage == Storage::kFloat32 ? 4 : 2) / 8e4);
+    return std::max(operations, weights * double(expert_bytes(p)) / 8e4);
 }
 
 // Below these, waking a second thread, or letting other Python threads run, costs more than it

@@ -59,7 +59,7 @@ struct Tokens {
     void run(const Kernel& kernel, Product p, std::int64_t tokens, std::int64_t pool_count) {
         if (p.fresh && std::int64_t(active.size()) < tokens) clear_others(p, tokens);
         if (pool_count > 1) sort(pool_count);
-        const std::size_t size = size_of(p);
+        const std::size_t size = expert_bytes(p);
         std::int64_t first = 0;
         for (std::int64_t pool = 0; pool < pool_count; ++pool) {
             const std::int64_t end =
@@ -75,8 +75,6 @@ struct Tokens {
     }
 
   private:
-    static std::size_t size_of(const Product& p) { return p.storage == Storage::kFloat32 ? 4 : 2; }
-
     // By pool; tokens of one keep their order.
     void sort(std::int64_t pool_count) {
         places.assign(std::size_t(pool_count), 0);
@@ -96,7 +94,7 @@ struct Tokens {
 
     // Zeros where a new y, and h, have no product to hold.
     void clear_others(const Product& p, std::int64_t tokens) const {
-        const std::size_t size = size_of(p);
+        const std::size_t size = input_bytes(p);
         auto next = active.begin();
         for (std::int64_t t = 0; t < tokens; ++t) {
             if (next != active.end() && *next == t) {
@@ -119,15 +117,17 @@ T* pointer(std::uintptr_t address) {
 }
 
 // The product on addresses whose tensors were checked before.
-void add(const Kernel& kernel, int storage, const std::array<std::uintptr_t, 5>& addresses,
-         std::uintptr_t token_to_row, const std::array<std::int64_t, 5>& sizes,
-         const std::array<std::int64_t, 2>& strides, float scaling) {
+void add(const Kernel& kernel, int storage, bool int8_experts,
+         const std::array<std::uintptr_t, 5>& addresses, std::uintptr_t token_to_row,
+         const std::array<std::int64_t, 5>& sizes, const std::array<std::int64_t, 2>& strides,
+         float scaling) {
     const auto [y, x, a, b, g] = addresses;
     const std::int64_t tokens = sizes[0], in = sizes[1], out = sizes[2], rank = sizes[3],
                        requests = sizes[4];
     const auto* given = pointer<const std::int32_t>(token_to_row);
     Product p{};
     p.storage = static_cast<Storage>(storage);
+    p.experts = int8_experts ? Experts::kInt8 : Experts::kAsInputs;
     p.y = pointer<void>(y);
     p.x = pointer<const void>(x), p.a = pointer<const void>(a), p.b = pointer<const void>(b);
     p.g = pointer<const float>(g);
@@ -144,6 +144,8 @@ void add(const Kernel& kernel, int storage, const std::array<std::uintptr_t, 5>&
     if (!fit) throw std::out_of_range("token_to_row is out of range");
     chosen.run(kernel, p, tokens, 1);
 }
+
+bool is_int8(const dlpack::Matrix& m) { return m.code == dlpack::kInt && m.bits == 8; }
 
 // Of a matrix of floats.
 std::optional<Storage> storage_of(const dlpack::Matrix& m) {
@@ -171,8 +173,9 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
         !b.read(*tensors, b_) || !g.read(*tensors, g_))
         return false;
     const auto storage = storage_of(x);
-    if (!storage || storage_of(y) != storage || storage_of(a) != storage ||
-        storage_of(b) != storage || storage_of(g) != Storage::kFloat32)
+    const bool int8_experts = is_int8(a) && is_int8(b);
+    if (!storage || storage_of(y) != storage || storage_of(g) != Storage::kFloat32 ||
+        (!int8_experts && (storage_of(a) != storage || storage_of(b) != storage)))
         return false;
     const bool pooled = !pools_.is_none();
     if (a.ndim != 2 + pooled || b.ndim != a.ndim || g.ndim != 2 || y.ndim != x.ndim) return false;
@@ -209,6 +212,7 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
 
     Product p{};
     p.storage = *storage;
+    p.experts = int8_experts ? Experts::kInt8 : Experts::kAsInputs;
     p.y = y.data, p.x = x.data, p.a = a.data, p.b = b.data;
     p.g = reinterpret_cast<const float*>(g.data);
     p.y_stride = y.stride, p.x_stride = x.stride, p.a_stride = a.stride, p.b_stride = b.stride;
@@ -283,10 +287,10 @@ PYBIND11_MODULE(_lora, m) {
     });
     m.attr("try_add") =
         py::reinterpret_steal<py::object>(PyCFunction_New(&try_add_method, nullptr));
-    m.def("add", [](int storage, const std::array<std::uintptr_t, 5>& addresses,
+    m.def("add", [](int storage, bool int8_experts, const std::array<std::uintptr_t, 5>& addresses,
                     std::uintptr_t token_to_row, const std::array<std::int64_t, 5>& sizes,
                     const std::array<std::int64_t, 2>& strides, float scaling) {
         const py::gil_scoped_release release;
-        add(*kernel, storage, addresses, token_to_row, sizes, strides, scaling);
+        add(*kernel, storage, int8_experts, addresses, token_to_row, sizes, strides, scaling);
     });
 }

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 SCRIPT = """
-import importlib.util, sys
+import importlib.util, itertools, sys
 import numpy as np
 
 spec = importlib.util.spec_from_file_location("_lora", sys.argv[1])
@@ -30,22 +30,26 @@ STORAGES = [
 SHAPES = [(1, 1, 1, 1), (7, 37, 29, 13), (41, 130, 70, 33), (3, 64, 128, 24), (70, 96, 64, 32), (9, 40, 90, 21)]
 SHAPES += [(2, 70, 37, 47), (4, 50, 41, 515), (3, 8301, 5, 7), (2, 30, 45, 20)]
 for storage, narrow, widen, unit in STORAGES:
-    for tokens, d_in, d_out, rank in SHAPES:
+    for (tokens, d_in, d_out, rank), int8 in itertools.product(SHAPES, (False, True)):
         y, x, a, b = (
             narrow(random.standard_normal(shape))
             for shape in [(tokens, d_out), (tokens, d_in), (rank, d_in), (d_out, rank)]
         )
         g = random.standard_normal((3, rank)).astype(np.float32)
+        if int8:
+            a, b = (random.integers(-127, 128, v.shape, dtype=np.int8) for v in (a, b))
+            g *= 1e-4
         rows = random.integers(-1, 3, tokens, dtype=np.int32)
-        before, x64, a64, b64 = (widen(v).astype(np.float64) for v in (y, x, a, b))
+        before, x64 = (widen(v).astype(np.float64) for v in (y, x))
+        a64, b64 = ((v if int8 else widen(v)).astype(np.float64) for v in (a, b))
         gate = g.astype(np.float64)[rows] * (rows >= 0)[:, None]
         expected = before + 0.5 * (x64 @ a64.T * gate) @ b64.T
         addresses = [v.ctypes.data for v in (y, x, a, b, g)]
-        lora.add(storage, addresses, rows.ctypes.data, (tokens, d_in, d_out, rank, 3), (d_out, d_in), 0.5)
+        lora.add(storage, int8, addresses, rows.ctypes.data, (tokens, d_in, d_out, rank, 3), (d_out, d_in), 0.5)
         gated = 0.5 * np.abs(x64 @ a64.T * gate) @ np.abs(b64).T
         summed = 0.5 * (np.abs(x64) @ np.abs(a64).T * np.abs(gate)) @ np.abs(b64).T
         bound = unit * (np.abs(expected) + gated) + 2.0**-23 * (d_in * summed + rank * gated)
-        assert (np.abs(widen(y) - expected) <= bound).all(), (storage, tokens)
+        assert (np.abs(widen(y) - expected) <= bound).all(), (storage, tokens, int8)
         assert (np.isnan(expected) == np.isnan(widen(y))).all()
     # Rounding of the special values: infinities stay, a NaN stays one, what is too large for the storage overflows.
     specials = [np.inf, -np.inf, np.nan, 6e-8, -3e-6, 65519.0, 70000.0, 1.0009765625]
@@ -53,7 +57,7 @@ for storage, narrow, widen, unit in STORAGES:
     zero = narrow(np.zeros((8, 1)))
     kept = y.copy()
     gate = np.ones((1, 1), dtype=np.float32)
-    lora.add(storage, [v.ctypes.data for v in (y, one, one, zero, gate)], 0, (1, 1, 8, 1, 1), (8, 1), 1.0)
+    lora.add(storage, False, [v.ctypes.data for v in (y, one, one, zero, gate)], 0, (1, 1, 8, 1, 1), (8, 1), 1.0)
     got, wanted = widen(y).astype(np.float64), widen(kept).astype(np.float64)
     assert ((got == wanted) | (np.isnan(got) & np.isnan(wanted))).all(), (storage, got, wanted)
 print(lora.isa())

@@ -1,0 +1,74 @@
+"""Experts of 8 bits: half the memory of bfloat16, and half the bytes that a token has to read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bdc.errors import InputError
+from bdc.ops import checks
+
+_MOST = 127  # -128 is not used: symmetric
+
+
+@dataclass(frozen=True)
+class Int8Experts:
+    """A stack of experts as 8-bit integers, with one scale per rank for A and B together.
+
+    The product takes ``lora_a`` and ``lora_b`` as they are, with the scales folded into the rank weights:
+    ``rankwise_lora(x, experts.lora_a, experts.lora_b, experts.fold(g))``.
+
+    Attributes:
+        lora_a: [R, d_in] int8; row r times its scale is the row of A.
+        lora_b: [d_out, R] int8; likewise by columns.
+        scales: [R] float32, the scale of A's row r times that of B's column r.
+    """
+
+    lora_a: Tensor
+    lora_b: Tensor
+    scales: Tensor
+
+    def fold(self, rank_weights: Tensor) -> Tensor:
+        """``rank_weights`` [N, R] for these integers: times the scales, in float32."""
+        return rank_weights.float() * self.scales
+
+
+def quantize_experts(lora_a: Tensor, lora_b: Tensor) -> Int8Experts:
+    """Round experts to 8 bits, symmetrically, with a scale per rank: A's row r and B's column r by their largest element.
+
+    Each element of A is off by at most half of its row's scale, max |A[r]| / 127, and likewise B.
+
+    Args:
+        lora_a: [R, d_in], the A of all experts one below the other.
+        lora_b: [d_out, R], the B of all experts side by side.
+
+    Raises:
+        InputError: the shapes do not fit, an element is not finite, or the experts are no floats.
+    """
+    if lora_a.ndim != 2:
+        raise InputError(f"lora_a must be [R, d_in], got {list(lora_a.shape)}")
+    checks.check_experts(lora_a, lora_b, lora_a.shape[1])
+    for name, tensor in (("lora_a", lora_a), ("lora_b", lora_b)):
+        if not tensor.is_floating_point():
+            raise InputError(f"{name} must be of floats to be rounded to 8 bits, got {tensor.dtype}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{name} must be finite to be rounded to 8 bits, got NaN or infinity")
+    integers_a, scale_a = _round(lora_a)
+    integers_b, scale_b = _round(lora_b.T)
+    return Int8Experts(integers_a, integers_b.T.contiguous(), scale_a * scale_b)
+
+
+def cast_experts(experts: Tensor, dtype: torch.dtype) -> Tensor:
+    """``experts`` as autocast casts them; integers stay."""
+    return experts if experts.dtype == torch.int8 else experts.to(dtype)
+
+
+def _round(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """``rows`` [R, d] as int8 [R, d] and the scale of each, float32 [R]; a row of zeros has scale 0."""
+    rows = rows.detach().float()
+    scale = rows.abs().amax(1) / _MOST if rows.shape[1] else rows.new_zeros(len(rows))
+    # A scale that underflowed would make infinities of its row; such a row is zero in float32 anyway.
+    divisor = torch.where(scale > torch.finfo(torch.float32).tiny, scale, torch.inf)
+    return (rows / divisor[:, None]).round().to(torch.int8), torch.where(divisor.isinf(), 0.0, scale)
