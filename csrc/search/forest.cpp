@@ -101,7 +101,7 @@ void Forest::deal(std::size_t parts) {
         const std::size_t at = cut(part);
         shares_.sorted &= part_sorted_[part] && (part == 0 || tree_of[at] >= tree_of[at - 1]);
     }
-    if (parts == 1 || shares_.sorted) {
+    if (shares_.sorted) {
         for (std::size_t part = 1; part < parts; ++part) {
             std::size_t at = std::max<std::size_t>(cut(part), shares_.starts.back());
             while (at > 0 && at < items && tree_of[at] == tree_of[at - 1]) ++at;

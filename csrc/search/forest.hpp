@@ -251,6 +251,7 @@ struct Forest::Job {
 
 template <class Work>
 void Forest::check_all(std::size_t chunks, const Work& work) const {
+    if (chunks == 1) return work(0);
     std::optional<InputFault> first;
     std::mutex finding;
     pool_.run(unsigned(chunks), [&](unsigned chunk) {
@@ -267,10 +268,7 @@ void Forest::check_all(std::size_t chunks, const Work& work) const {
 template <class Locate>
 void Forest::share(std::size_t items, std::size_t weight, const Locate& locate) {
     item_tree_.resize(items);
-    const std::size_t parts = parts_for(items, weight);
-    part_sorted_.resize(parts);
-    check_all(parts, [&](unsigned part) {
-        const std::size_t first = items * part / parts, end = items * (part + 1) / parts;
+    const auto look = [&](std::size_t first, std::size_t end) {
         std::uint32_t last = 0;
         bool sorted = true;
         for (std::size_t i = first; i < end; ++i) {
@@ -278,7 +276,18 @@ void Forest::share(std::size_t items, std::size_t weight, const Locate& locate) 
             sorted &= tree >= last;
             item_tree_[i] = last = tree;
         }
-        part_sorted_[part] = sorted;
+        return sorted;
+    };
+    const std::size_t parts = parts_for(items, weight);
+    if (parts == 1) {
+        shares_.sorted = look(0, items);
+        shares_.order.clear();
+        shares_.starts.assign({0, std::uint32_t(items)});
+        return;
+    }
+    part_sorted_.resize(parts);
+    check_all(parts, [&](unsigned part) {
+        part_sorted_[part] = look(items * part / parts, items * (part + 1) / parts);
     });
     deal(parts);
 }
