@@ -13,6 +13,7 @@ from bdc.ops.modules import (
 )
 from bdc.ops.pools import rankwise_lora_pools, rankwise_lora_pools_
 from bdc.ops.quantized import Int8Experts, quantize_experts
+from bdc.ops.slices import rankwise_lora_slices, rankwise_lora_slices_
 
 __all__ = [
     "Int8Experts",
@@ -26,5 +27,7 @@ __all__ = [
     "rankwise_lora_",
     "rankwise_lora_pools",
     "rankwise_lora_pools_",
+    "rankwise_lora_slices",
+    "rankwise_lora_slices_",
     "remove_rankwise_lora",
 ]

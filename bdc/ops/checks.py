@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -128,6 +129,21 @@ def check_pools(
         if low < 0 or high >= len(lora_a):
             wrong = low if low < 0 else high
             raise InputError(f"row_to_pool must be in [0, {len(lora_a)}), the pools, got {wrong}")
+
+
+def check_slices(lora_a: Tensor, lora_b: Tensor, rank_weights: Tensor, ends: Sequence[int]) -> None:
+    """``lora_a`` [S * R, d_in], ``lora_b`` [d_out, R], ``rank_weights`` [N, S * R] and S ``ends`` fit each other."""
+    for name, tensor in (("lora_a", lora_a), ("lora_b", lora_b), ("rank_weights", rank_weights)):
+        if tensor.ndim != 2:
+            raise InputError(f"{name} must have two dimensions, got {_shape(tensor)}")
+    d_out, ranks = lora_b.shape
+    if not ends or any(end <= first for first, end in zip((0, *ends), ends, strict=False)) or ends[-1] != d_out:
+        raise InputError(f"ends must be rising columns up to {d_out}, the rows of lora_b, got {list(ends)}")
+    for name, got in (("lora_a", lora_a.shape[0]), ("rank_weights", rank_weights.shape[1])):
+        if got != len(ends) * ranks:
+            raise InputError(
+                f"{name} must have {len(ends)} slices of {ranks} ranks, the columns of lora_b, got {got} ranks"
+            )
 
 
 def check_not_mapped(*tensors: Tensor | None) -> None:

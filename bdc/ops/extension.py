@@ -45,12 +45,13 @@ def _refused(*arguments: Any) -> bool:
 
 
 try_add = _bound()
-"""``try_add(y, x, lora_a, lora_b, g, rows, scaling, h=None, fresh=False, pools=None)``, positional: add the product to ``y`` if these are
-plain CPU tensors that fit; False, with nothing written, if not.
+"""``try_add(y, x, lora_a, lora_b, g, rows, scaling, h=None, fresh=False, pools=None, ends=None)``, positional: add the product to ``y``
+if these are plain CPU tensors that fit; False, with nothing written, if not.
 
 Checks what :mod:`bdc.ops.checks` checks, in C++, for a microsecond; a gradient, a mode or a subclass is the caller's to see.
 ``h``, float32 [T, R], takes h before the gate where a token has a row. With ``fresh``, ``y`` and ``h`` are written whole,
-whatever they held. With ``pools`` [N], ``lora_a`` and ``lora_b`` have a leading dimension, and a row of g takes its pool's.
+whatever they held. With ``pools`` [N], ``lora_a`` and ``lora_b`` have a leading dimension, and a row of g takes its pool's. With a
+tuple of ``ends``, the arguments are those of :func:`bdc.ops.rankwise_lora_slices_`.
 """
 
 

@@ -16,6 +16,11 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on where x is."""
+    return _any_autocast() and torch.is_autocast_enabled(x.device.type)
+
+
 def rankwise_lora(
     x: Tensor,
     lora_a: Tensor,
@@ -43,7 +48,7 @@ def rankwise_lora(
     Raises:
         InputError: shapes, dtypes, devices or rows do not fit.
     """
-    if _any_autocast() and torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, lora_a, lora_b = x.to(dtype), cast_experts(lora_a, dtype), cast_experts(lora_b, dtype)
     if torch.compiler.is_compiling():
@@ -88,7 +93,7 @@ def rankwise_lora_(
     Raises:
         InputError: as :func:`rankwise_lora`; also where ``y`` shares memory with another argument, or a gradient is wanted.
     """
-    if _any_autocast() and torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         x, lora_a, lora_b = x.to(y.dtype), cast_experts(lora_a, y.dtype), cast_experts(lora_b, y.dtype)
     if torch.is_grad_enabled() and (
         y.requires_grad or x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or rank_weights.requires_grad

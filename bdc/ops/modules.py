@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from bdc.ops import checks
 from bdc.ops.extension import try_add
 from bdc.ops.functional import rankwise_lora, rankwise_lora_
 from bdc.ops.quantized import Int8Experts
+from bdc.ops.slices import rankwise_lora_slices, rankwise_lora_slices_
 
 Experts = tuple[Tensor, Tensor] | Int8Experts
+"""lora_a [R, d_in] and lora_b [d_out, R] of one output."""
 
 
 class RankwiseLoraLinear(nn.Module):
@@ -28,25 +31,38 @@ class RankwiseLoraLinear(nn.Module):
         scaling: alpha / rank.
         scales: [R] of :class:`bdc.ops.Int8Experts`, whose integers stay what they are. A copy of the rank weights is
             multiplied with them when those are put in force.
+        ends: of a merged layer's S outputs, as in :func:`bdc.ops.rankwise_lora_slices`; lora_a is [S * R, d_in] and the rank
+            weights are [N, S * R] then.
     """
 
     scales: Tensor | None
 
     def __init__(
-        self, base: nn.Linear, lora_a: Tensor, lora_b: Tensor, scaling: float = 1.0, *, scales: Tensor | None = None
+        self,
+        base: nn.Linear,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        scaling: float = 1.0,
+        *,
+        scales: Tensor | None = None,
+        ends: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        checks.check_experts(lora_a, lora_b, base.in_features, base.out_features)
+        if ends is not None:
+            checks.check_slices(lora_a, lora_b, lora_a.new_empty(0, len(lora_a)), ends)
+        first = lora_a if ends is None else lora_a[: lora_b.shape[1]]
+        checks.check_experts(first, lora_b, base.in_features, base.out_features)
         checks.check_scales(scales, lora_a, lora_b)
         self.base = base
+        self.ends = None if ends is None else tuple(ends)
         device = base.weight.device
         dtype = base.weight.dtype if scales is None else torch.int8
         self.register_buffer("scales", None if scales is None else scales.detach().to(device))
         self.lora_a = nn.Parameter(lora_a.detach().to(device, dtype), requires_grad=False)
         self.lora_b = nn.Parameter(lora_b.detach().to(device, dtype), requires_grad=False)
         self.scaling = float(scaling)
-        # The arguments of the product while rank weights are in force.
-        self._arguments: tuple[Tensor, Tensor, Tensor, Tensor | None, float] | None = None
+        # While rank weights are in force: lora_a, lora_b, g, token_to_row, scaling, and what else try_add takes.
+        self._arguments: tuple[Any, ...] | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -75,12 +91,23 @@ class RankwiseLoraLinear(nn.Module):
         if torch.is_grad_enabled() and (
             y.requires_grad or x.requires_grad or arguments[2].requires_grad or self._trains()
         ):
-            return y + rankwise_lora(self._tokens(x), *arguments).view_as(y)
+            return y + self._product(self._tokens(x), *arguments[:5]).view_as(y)
         if not torch.compiler.is_compiling() and try_add(y, x, *arguments):
             return y
         y = y.contiguous()
-        rankwise_lora_(y.view(-1, y.shape[-1]), self._tokens(x), *arguments)
+        self._add(y.view(-1, y.shape[-1]), self._tokens(x), *arguments[:5])
         return y
+
+    def _product(self, x: Tensor, a: Tensor, b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> Tensor:
+        if self.ends is None:
+            return rankwise_lora(x, a, b, g, rows, scaling)
+        return rankwise_lora_slices(x, a, b, g, self.ends, rows, scaling)
+
+    def _add(self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> None:
+        if self.ends is None:
+            rankwise_lora_(y, x, a, b, g, rows, scaling)
+        else:
+            rankwise_lora_slices_(y, x, a, b, g, self.ends, rows, scaling)
 
     def folded(self, rank_weights: Tensor | None) -> Tensor | None:
         """``rank_weights`` [N, R] as the product takes them: times the scales of integers."""
@@ -88,13 +115,18 @@ class RankwiseLoraLinear(nn.Module):
             return rank_weights
         return rank_weights.float() * self.scales
 
+    def arguments(self, rank_weights: Tensor, token_to_row: Tensor | None) -> tuple[Any, ...]:
+        """Those of the product and, for several outputs, the rest of :data:`bdc.ops.extension.try_add`'s."""
+        plain = (self.lora_a, self.lora_b, rank_weights, token_to_row, self.scaling)
+        return plain if self.ends is None else (*plain, None, False, None, self.ends)
+
     def _trains(self) -> bool:
         return self.lora_a.requires_grad or self.lora_b.requires_grad
 
     def _tokens(self, x: Tensor) -> Tensor:
         """``x`` as [T, d_in]; refused if the rank weights in force are for another number of tokens."""
         assert self._arguments is not None
-        _, _, g, rows, _ = self._arguments
+        _, _, g, rows = self._arguments[:4]
         tokens = x.reshape(-1, x.shape[-1])
         if rows is not None and rows.shape[0] != tokens.shape[0]:
             raise InputError(f"token_to_row has {rows.shape[0]} tokens, but the layer got {tokens.shape[0]}")
@@ -109,12 +141,13 @@ class RankwiseLoraLinear(nn.Module):
 
 
 def apply_rankwise_lora(
-    model: nn.Module, stacks: Mapping[str, Experts], scaling: float = 1.0
+    model: nn.Module, stacks: Mapping[str, Experts | Sequence[Experts]], scaling: float = 1.0
 ) -> dict[str, RankwiseLoraLinear]:
     """Wrap the named linear layers of ``model`` in place; nothing is changed if one of them does not fit.
 
     Args:
-        stacks: module name to (lora_a [R, d_in], lora_b [d_out, R]) or :class:`bdc.ops.Int8Experts`.
+        stacks: module name to (lora_a [R, d_in], lora_b [d_out, R]) or :class:`bdc.ops.Int8Experts`; or, for a merged layer,
+            to a list of these, one per output in the order of the columns, with R ranks each.
 
     Returns:
         The wrapped layers by name; :func:`remove_rankwise_lora` undoes it.
@@ -128,14 +161,37 @@ def apply_rankwise_lora(
             raise InputError(f"{name or 'the model itself'} must be an nn.Linear inside the model, got {got}")
         if layer is model:
             raise InputError("the model is itself the layer to wrap: use RankwiseLoraLinear on it instead")
-        if isinstance(experts, Int8Experts):
-            a, b, scales = experts.lora_a, experts.lora_b, experts.scales
-            wrapped[name] = RankwiseLoraLinear(layer, a, b, scaling, scales=scales)
-        else:
-            wrapped[name] = RankwiseLoraLinear(layer, *experts, scaling)
+        wrapped[name] = _wrap(layer, experts, scaling)
     for name, module in wrapped.items():
         model.set_submodule(name, module)
     return wrapped
+
+
+def _wrap(layer: nn.Linear, experts: Experts | Sequence[Experts], scaling: float) -> RankwiseLoraLinear:
+    if isinstance(experts, Int8Experts):
+        return RankwiseLoraLinear(layer, experts.lora_a, experts.lora_b, scaling, scales=experts.scales)
+    if isinstance(experts[0], Tensor):
+        lora_a, lora_b = experts
+        return RankwiseLoraLinear(layer, lora_a, lora_b, scaling)  # type: ignore[arg-type]
+    outputs: list[Any] = list(experts)
+    integers = [isinstance(own, Int8Experts) for own in outputs]
+    if any(integers) != all(integers):
+        raise InputError("the outputs of a merged layer must have experts of one kind, got Int8Experts and others")
+    pairs = [(own.lora_a, own.lora_b) if isinstance(own, Int8Experts) else own for own in outputs]
+    for lora_a, lora_b in pairs:
+        checks.check_experts(lora_a, lora_b, layer.in_features)
+    if len({len(lora_a) for lora_a, _ in pairs}) > 1:
+        raise InputError(
+            f"the outputs of a merged layer must have equally many ranks, got {[len(a) for a, _ in pairs]}"
+        )
+    return RankwiseLoraLinear(
+        layer,
+        torch.cat([lora_a for lora_a, _ in pairs]),
+        torch.cat([lora_b for _, lora_b in pairs]),
+        scaling,
+        scales=torch.cat([own.scales for own in outputs]) if all(integers) else None,
+        ends=list(accumulate(len(lora_b) for _, lora_b in pairs)),
+    )
 
 
 def remove_rankwise_lora(model: nn.Module) -> list[str]:
@@ -177,7 +233,7 @@ class PreparedRankWeights:
         before = [layer._arguments for layer, _ in self._layers]
         try:
             for layer, g in self._layers:
-                _put(layer, None if idle or g is None else (layer.lora_a, layer.lora_b, g, token_to_row, layer.scaling))
+                _put(layer, None if idle or g is None else layer.arguments(g, token_to_row))
             yield
         finally:
             for (layer, _), arguments in zip(self._layers, before, strict=True):

@@ -22,17 +22,22 @@ struct Product {
     void* y;          // [tokens, out]
     const void* x;    // [tokens, in]
     const void* a;    // [rank, in]
-    const void* b;    // [out, rank]
+    const void* b;    // [out, rank / slices]
     const float* g;   // [requests, rank]
     std::int64_t y_stride, x_stride, a_stride, b_stride, g_stride;
     const std::int64_t* active;  // the tokens that have an adapter
     const std::int64_t* rows;    // the row of g of each active token
     std::int64_t count;          // of active tokens
     std::int64_t in, out, rank;
+    // Outputs that share x lie side by side in y: the s-th ends before column ends[s], and has the
+    // s-th of as many parts of the ranks.
+    std::int64_t slices;
+    const std::int64_t* ends;
     float scaling;
-    float* h;        // takes h = x A^T: [tokens, rank] where it is wanted, else [count, rank]
-    bool h_of_each;  // h has a row for each token
-    bool fresh;      // y is written, not added to
+    float* h;  // takes h = x A^T, rows of h_stride
+    std::int64_t h_stride;
+    const std::int64_t* h_rows;  // which row of h an active token has; null: one after the other
+    bool fresh;                  // y is written, not added to
     Order order;
 };
 
@@ -46,7 +51,7 @@ static inline std::size_t expert_bytes(const Product& p) {
 
 // h of active token i.
 static inline float* h_of(const Product& p, std::int64_t i) {
-    return p.h + (p.h_of_each ? p.active[i] : i) * p.rank;
+    return p.h + (p.h_rows ? p.h_rows[i] : i) * p.h_stride;
 }
 
 // The order for the tokens of a whole call, however it is cut up: dot products with the rows of B

@@ -1,6 +1,7 @@
 #include "run.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -42,6 +43,70 @@ float* h_for(const Product& p) {
     return static_cast<float*>(h_buffer.get(std::size_t(p.count * p.rank) * sizeof(float)));
 }
 
+// One of the outputs of p, as a product with an h that is there.
+Product slice_of(const Product& p, std::int64_t s) {
+    Product q = p;
+    const std::int64_t first = s > 0 ? p.ends[s - 1] : 0;
+    q.rank = p.rank / p.slices;
+    q.out = p.ends[s] - first;
+    q.y = static_cast<char*>(p.y) + std::size_t(first) * input_bytes(p);
+    q.b = static_cast<const char*>(p.b) + std::size_t(first * p.b_stride) * expert_bytes(p);
+    q.g += s * q.rank;
+    q.h += s * q.rank;
+    q.slices = 1;
+    q.order = order(q);
+    return q;
+}
+
+void* scratch_for(const Kernel& kernel, const Product& p) {
+    std::size_t bytes = kernel.scratch(p);
+    if (p.slices > 1) bytes = std::max(bytes, kernel.scratch(slice_of(p, 0)));
+    return scratch_buffer.get(bytes);
+}
+
+// Tokens with an adapter whose part for this output is zero keep their bits in it.
+struct Kept {
+    std::vector<std::int64_t> active, rows, h_rows;
+};
+thread_local Kept kept;
+
+void expand_slice(const Kernel& kernel, Product q, Part part, void* scratch) {
+    const auto idle = [&](std::int64_t i) {
+        const float* g = q.g + q.rows[i] * q.g_stride;
+        return std::all_of(g, g + q.rank, [](float w) { return w == 0; });
+    };
+    std::int64_t i = part.first_token;
+    while (i < part.last_token && !idle(i)) ++i;
+    if (i == part.last_token) return kernel.expand(q, part, scratch);
+    kept.active.clear(), kept.rows.clear(), kept.h_rows.clear();
+    const std::size_t size = input_bytes(q);
+    for (i = part.first_token; i < part.last_token; ++i) {
+        if (!idle(i)) {
+            kept.active.push_back(q.active[i]);
+            kept.rows.push_back(q.rows[i]);
+            kept.h_rows.push_back(q.h_rows ? q.h_rows[i] : i);
+        } else if (q.fresh && part.last > part.first) {
+            std::memset(
+                static_cast<char*>(q.y) + std::size_t(q.active[i] * q.y_stride + part.first) * size,
+                0, std::size_t(part.last - part.first) * size);
+        }
+    }
+    q.active = kept.active.data(), q.rows = kept.rows.data(), q.h_rows = kept.h_rows.data();
+    part.first_token = 0;
+    part.last_token = q.count = std::int64_t(kept.active.size());
+    if (q.count) kernel.expand(q, part, scratch);
+}
+
+// The part of the outputs that `part_of_length` gives this thread, of one output after the other.
+template <class PartOf>
+void expand(const Kernel& kernel, const Product& p, const PartOf& part_of_length, void* scratch) {
+    if (p.slices == 1) return kernel.expand(p, part_of_length(p), scratch);
+    for (std::int64_t s = 0; s < p.slices; ++s) {
+        const Product q = slice_of(p, s);
+        expand_slice(kernel, q, part_of_length(q), scratch);
+    }
+}
+
 // The share of worker i of n in [0, length), in multiples of step.
 std::pair<std::int64_t, std::int64_t> share(std::int64_t length, std::int64_t step, int i, int n) {
     const std::int64_t steps = (length + step - 1) / step;
@@ -59,16 +124,20 @@ Part part_of(const Product& p, std::int64_t length, std::int64_t step, int i, in
 }
 
 void run_tokens(const Kernel& kernel, const Product& p, std::int64_t first, std::int64_t last) {
-    void* scratch = scratch_buffer.get(kernel.scratch(p));
+    void* scratch = scratch_for(kernel, p);
     const std::int64_t at_once = std::max<std::int64_t>(kSumsAtOnce / p.rank / kBlock, 1) * kBlock;
     for (; first < last; first += at_once) {
         Product block = p;
         block.active += first;
         block.rows += first;
         block.count = std::min(at_once, last - first);
-        if (!block.h_of_each) block.h = h_for(block);
+        if (block.h_rows)
+            block.h_rows += first;
+        else
+            block.h = h_for(block);
         kernel.shrink(block, {0, block.count, 0, p.rank}, scratch);
-        kernel.expand(block, {0, block.count, 0, p.out}, scratch);
+        const auto all = [&](const Product& q) { return Part{0, block.count, 0, q.out}; };
+        expand(kernel, block, all, scratch);
     }
 }
 
@@ -84,7 +153,8 @@ int max_threads() {
 
 void run(const Kernel& kernel, const Product& given, int threads) {
     Product p = given;
-    p.h_of_each = p.h != nullptr;
+    p.h_rows = p.h ? p.active : nullptr;
+    p.h_stride = p.rank;
     p.order = order(p);
     if (threads <= 1 || microseconds(p, p.count) < kParallelMicroseconds)
         return run_tokens(kernel, p, 0, p.count);
@@ -98,14 +168,15 @@ void run(const Kernel& kernel, const Product& given, int threads) {
         }
         return;
     }
-    if (!p.h_of_each) p.h = h_for(p);
+    if (!p.h_rows) p.h = h_for(p);
 #pragma omp parallel num_threads(threads)
     {
         const int i = omp_get_thread_num(), n = omp_get_num_threads();
-        void* scratch = scratch_buffer.get(kernel.scratch(p));
+        void* scratch = scratch_for(kernel, p);
         kernel.shrink(p, part_of(p, p.rank, kernel.rank_step, i, n), scratch);
 #pragma omp barrier
-        kernel.expand(p, part_of(p, p.out, kernel.out_step, i, n), scratch);
+        const auto own = [&](const Product& q) { return part_of(q, q.out, kernel.out_step, i, n); };
+        expand(kernel, p, own, scratch);
     }
 #endif
 }

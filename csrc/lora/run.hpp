@@ -9,7 +9,7 @@ namespace bdc::lora {
 
 // About what one thread takes with wide vectors: operations, or bytes of A and B.
 inline double microseconds(const Product& p, std::int64_t tokens) {
-    const double weights = double(p.rank) * double(p.in + p.out);
+    const double weights = double(p.rank) * (double(p.in) + double(p.out) / double(p.slices));
     const double operations =
         2 * double(tokens) * weights / (p.storage == Storage::kBFloat16 ? 2e5 : 1e5);
     return std::max(operations, weights * double(expert_bytes(p)) / 8e4);

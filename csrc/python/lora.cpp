@@ -133,7 +133,7 @@ void add(const Kernel& kernel, int storage, bool int8_experts,
     p.g = pointer<const float>(g);
     p.y_stride = strides[0], p.x_stride = strides[1], p.a_stride = in;
     p.b_stride = p.g_stride = rank;
-    p.in = in, p.out = out, p.rank = rank;
+    p.in = in, p.out = out, p.rank = rank, p.slices = 1;
     p.scaling = scaling;
     const bool fit = chosen.find(
         p, tokens, requests, 1,
@@ -155,6 +155,23 @@ std::optional<Storage> storage_of(const dlpack::Matrix& m) {
     return std::nullopt;
 }
 
+// The ends of the slices from a tuple of rising numbers up to `out`; null where it is none.
+const std::vector<std::int64_t>* ends_of(py::handle tuple, std::int64_t out) {
+    thread_local std::vector<std::int64_t> ends;
+    if (!PyTuple_CheckExact(tuple.ptr())) return nullptr;
+    ends.clear();
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple.ptr()); ++i) {
+        const long long end = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple.ptr(), i));
+        if (end == -1 && PyErr_Occurred()) {
+            PyErr_Clear();
+            return nullptr;
+        }
+        if (end <= (ends.empty() ? 0 : ends.back())) return nullptr;
+        ends.push_back(end);
+    }
+    return !ends.empty() && ends.back() == out ? &ends : nullptr;
+}
+
 // Whether this kernel is wanted where nothing but speed decides.
 bool wanted(const Kernel& kernel) {
     const char* forced = std::getenv("BDC_OPS_BACKEND");
@@ -166,7 +183,7 @@ bool wanted(const Kernel& kernel) {
 // a closer look: bdc.ops then checks, copies, refuses or takes another backend.
 bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, py::handle b_,
              py::handle g_, py::handle rows_, double scaling, py::handle h_, bool fresh,
-             py::handle pools_) {
+             py::handle pools_, py::handle ends_) {
     if (!tensors || !wanted(kernel) || !std::isfinite(scaling)) return false;
     dlpack::Matrix y, x, a, b, g;
     if (!y.read(*tensors, y_) || !x.read(*tensors, x_) || !a.read(*tensors, a_) ||
@@ -182,8 +199,11 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
     const std::int64_t pool_count = pooled ? a.first : 1;
     if (pool_count < 1 || (pooled && b.first != pool_count)) return false;
     const std::int64_t rank = a.rows / pool_count, out = b.rows / pool_count;
-    if (a.columns != x.columns || b.columns != rank || g.columns != rank || y.rows != x.rows ||
-        y.columns != out)
+    const std::vector<std::int64_t>* ends = nullptr;
+    if (!ends_.is_none() && (pooled || !(ends = ends_of(ends_, out)))) return false;
+    const std::int64_t slices = ends ? std::int64_t(ends->size()) : 1;
+    if (a.columns != x.columns || b.columns * slices != rank || g.columns != rank ||
+        y.rows != x.rows || y.columns != out)
         return false;
     if (y.rows > 1 && y.stride < y.columns) return false;
     if (!y.apart_from(x) || !y.apart_from(a) || !y.apart_from(b) || !y.apart_from(g)) return false;
@@ -218,6 +238,7 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
     p.y_stride = y.stride, p.x_stride = x.stride, p.a_stride = a.stride, p.b_stride = b.stride;
     p.g_stride = g.stride;
     p.in = x.columns, p.out = out, p.rank = rank;
+    p.slices = slices, p.ends = ends ? ends->data() : nullptr;
     p.scaling = float(scaling);
     p.h = h;
     p.fresh = fresh;
@@ -245,8 +266,8 @@ const Kernel* kernel = nullptr;  // set once, when the module is loaded
 
 // A plain function of CPython: pybind11's own call costs twice as much.
 PyObject* call_try_add(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-    if (count < 7 || count > 10) {
-        PyErr_Format(PyExc_TypeError, "try_add takes 7 to 10 arguments, got %zd", count);
+    if (count < 7 || count > 11) {
+        PyErr_Format(PyExc_TypeError, "try_add takes 7 to 11 arguments, got %zd", count);
         return nullptr;
     }
     const double scaling = PyFloat_AsDouble(arguments[6]);
@@ -255,9 +276,10 @@ PyObject* call_try_add(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
         const py::handle y = arguments[0], x = arguments[1], a = arguments[2], b = arguments[3],
                          g = arguments[4], rows = arguments[5],
                          h = count > 7 ? arguments[7] : Py_None,
-                         pools = count > 9 ? arguments[9] : Py_None;
+                         pools = count > 9 ? arguments[9] : Py_None,
+                         ends = count > 10 ? arguments[10] : Py_None;
         const bool fresh = count > 8 && arguments[8] == Py_True;
-        const bool done = try_add(*kernel, y, x, a, b, g, rows, scaling, h, fresh, pools);
+        const bool done = try_add(*kernel, y, x, a, b, g, rows, scaling, h, fresh, pools, ends);
         return PyBool_FromLong(done);
     } catch (const std::exception& error) {
         PyErr_SetString(PyExc_RuntimeError, error.what());
@@ -270,7 +292,7 @@ PyMethodDef try_add_method = {
     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_try_add)),
     METH_FASTCALL,
     "try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, h=None, fresh=False, "
-    "row_to_pool=None) -> bool",
+    "row_to_pool=None, ends=None) -> bool",
 };
 
 }  // namespace

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bdc.errors import InputError
-from bdc.ops.bench import cells, command, main
+from bdc.ops.bench import cells, command, main, slices
 from bdc.ops.bench.machine import SIZES, Machine
 from bdc.ops.bench.peers import PEERS, SAME, Peer
 
@@ -51,7 +51,7 @@ def test_every_peer_computes_what_it_says(peer: Peer, dtype: torch.dtype) -> Non
     if peer.missing:
         pytest.skip(f"the package {peer.package} is not installed: pip install {peer.package}")
     cell = cells.Cell("small", 48, 40, 12, 16, dtype)
-    inputs = cells.inputs(cell)
+    inputs = peer.given(cells.inputs(cell))
     with torch.inference_mode():
         y = inputs.y.clone()
         command._check(peer, cell, inputs, peer.make(inputs, y)(), y)
@@ -62,6 +62,19 @@ def test_a_wrong_form_is_not_timed() -> None:
     cell = cells.Cell("small", 48, 40, 12, 16, torch.float32)
     with pytest.raises(InputError, match="wrong is wrong by"):
         command.run(cell, [wrong], MACHINE, 0.001)
+
+
+def test_slices_are_timed_beside_products_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slices, "LAYERS", {"small/qkv": (64, (64, 80, 96))})
+    path = tmp_path / "slices.json"
+    options = ["--slices", "--dtypes", "float32", "--tokens", "1,4", "--ranks", "8", "--seconds", "0.001"]
+    assert main([*options, "--json", str(path)]) == 0
+    rows = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert [(row["layer"], row["tokens"], row["outputs"]) for row in rows] == [("small/qkv", 1, 3), ("small/qkv", 4, 3)]
+    assert all(row["speedup"] == pytest.approx(row["apart_us"] / row["slices_us"], abs=0.01) for row in rows)
+    assert "small/qkv" in capsys.readouterr().out
 
 
 def test_bad_options() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from bdc.errors import InputError
 from bdc.ops.bench import cells as grid
-from bdc.ops.bench import dispatch, report
+from bdc.ops.bench import dispatch, report, slices
 from bdc.ops.bench import machine as limits
 from bdc.ops.bench.cells import Cell
 from bdc.ops.bench.peers import PEERS, Peer
@@ -34,10 +34,10 @@ def run(cell: Cell, peers: Sequence[Peer], machine: limits.Machine, seconds: flo
         for peer in peers:
             if not peer.runs(cell):
                 continue
-            y = start.clone()
-            call = peer.make(inputs, y)
-            _check(peer, cell, inputs, call(), y)
-            calls[peer.name] = peer.make(inputs, inputs.y)
+            y, given = start.clone(), peer.given(inputs)
+            call = peer.make(given, y)
+            _check(peer, cell, given, call(), y)
+            calls[peer.name] = peer.make(given, inputs.y)
         times = interleaved(calls, seconds, lambda: inputs.y.copy_(start))
     return report.record(cell, times, machine)
 
@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=_numbers, help="numbers of tokens, as 1,16,256")
     parser.add_argument("--ranks", type=_numbers, help="ranks of the stack, as 24,128")
     parser.add_argument("--peers", help=f"of {','.join(peer.name.replace(' ', '-') for peer in PEERS[1:])}")
+    parser.add_argument(
+        "--slices", action="store_true", help="merged q, k, v and gate, up: one call beside one per output"
+    )
     parser.add_argument("--seconds", type=float, help="time for each cell")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the roofline; needs matplotlib")
@@ -96,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--dtypes must be of {', '.join(DTYPES)}, got {args.dtypes}")
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.slices:
+        return _run_slices(args, [DTYPES[name] for name in names])
     peers, missing = _peers(args)
     dtypes = tuple(DTYPES[name] for name in names)
     machine = limits.measure(dtypes)
@@ -133,6 +138,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if args.picture:
         report.picture(found, machine, args.picture)
+    return 0
+
+
+def _run_slices(args: argparse.Namespace, dtypes: Sequence[torch.dtype]) -> int:
+    tokens, ranks = args.tokens or (1, 4, 16, 64), args.ranks or (32, 128)
+    print(slices.HEADER)
+    found = []
+    for row in slices.rows(dtypes, tokens, ranks, args.seconds or 0.3):
+        print(slices.line(row), flush=True)
+        found.append(row)
+    if args.json:
+        _write(args.json, limits.describe(), found)
     return 0
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bdc.ops import rankwise_lora_
+from bdc.ops import quantize_experts, rankwise_lora_
 from bdc.ops.bench.cells import Cell, Inputs
 
 Call = Callable[[], Any]
@@ -19,6 +19,7 @@ Call = Callable[[], Any]
 SAME = "the same product"
 UNGATED = "one rank-R adapter for all, ungated: less work"
 PER_REQUEST = "one adapter per request, its gate merged into A beforehand"
+INT8 = "ours on experts of int8, their scales folded into the gates beforehand"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Peer:
 
     Args:
         make: (inputs, y) to a call that adds the product to y, or returns the sum.
+        given: what the form is given of the inputs, and what it is checked against.
         returns: the call returns the sum.
     """
 
@@ -37,6 +39,7 @@ class Peer:
     returns: bool = False
     most_tokens: int = 1 << 30
     quick: bool = True
+    given: Callable[[Inputs], Inputs] = field(default=lambda inputs: inputs)
 
     @property
     def missing(self) -> bool:
@@ -49,6 +52,11 @@ class Peer:
 def _bdc(inputs: Inputs, y: Tensor) -> Call:
     x, a, b, g, rows = inputs.x, inputs.a, inputs.b, inputs.g, inputs.rows
     return lambda: rankwise_lora_(y, x, a, b, g, rows, 1.0)
+
+
+def _int8(inputs: Inputs) -> Inputs:
+    experts = quantize_experts(inputs.a, inputs.b)
+    return replace(inputs, a=experts.lora_a, b=experts.lora_b, g=experts.fold(inputs.g))
 
 
 def _eager(inputs: Inputs, y: Tensor) -> Call:
@@ -149,6 +157,7 @@ def _vllm(inputs: Inputs, y: Tensor) -> Call:
 
 PEERS = (
     Peer("bdc", SAME, _bdc),
+    Peer("bdc int8", INT8, _bdc, given=_int8),
     Peer("eager", SAME, _eager),
     Peer("addmm_", SAME, _addmm),
     Peer("compile", SAME, _compile, quick=False),

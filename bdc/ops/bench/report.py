@@ -30,7 +30,9 @@ def record(cell: Cell, times: dict[str, Times], machine: Machine) -> dict[str, A
         "us": times,
         "best_torch": torch_form,
         "speedup": round(medians[torch_form] / ours, 3),
-        "others": {name: round(us / ours, 2) for name, us in medians.items() if name.startswith(("peft", "vllm"))},
+        "others": {
+            name: round(us / ours, 2) for name, us in medians.items() if name.startswith(("peft", "vllm", "bdc int8"))
+        },
         "overhead": round(ours / medians["base"], 4),
         "floor": round(cell.floor, 4),
         "share_of_limit": round(machine.seconds(cell) * 1e6 / ours, 3),

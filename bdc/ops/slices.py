@@ -1,0 +1,109 @@
+"""The product with several outputs that share x, as merged q, k and v or gate and up projections have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from bdc.errors import InputError
+from bdc.ops import checks
+from bdc.ops.extension import try_add
+from bdc.ops.functional import autocasts, rankwise_lora, rankwise_lora_
+from bdc.ops.library import touch
+from bdc.ops.quantized import cast_experts
+
+
+def rankwise_lora_slices(
+    x: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    rank_weights: Tensor,
+    ends: Sequence[int],
+    token_to_row: Tensor | None = None,
+    scaling: float = 1.0,
+) -> Tensor:
+    """One :func:`bdc.ops.rankwise_lora` per slice of the output, side by side; on a CPU in one pass over ``x``.
+
+    Args:
+        x: [T, d_in], as in :func:`bdc.ops.rankwise_lora`.
+        lora_a: [S * R, d_in], the stacked A of the first slice, then that of the next, R ranks each.
+        lora_b: [d_out, R], row o of the slice that column o belongs to.
+        rank_weights: g, [N, S * R], slice after slice.
+        ends: the column before which each slice ends, S rising numbers, the last of which is d_out.
+        token_to_row, scaling: as in :func:`bdc.ops.rankwise_lora`.
+
+    Returns:
+        [T, d_out] in the dtype of x, zero where the row is -1. Differentiable in x, lora_a, lora_b and rank_weights, once.
+
+    Raises:
+        InputError: shapes, dtypes, devices, ends or rows do not fit.
+    """
+    tensors = (x, lora_a, lora_b, rank_weights)
+    wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if not (wants_gradient or torch.compiler.is_compiling() or autocasts(x)) and x.ndim == 2 and lora_b.ndim == 2:
+        y = x.new_empty(x.shape[0], lora_b.shape[0])
+        if try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, None, True, None, tuple(ends)):
+            return y
+    parts = _parts(lora_a, lora_b, rank_weights, ends)
+    return torch.cat([rankwise_lora(x, a, b, g, token_to_row, scaling) for _, a, b, g in parts], 1)
+
+
+def rankwise_lora_slices_(
+    y: Tensor,
+    x: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    rank_weights: Tensor,
+    ends: Sequence[int],
+    token_to_row: Tensor | None = None,
+    scaling: float = 1.0,
+) -> Tensor:
+    """Add :func:`rankwise_lora_slices` to ``y`` [T, d_out] in place; tokens with row -1 are not written.
+
+    Returns:
+        ``y``.
+
+    Raises:
+        InputError: as :func:`rankwise_lora_slices`; also where ``y`` shares memory with another argument, or a gradient is
+            wanted.
+    """
+    tensors = (y, x, lora_a, lora_b, rank_weights)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        raise InputError(
+            "rankwise_lora_slices_ has no gradient: add rankwise_lora_slices to y, or call it under torch.no_grad()"
+        )
+    if (
+        not torch.compiler.is_compiling()
+        and not autocasts(x)
+        and y.ndim == 2
+        and try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, None, False, None, tuple(ends))
+    ):
+        touch(y)
+        return y
+    parts = list(_parts(lora_a, lora_b, rank_weights, ends))
+    if not torch.compiler.is_compiling():  # all of it before anything is written
+        if autocasts(x):
+            x = x.to(y.dtype)
+            parts = [(at, cast_experts(a, y.dtype), cast_experts(b, y.dtype), g) for at, a, b, g in parts]
+        for _, a, b, g in parts:
+            checks.check_product(x, a, b, g, token_to_row, scaling)
+        others = {"x": x, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": rank_weights}
+        if token_to_row is not None:
+            others["token_to_row"] = token_to_row
+        checks.check_output(y, others, len(x), len(lora_b))
+    for columns, a, b, g in parts:
+        rankwise_lora_(y[:, columns], x, a, b, g, token_to_row, scaling)
+    return y
+
+
+def _parts(
+    lora_a: Tensor, lora_b: Tensor, g: Tensor, ends: Sequence[int]
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Each slice's columns of the output, and its A, B and g."""
+    checks.check_slices(lora_a, lora_b, g, ends)
+    ranks = lora_b.shape[1]
+    for s, (first, end) in enumerate(zip((0, *ends), ends, strict=False)):
+        own = slice(s * ranks, (s + 1) * ranks)
+        yield slice(first, end), lora_a[own], lora_b[first:end], g[:, own]
