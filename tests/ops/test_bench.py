@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bdc.errors import InputError
-from bdc.ops.bench import cells, command, main, slices
+from bdc.ops.bench import cells, command, main, slices, streamed
 from bdc.ops.bench.machine import SIZES, Machine
 from bdc.ops.bench.peers import PEERS, SAME, Peer
 
@@ -75,6 +75,20 @@ def test_slices_are_timed_beside_products_of_their_own(
     assert [(row["layer"], row["tokens"], row["outputs"]) for row in rows] == [("small/qkv", 1, 3), ("small/qkv", 4, 3)]
     assert all(row["speedup"] == pytest.approx(row["apart_us"] / row["slices_us"], abs=0.01) for row in rows)
     assert "small/qkv" in capsys.readouterr().out
+
+
+def test_experts_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streamed, "LAYERS", ("smollm2-135m/q",))
+    monkeypatch.setattr(streamed, "STREAM_BYTES", 1 << 20)
+    monkeypatch.setattr(command.limits, "measure", lambda dtypes: MACHINE)
+    path = tmp_path / "stream.json"
+    options = ["--stream", "--dtypes", "bfloat16", "--tokens", "1,4", "--ranks", "8", "--json", str(path)]
+    assert main(options) == 0
+    rows = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert [(row["tokens"], row["copies"]) for row in rows] == [(1, 56), (4, 56)]
+    for row in rows:
+        assert row["int8_gb_per_s"] == pytest.approx(8 * 1152 / row["int8_us"] / 1e3, rel=0.02)
+        assert row["own_share"] == pytest.approx(row["own_gb_per_s"] / 10, abs=0.01)
 
 
 def test_bad_options() -> None:

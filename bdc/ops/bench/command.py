@@ -14,7 +14,7 @@ import torch
 
 from bdc.errors import InputError
 from bdc.ops.bench import cells as grid
-from bdc.ops.bench import dispatch, report, slices
+from bdc.ops.bench import dispatch, report, slices, streamed
 from bdc.ops.bench import machine as limits
 from bdc.ops.bench.cells import Cell
 from bdc.ops.bench.peers import PEERS, Peer
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=_numbers, help="numbers of tokens, as 1,16,256")
     parser.add_argument("--ranks", type=_numbers, help="ranks of the stack, as 24,128")
     parser.add_argument("--peers", help=f"of {','.join(peer.name.replace(' ', '-') for peer in PEERS[1:])}")
+    parser.add_argument("--stream", action="store_true", help="experts that come from memory, also of int8")
     parser.add_argument(
         "--slices", action="store_true", help="merged q, k, v and gate, up: one call beside one per output"
     )
@@ -99,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--dtypes must be of {', '.join(DTYPES)}, got {args.dtypes}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.slices:
-        return _run_slices(args, [DTYPES[name] for name in names])
+    if args.slices or args.stream:
+        return (_run_slices if args.slices else _run_streamed)(args, [DTYPES[name] for name in names])
     peers, missing = _peers(args)
     dtypes = tuple(DTYPES[name] for name in names)
     machine = limits.measure(dtypes)
@@ -150,6 +151,19 @@ def _run_slices(args: argparse.Namespace, dtypes: Sequence[torch.dtype]) -> int:
         found.append(row)
     if args.json:
         _write(args.json, limits.describe(), found)
+    return 0
+
+
+def _run_streamed(args: argparse.Namespace, dtypes: Sequence[torch.dtype]) -> int:
+    tokens, ranks = args.tokens or (1, 2, 4, 8, 16), args.ranks or (32, 128)
+    machine = limits.measure(tuple(dtypes))
+    print(f"limits: {json.dumps(machine.as_json())}\n{streamed.HEADER}")
+    found = []
+    for row in streamed.rows(machine, dtypes, tokens, ranks, max(3, int(8 * (args.seconds or 1)))):
+        print(streamed.line(row), flush=True)
+        found.append(row)
+    if args.json:
+        _write(args.json, limits.describe() | {"limits": machine.as_json()}, found)
     return 0
 
 
