@@ -54,15 +54,6 @@ static inline float* h_of(const Product& p, std::int64_t i) {
     return p.h + (p.h_rows ? p.h_rows[i] : i) * p.h_stride;
 }
 
-// The order for the tokens of a whole call, however it is cut up: dot products with the rows of B
-// where turning B would cost more.
-static inline Order order(const Product& p) {
-    const std::int64_t units = p.storage == Storage::kBFloat16 ? p.rank / 2 : p.rank;
-    const std::int64_t least[] = {0, 0, 40, 256, 256};  // units, by the number of tokens
-    if (p.count > 4) return Order::kUnits;
-    return units >= least[p.count] ? Order::kDots : Order::kEvenAndOdd;
-}
-
 // A half-open range of active tokens, and of ranks (shrink) or outputs (expand).
 struct Part {
     std::int64_t first_token, last_token, first, last;
@@ -74,10 +65,29 @@ struct Part {
 struct Kernel {
     const char* name;
     std::int64_t rank_step, out_step;        // a part is best a multiple of these
+    std::int64_t dots_from[5];               // units, by the number of tokens: see `order`
+    const Kernel* one_token;                 // what is faster for one token, or null,
+    bool pairs;                              // but for bfloat16, which this one multiplies in pairs
     std::size_t (*scratch)(const Product&);  // bytes that either half needs
     void (*shrink)(const Product&, const Part&, void* scratch);
     void (*expand)(const Product&, const Part&, void* scratch);
 };
+
+// The kernel for all tokens of a call. For one token the sums over a wide vector's lanes cost more
+// than its products.
+static inline const Kernel& kernel_for(const Kernel& chosen, const Product& p) {
+    const bool pairs =
+        chosen.pairs && p.storage == Storage::kBFloat16 && p.experts == Experts::kAsInputs;
+    return p.count == 1 && chosen.one_token && !pairs ? *chosen.one_token : chosen;
+}
+
+// The order for the tokens of a whole call, however it is cut up: dot products with the rows of B
+// where turning B would cost more.
+static inline Order order(const Kernel& kernel, const Product& p) {
+    if (p.count > 4) return Order::kUnits;
+    const std::int64_t units = p.storage == Storage::kBFloat16 ? p.rank / 2 : p.rank;
+    return units >= kernel.dots_from[p.count] ? Order::kDots : Order::kEvenAndOdd;
+}
 
 extern const Kernel kPortable;
 #ifdef BDC_X86

@@ -44,7 +44,7 @@ float* h_for(const Product& p) {
 }
 
 // One of the outputs of p, as a product with an h that is there.
-Product slice_of(const Product& p, std::int64_t s) {
+Product slice_of(const Kernel& kernel, const Product& p, std::int64_t s) {
     Product q = p;
     const std::int64_t first = s > 0 ? p.ends[s - 1] : 0;
     q.rank = p.rank / p.slices;
@@ -54,13 +54,13 @@ Product slice_of(const Product& p, std::int64_t s) {
     q.g += s * q.rank;
     q.h += s * q.rank;
     q.slices = 1;
-    q.order = order(q);
+    q.order = order(kernel, q);
     return q;
 }
 
 void* scratch_for(const Kernel& kernel, const Product& p) {
     std::size_t bytes = kernel.scratch(p);
-    if (p.slices > 1) bytes = std::max(bytes, kernel.scratch(slice_of(p, 0)));
+    if (p.slices > 1) bytes = std::max(bytes, kernel.scratch(slice_of(kernel, p, 0)));
     return scratch_buffer.get(bytes);
 }
 
@@ -102,7 +102,7 @@ template <class PartOf>
 void expand(const Kernel& kernel, const Product& p, const PartOf& part_of_length, void* scratch) {
     if (p.slices == 1) return kernel.expand(p, part_of_length(p), scratch);
     for (std::int64_t s = 0; s < p.slices; ++s) {
-        const Product q = slice_of(p, s);
+        const Product q = slice_of(kernel, p, s);
         expand_slice(kernel, q, part_of_length(q), scratch);
     }
 }
@@ -151,11 +151,12 @@ int max_threads() {
 #endif
 }
 
-void run(const Kernel& kernel, const Product& given, int threads) {
+void run(const Kernel& chosen, const Product& given, int threads) {
     Product p = given;
+    const Kernel& kernel = kernel_for(chosen, p);
     p.h_rows = p.h ? p.active : nullptr;
     p.h_stride = p.rank;
-    p.order = order(p);
+    p.order = order(kernel, p);
     if (threads <= 1 || microseconds(p, p.count) < kParallelMicroseconds)
         return run_tokens(kernel, p, 0, p.count);
 #ifdef _OPENMP

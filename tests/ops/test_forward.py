@@ -174,17 +174,6 @@ def test_cpp_token_depends_on_the_number_of_tokens_only(
     assert torch.equal(rankwise_lora(others, a, b, g, rows, s)[0], expected[0])
 
 
-def test_cpp_two_tokens_alone_or_together(problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "cpp" not in backends():
-        pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
-    monkeypatch.setenv("BDC_OPS_BACKEND", "cpp")
-    problem = problems.make(tokens=2, d_in=100, d_out=50, rank=40)
-    x, a, b, g, rows, s = problem.arguments
-    parts = [slice(t, t + 1) for t in range(2)]
-    alone = torch.cat([rankwise_lora(x[part], a, b, g, rows[part], s) for part in parts])
-    assert torch.equal(rankwise_lora(x[:2], a, b, g, rows[:2], s), alone)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_cpp_more_than_four_tokens_do_not_change_each_other(
     problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
