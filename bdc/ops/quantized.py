@@ -45,7 +45,8 @@ def quantize_experts(lora_a: Tensor, lora_b: Tensor) -> Int8Experts:
         lora_b: [d_out, R], the B of all experts side by side.
 
     Raises:
-        InputError: the shapes do not fit, an element is not finite, or the experts are no floats.
+        InputError: the shapes do not fit, an element is not finite, the experts are no floats, or a rank's scale, the product
+            of both, is beyond float32.
     """
     if lora_a.ndim != 2:
         raise InputError(f"lora_a must be [R, d_in], got {list(lora_a.shape)}")
@@ -57,7 +58,15 @@ def quantize_experts(lora_a: Tensor, lora_b: Tensor) -> Int8Experts:
             raise InputError(f"{name} must be finite to be rounded to 8 bits, got NaN or infinity")
     integers_a, scale_a = _round(lora_a)
     integers_b, scale_b = _round(lora_b.T)
-    return Int8Experts(integers_a, integers_b.T.contiguous(), scale_a * scale_b)
+    scales = scale_a * scale_b
+    beyond = ~scales.isfinite() | ((scales == 0) & (scale_a > 0) & (scale_b > 0))
+    if bool(beyond.any()):
+        rank = int(beyond.nonzero()[0])
+        a, b = float(lora_a[rank].abs().max()), float(lora_b[:, rank].abs().max())
+        raise InputError(
+            f"rank {rank}: elements of lora_a up to {a:.1e} and of lora_b up to {b:.1e} need a scale beyond float32"
+        )
+    return Int8Experts(integers_a, integers_b.T.contiguous(), scales)
 
 
 def cast_experts(experts: Tensor, dtype: torch.dtype) -> Tensor:

@@ -64,6 +64,15 @@ def test_tiny_and_huge_experts_stay_finite(size: float) -> None:
     assert experts.scales.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [1e25, 1e-30])
+def test_a_scale_beyond_float32_is_refused(size: float) -> None:
+    a, b = torch.ones(3, 8), torch.ones(4, 3)
+    a[1] = size
+    b[:, 1] = size
+    with pytest.raises(InputError, match=r"rank 1: .*need a scale beyond float32"):
+        quantize_experts(a, b)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_error_is_within_the_bound(
