@@ -82,9 +82,9 @@ Forest::~Forest() = default;
 
 // In how many parts a call's items are dealt out.
 std::size_t Forest::parts_for(std::size_t items, std::size_t weight) const {
-    constexpr std::size_t kChunk = 8;      // pieces of work that are worth handing over,
+    constexpr std::size_t kChunk = 32;     // pieces of work that are worth handing over,
     constexpr std::size_t kWorthIt = 3;    // and how many such chunks are worth a wake-up
-    constexpr std::size_t kPerThread = 2;  // so that nobody waits long for the last one
+    constexpr std::size_t kPerThread = 2;  // whoever is early helps with the last one
     const std::size_t parts =
         std::min({items * weight / kChunk, items, pool_.threads() * kPerThread});
     return pool_.threads() == 1 || parts < kWorthIt ? 1 : parts;
@@ -97,9 +97,10 @@ void Forest::deal(std::size_t parts) {
     shares_.order.clear();
     shares_.starts.assign(1, 0);
     shares_.sorted = true;
-    for (std::size_t part = 0; part < parts; ++part) {
-        const std::size_t at = cut(part);
-        shares_.sorted &= part_sorted_[part] && (part == 0 || tree_of[at] >= tree_of[at - 1]);
+    const std::size_t looks = part_sorted_.size();
+    for (std::size_t look = 0; look < looks; ++look) {
+        const std::size_t at = items * look / looks;
+        shares_.sorted &= part_sorted_[look] && (look == 0 || tree_of[at] >= tree_of[at - 1]);
     }
     if (shares_.sorted) {
         for (std::size_t part = 1; part < parts; ++part) {

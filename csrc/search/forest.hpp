@@ -285,9 +285,11 @@ void Forest::share(std::size_t items, std::size_t weight, const Locate& locate) 
         shares_.starts.assign({0, std::uint32_t(items)});
         return;
     }
-    part_sorted_.resize(parts);
-    check_all(parts, [&](unsigned part) {
-        part_sorted_[part] = look(items * part / parts, items * (part + 1) / parts);
+    constexpr std::size_t kManyLooks = 1024;  // that take longer than threads need to agree
+    const std::size_t looks = items < kManyLooks ? 1 : parts;
+    part_sorted_.resize(looks);
+    check_all(looks, [&](unsigned part) {
+        part_sorted_[part] = look(items * part / looks, items * (part + 1) / looks);
     });
     deal(parts);
 }
