@@ -9,20 +9,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bdc.ops import rankwise_lora, rankwise_lora_
+from bdc.ops import quantize_experts, rankwise_lora, rankwise_lora_
 
 SHAPE = st.tuples(st.integers(0, 90), st.integers(1, 80), st.integers(1, 150), st.integers(1, 70), st.integers(1, 9))
 
 
 def spread(tensor: torch.Tensor, gap: int) -> torch.Tensor:
-    """The same values with ``gap`` elements between rows, in memory that is not a number elsewhere."""
-    wide = torch.full((len(tensor), tensor.shape[1] + gap), float("nan"), dtype=tensor.dtype)
+    """The same values with ``gap`` elements between rows, in memory that is not a number elsewhere, or large."""
+    elsewhere = float("nan") if tensor.is_floating_point() else 100
+    wide = torch.full((len(tensor), tensor.shape[1] + gap), elsewhere, dtype=tensor.dtype)
     wide[:, : tensor.shape[1]] = tensor
     return wide[:, : tensor.shape[1]]
 
 
 @settings(
-    max_examples=40,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -32,6 +33,7 @@ def spread(tensor: torch.Tensor, gap: int) -> torch.Tensor:
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     gaps=st.tuples(*[st.sampled_from([0, 1, 16])] * 4),
     long_rows=st.booleans(),
+    integers=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_any_problem(
@@ -41,9 +43,13 @@ def test_any_problem(
     dtype: torch.dtype,
     gaps: tuple[int, ...],
     long_rows: bool,
+    integers: bool,
     seed: int,
 ) -> None:
     problem = problems.make(*shape, dtype=dtype, seed=seed)
+    if integers:
+        experts = quantize_experts(problem.a.float(), problem.b.float())
+        problem.a, problem.b, problem.g = experts.lora_a, experts.lora_b, experts.fold(problem.g)
     problem.x, problem.a, problem.b = (
         spread(t, gap) for t, gap in zip((problem.x, problem.a, problem.b), gaps, strict=False)
     )
