@@ -170,6 +170,8 @@ def apply_rankwise_lora(
 def _wrap(layer: nn.Linear, experts: Experts | Sequence[Experts], scaling: float) -> RankwiseLoraLinear:
     if isinstance(experts, Int8Experts):
         return RankwiseLoraLinear(layer, experts.lora_a, experts.lora_b, scaling, scales=experts.scales)
+    if not len(experts):
+        raise InputError("the outputs of a merged layer must have experts, got an empty list")
     if isinstance(experts[0], Tensor):
         lora_a, lora_b = experts
         return RankwiseLoraLinear(layer, lora_a, lora_b, scaling)  # type: ignore[arg-type]

@@ -165,8 +165,7 @@ Range Forest::plant(std::int64_t count) {
     return {std::int32_t(first), std::int32_t(count)};
 }
 
-// A block for a new family, without lanes in use. Its header is written field by field: a copy of
-// one that was just put together would wait until all stores before it have left the core.
+// A block for a new family, without lanes in use.
 std::uint32_t Forest::found(Tree& tree, std::uint32_t capacity, std::uint32_t parent_block,
                             std::uint32_t parent_lane, std::uint32_t depth) {
     const std::uint32_t block = tree.arena.allocate(store_, capacity, agents_);

@@ -144,8 +144,12 @@ def test_gradients_and_compilation(problems: SimpleNamespace) -> None:
     total.backward()
     for got, expected in zip(inputs, leaves, strict=True):
         torch.testing.assert_close(got.grad, expected.grad)
+    expected = rankwise_lora_slices(*problem.arguments)
     compiled = torch.compile(rankwise_lora_slices, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*problem.arguments), rankwise_lora_slices(*problem.arguments))
+    torch.testing.assert_close(compiled(*problem.arguments), expected)
+    in_place = torch.compile(rankwise_lora_slices_, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(in_place(problem.y.clone(), *problem.arguments), problem.y + expected)
     with torch.autocast("cpu", torch.bfloat16):
         assert rankwise_lora_slices(*problem.arguments).dtype == torch.bfloat16
         added = rankwise_lora_slices_(problem.y.bfloat16(), *problem.arguments)
@@ -223,6 +227,7 @@ def test_merged_layers_that_do_not_fit() -> None:
     model = nn.Sequential(nn.Linear(20, 28))
     pair = (torch.randn(6, 20), torch.randn(16, 6))
     for outputs, says in (
+        ([], "got an empty list"),
         ([pair, (torch.randn(4, 20), torch.randn(12, 4))], r"equally many ranks, got \[6, 4\]"),
         ([pair, pair], r"must have the layer's 28 output features"),
         ([pair, quantize_experts(torch.randn(6, 20), torch.randn(12, 6))], "experts of one kind"),
