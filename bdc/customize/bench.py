@@ -18,7 +18,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,13 @@ from bdc.ops.bench.machine import describe
 MODELS = ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct")
 TURNS = 3  # of the base and the solver in a round
 PROMPT = 64  # tokens that each request has read before
-BASE, OURS, PLAIN, MIXED = "base", "bdc", "peft one", "peft mixed"
+BASE, OURS, PLAIN, MIXED, INT8 = "base", "bdc", "peft one", "peft mixed", "bdc int8"
 SEMANTICS = {
     BASE: "the model without experts",
     OURS: "the solver, rank weights of its own for each request",
     PLAIN: "one plain LoRA of rank R for all requests, ungated: less work",
     MIXED: "adapter_names, one adapter of rank R per request, its rank weights merged into A beforehand",
+    INT8: "the solver with experts of int8",
 }
 # Of the largest logit: far above rounding, far below what a wrong row or gate gives.
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
@@ -132,15 +133,19 @@ class _Stream:
 
 
 class Bench:
-    """The four systems on one base model."""
+    """The systems on one base model."""
 
-    def __init__(self, name: str, dtype: torch.dtype, experts: int, rank: int) -> None:
+    def __init__(self, name: str, dtype: torch.dtype, experts: int, rank: int, *, int8: bool = False) -> None:
         self.name, self.dtype = name, dtype
         self.base, tokenizer = load_model(name, dtype)
         pack(self.base)
         self.stack = stack_for(self.base, experts, rank)
         self.floor = floor_of(self.stack, self.base)
         self.solver = Solver(share(self.base), tokenizer, SolverParts(name, self.stack))
+        self.solvers = {OURS: self.solver}
+        if int8:
+            parts = SolverParts(name, self.stack)
+            self.solvers[INT8] = Solver(share(self.base), tokenizer, parts, int8_experts=True)
 
     def run(self, requests: int, seconds: float, peers: bool) -> dict[str, Any]:
         """Milliseconds of a step of each system, [p10, median, p90], and the overheads of medians over the base."""
@@ -150,13 +155,13 @@ class Bench:
         prompts = torch.randint(vocabulary, (requests, PROMPT), generator=generator).tolist()
         gates = table.flatten(2)
 
-        weighted = self.solver._mixture.weighing(table)
-
-        def around(active: Tensor, tokens: int) -> AbstractContextManager[Any]:
-            return weighted(active.repeat_interleave(tokens))
+        def around(solver: Solver) -> Callable[[Tensor, int], AbstractContextManager[Any]]:
+            weighted = solver._mixture.weighing(table)
+            return lambda active, tokens: weighted(active.repeat_interleave(tokens))
 
         with torch.inference_mode(), contextlib.ExitStack() as stacked:
-            streams = {BASE: _Stream(self.base, prompts), OURS: _Stream(self.solver.model, prompts, around)}
+            streams = {BASE: _Stream(self.base, prompts)}
+            streams |= {name: _Stream(s.model, prompts, around(s)) for name, s in self.solvers.items()}
             if peers:
                 plain = _adapted(self.base, stack, [torch.ones_like(gates[0])])
                 mixed = _Mixed(_adapted(self.base, stack, list(gates)), [str(i) for i in range(requests)])
@@ -216,7 +221,7 @@ def _interleaved(streams: dict[str, _Stream], drawn: Iterator[Tensor], seconds: 
         for name in order:
             times[name].append(streams[name].step(tokens))
         for name in order * (TURNS - 1):
-            if name in (BASE, OURS):
+            if name in (BASE, OURS, INT8):
                 times[name].append(streams[name].step(tokens))
     return times
 
@@ -224,7 +229,7 @@ def _interleaved(streams: dict[str, _Stream], drawn: Iterator[Tensor], seconds: 
 def row(cell: dict[str, Any]) -> str:
     """The line of the table for one cell."""
     overhead = cell["overhead"]
-    peers = "".join(f"{overhead[name]:>12.1%}" if name in overhead else f"{'':12}" for name in (PLAIN, MIXED))
+    peers = "".join(f"{overhead[name]:>12.1%}" if name in overhead else f"{'':12}" for name in (PLAIN, MIXED, INT8))
     return (
         f"{cell['model']:28} {cell['dtype']:9}{cell['requests']:9}{cell['rank']:5}{cell['ms'][BASE][1]:10.2f}"
         f"{cell['ms'][OURS][1]:10.2f}{overhead[OURS]:10.1%}{cell['floor']:8.1%}{cell['target']:8.1%}{peers}"
@@ -233,7 +238,7 @@ def row(cell: dict[str, Any]) -> str:
 
 HEADER = (
     f"{'model':28} {'dtype':9}{'requests':>9}{'R':>5}{'base ms':>10}{'bdc ms':>10}{'overhead':>10}{'floor':>8}{'target':>8}"
-    f"{'peft one':>12}{'peft mixed':>12}"
+    f"{'peft one':>12}{'peft mixed':>12}{'bdc int8':>12}"
 )
 
 
@@ -255,6 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--experts", type=int, default=8, help="experts (default: %(default)s)")
     parser.add_argument("--rank", type=int, default=4, help="rank of an expert (default: %(default)s)")
     parser.add_argument("--seconds", type=float, help="time for each cell")
+    parser.add_argument("--int8", action="store_true", help="the solver with experts of int8, too")
     parser.add_argument("--no-peers", action="store_true", help="only the base model and the solver")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
     return parser
@@ -276,18 +282,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = args.models.split(",") if args.models else MODELS[:1] if args.quick else MODELS
     batches = args.requests or ((1, 8) if args.quick else (1, 8, 32))
     seconds = args.seconds or (3.0 if args.quick else 15.0)
-    about = describe() | {"peft": peft.__version__, "transformers": transformers.__version__, "semantics": SEMANTICS}
+    semantics = {name: meaning for name, meaning in SEMANTICS.items() if args.int8 or name != INT8}
+    about = describe() | {"peft": peft.__version__, "transformers": transformers.__version__, "semantics": semantics}
     about |= {"prompt_tokens": PROMPT, "experts": args.experts, "seconds": seconds}
     print(
         f"{about['device']}; {about['backend']}; torch {about['torch']}; peft {about['peft']}; commit {about['commit']}"
     )
-    for name, meaning in SEMANTICS.items():
+    for name, meaning in semantics.items():
         print(f"{name}: {meaning}")
     print(HEADER)
     found = []
     for model in models:
         for name in names:
-            bench = Bench(model, DTYPES[name], args.experts, args.rank)
+            bench = Bench(model, DTYPES[name], args.experts, args.rank, int8=args.int8)
             for requests in batches:
                 found.append(bench.run(requests, seconds, not args.no_peers))
                 print(row(found[-1]), flush=True)

@@ -19,10 +19,11 @@ class Mixture:
     Args:
         model: changed in place: its adapted linear layers are wrapped, and the experts follow its dtype and device.
         scaling: the factor outside the rank weights.
+        int8: round the experts to 8 bits; those of the stack stay what they are.
     """
 
-    def __init__(self, model: Any, stack: Stack, scaling: float) -> None:
-        from bdc.ops import apply_rankwise_lora
+    def __init__(self, model: Any, stack: Stack, scaling: float, *, int8: bool = False) -> None:
+        from bdc.ops import apply_rankwise_lora, quantize_experts
 
         known = dict(model.named_modules())
         missing = [name for name in stack.modules if name not in known]
@@ -33,7 +34,9 @@ class Mixture:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.linears: dict[str, Any] = {name: known[name] for name in stack.modules}
-        apply_rankwise_lora(model, {m: (stack.lora_a[m], stack.lora_b[m]) for m in stack.modules}, scaling=scaling)
+        pairs = {m: (stack.lora_a[m], stack.lora_b[m]) for m in stack.modules}
+        experts = {m: quantize_experts(*pair) for m, pair in pairs.items()} if int8 else pairs
+        apply_rankwise_lora(model, experts, scaling=scaling)
         self.model, self.modules = model, stack.modules
 
     def weighing(self, weights: Tensor) -> Callable[[Tensor], AbstractContextManager[Any]]:

@@ -54,9 +54,14 @@ class Solver:
         model, tokenizer: the base model with the experts in it; called directly, it computes what the base model does.
         customizer: statements -> rank weights.
         parts: what :meth:`save_pretrained` stores.
+
+    Args:
+        int8_experts: serve experts rounded to 8 bits (:func:`bdc.ops.quantize_experts`); what is stored is not rounded.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, parts: SolverParts, *, encoder: Any = None) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, parts: SolverParts, *, encoder: Any = None, int8_experts: bool = False
+    ) -> None:
         stack = parts.stack
         self.parts, self.model, self.tokenizer = parts, model, tokenizer
         self.customizer = Customizer(
@@ -68,15 +73,23 @@ class Solver:
             centroids=parts.centroids,
             encoder=encoder,
         )
-        self._mixture = Mixture(model, stack, self.customizer.scaling)
+        self._mixture = Mixture(model, stack, self.customizer.scaling, int8=int8_experts)
         pack(model)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, dtype: str = "auto", base_model: str | Path | None = None) -> Solver:
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        dtype: str = "auto",
+        base_model: str | Path | None = None,
+        int8_experts: bool = False,
+    ) -> Solver:
         """Load a solver's folder, its base model and its encoder.
 
         Args:
             base_model: where the base model is, if not where the folder says.
+            int8_experts: serve experts rounded to 8 bits.
 
         Raises:
             InputError: the folder is no solver's, was changed, or does not fit the base model.
@@ -87,7 +100,7 @@ class Solver:
         loaded = SolverParts.load(Path(path))
         encoder = SentenceEncoder(loaded.encoder) if loaded.encoder is not None else None
         model, tokenizer = load_model(base_model or loaded.base_model, dtype)
-        return cls(model, tokenizer, loaded, encoder=encoder)
+        return cls(model, tokenizer, loaded, encoder=encoder, int8_experts=int8_experts)
 
     @classmethod
     def from_adapters(cls, folders: Sequence[str | Path], base_model: str | Path, *, dtype: str = "auto") -> Solver:

@@ -28,6 +28,13 @@ def test_a_run_writes_what_it_prints(tiny: Path, tmp_path: Path, capsys: pytest.
     assert f"{cell['overhead']['bdc']:.1%}" in capsys.readouterr().out
 
 
+def test_experts_of_int8_take_their_turns(tiny: Path) -> None:
+    made = bench.Bench(str(tiny), torch.float32, 2, 4, int8=True)
+    cell = made.run(2, 0.01, peers=False)
+    assert set(cell["ms"]) == {"base", "bdc", "bdc int8"}
+    assert made.solvers["bdc int8"].model.get_submodule(made.stack.modules[0]).lora_a.dtype == torch.int8
+
+
 def test_the_base_is_shared_and_stays_alone(tiny: Path) -> None:
     made = bench.Bench(str(tiny), torch.float32, 2, 4)
     base, solver = made.base, made.solver.model

@@ -173,6 +173,19 @@ def test_save_and_load_keep_every_bit(solver: Solver, tmp_path: Path, helpers: A
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
 
+def test_experts_of_int8_are_close_and_stored_whole(solver: Solver, tiny: Path, tmp_path: Path) -> None:
+    solver.save_pretrained(tmp_path / "whole")
+    rounded = Solver.from_pretrained(tmp_path / "whole", dtype="float32", base_model=tiny, int8_experts=True)
+    expected, got = (logits(one, PROMPTS[0], "uniform") for one in (solver, rounded))
+    effect = float((expected - base_logits(tiny)).abs().max())
+    assert 0 < float((got - expected).abs().max()) < 0.05 * effect
+    rounded.save_pretrained(tmp_path / "again")
+    names = [path.name for path in (tmp_path / "whole").glob("*.safetensors")]
+    assert names and all(
+        (tmp_path / "whole" / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names
+    )
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [(3, "expert 3"), (-1, "expert -1"), ("nearst", "nearst"), (["none"], "1 weights for 3")],
