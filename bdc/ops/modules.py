@@ -109,6 +109,13 @@ class RankwiseLoraLinear(nn.Module):
         else:
             rankwise_lora_slices_(y, x, a, b, g, self.ends, rows, scaling)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> RankwiseLoraLinear:
+        scales = self.scales
+        super()._apply(fn, recurse)
+        if scales is not None and not scales.is_meta:  # float32, whatever the model is cast to
+            self.scales = scales.to(self.lora_a.device)
+        return self
+
     def folded(self, rank_weights: Tensor | None) -> Tensor | None:
         """``rank_weights`` [N, R] as the product takes them: times the scales of integers."""
         if rank_weights is None or self.scales is None:

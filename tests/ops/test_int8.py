@@ -189,6 +189,10 @@ def test_layers_move_and_save_their_scales() -> None:
     layer = RankwiseLoraLinear(nn.Linear(6, 5), experts.lora_a, experts.lora_b, scales=experts.scales)
     assert layer.lora_a.dtype == torch.int8
     assert torch.equal(layer.state_dict()["scales"], experts.scales)
+    layer.bfloat16()
+    assert layer.weight.dtype == torch.bfloat16 and layer.lora_a.dtype == torch.int8
+    assert torch.equal(layer.state_dict()["scales"], experts.scales)
+    assert layer.to("meta").scales.is_meta
 
 
 @pytest.mark.parametrize(
