@@ -141,10 +141,10 @@ class Bench:
         pack(self.base)
         self.stack = stack_for(self.base, experts, rank)
         self.floor = floor_of(self.stack, self.base)
-        self.solver = Solver(share(self.base), tokenizer, SolverParts(name, self.stack))
+        parts = SolverParts(name, self.stack)
+        self.solver = Solver(share(self.base), tokenizer, parts)
         self.solvers = {OURS: self.solver}
         if int8:
-            parts = SolverParts(name, self.stack)
             self.solvers[INT8] = Solver(share(self.base), tokenizer, parts, int8_experts=True)
 
     def run(self, requests: int, seconds: float, peers: bool) -> dict[str, Any]:

@@ -131,15 +131,16 @@ def check_pools(
             raise InputError(f"row_to_pool must be in [0, {len(lora_a)}), the pools, got {wrong}")
 
 
-def check_slices(lora_a: Tensor, lora_b: Tensor, rank_weights: Tensor, ends: Sequence[int]) -> None:
-    """``lora_a`` [S * R, d_in], ``lora_b`` [d_out, R], ``rank_weights`` [N, S * R] and S ``ends`` fit each other."""
+def check_slices(lora_a: Tensor, lora_b: Tensor, ends: Sequence[int], rank_weights: Tensor | None = None) -> None:
+    """``lora_a`` [S * R, d_in], ``lora_b`` [d_out, R], S ``ends`` and ``rank_weights`` [N, S * R] fit each other."""
     for name, tensor in (("lora_a", lora_a), ("lora_b", lora_b), ("rank_weights", rank_weights)):
-        if tensor.ndim != 2:
+        if tensor is not None and tensor.ndim != 2:
             raise InputError(f"{name} must have two dimensions, got {_shape(tensor)}")
     d_out, ranks = lora_b.shape
     if not ends or any(end <= first for first, end in zip((0, *ends), ends, strict=False)) or ends[-1] != d_out:
         raise InputError(f"ends must be rising columns up to {d_out}, the rows of lora_b, got {list(ends)}")
-    for name, got in (("lora_a", lora_a.shape[0]), ("rank_weights", rank_weights.shape[1])):
+    ranks_of = {"lora_a": lora_a.shape[0]} | ({} if rank_weights is None else {"rank_weights": rank_weights.shape[1]})
+    for name, got in ranks_of.items():
         if got != len(ends) * ranks:
             raise InputError(
                 f"{name} must have {len(ends)} slices of {ranks} ranks, the columns of lora_b, got {got} ranks"

@@ -14,7 +14,7 @@ from bdc.errors import InputError
 from bdc.ops import checks
 from bdc.ops.extension import try_add
 from bdc.ops.functional import rankwise_lora, rankwise_lora_
-from bdc.ops.quantized import Int8Experts
+from bdc.ops.quantized import Int8Experts, fold
 from bdc.ops.slices import rankwise_lora_slices, rankwise_lora_slices_
 
 Experts = tuple[Tensor, Tensor] | Int8Experts
@@ -49,7 +49,7 @@ class RankwiseLoraLinear(nn.Module):
     ) -> None:
         super().__init__()
         if ends is not None:
-            checks.check_slices(lora_a, lora_b, lora_a.new_empty(0, len(lora_a)), ends)
+            checks.check_slices(lora_a, lora_b, ends)
         first = lora_a if ends is None else lora_a[: lora_b.shape[1]]
         checks.check_experts(first, lora_b, base.in_features, base.out_features)
         checks.check_scales(scales, lora_a, lora_b)
@@ -120,7 +120,7 @@ class RankwiseLoraLinear(nn.Module):
         """``rank_weights`` [N, R] as the product takes them: times the scales of integers."""
         if rank_weights is None or self.scales is None:
             return rank_weights
-        return rank_weights.float() * self.scales
+        return fold(rank_weights, self.scales)
 
     def arguments(self, rank_weights: Tensor, token_to_row: Tensor | None) -> tuple[Any, ...]:
         """Those of the product and, for several outputs, the rest of :data:`bdc.ops.extension.try_add`'s."""

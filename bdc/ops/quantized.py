@@ -32,7 +32,12 @@ class Int8Experts:
 
     def fold(self, rank_weights: Tensor) -> Tensor:
         """``rank_weights`` [N, R] for these integers: times the scales, in float32."""
-        return rank_weights.float() * self.scales
+        return fold(rank_weights, self.scales)
+
+
+def fold(rank_weights: Tensor, scales: Tensor) -> Tensor:
+    """``rank_weights`` [N, R] times the ``scales`` [R] of integers, in float32."""
+    return rank_weights.float() * scales
 
 
 def quantize_experts(lora_a: Tensor, lora_b: Tensor) -> Int8Experts:

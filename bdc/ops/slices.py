@@ -102,7 +102,7 @@ def _parts(
     lora_a: Tensor, lora_b: Tensor, g: Tensor, ends: Sequence[int]
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Each slice's columns of the output, and its A, B and g."""
-    checks.check_slices(lora_a, lora_b, g, ends)
+    checks.check_slices(lora_a, lora_b, ends, g)
     ranks = lora_b.shape[1]
     for s, (first, end) in enumerate(zip((0, *ends), ends, strict=False)):
         own = slice(s * ranks, (s + 1) * ranks)

@@ -49,6 +49,7 @@ int main(int argc, char** argv) {
             if (wave == waves) {
                 cpu = cpu_seconds();
                 wall = std::chrono::steady_clock::now();
+                depth = 0;
             }
             // Small searches are repeated in fresh forests until there is enough to time.
             if (wave > waves && cpu_seconds() - cpu > 0.25) break;
@@ -65,7 +66,6 @@ int main(int argc, char** argv) {
         if (wave + 1 == waves) bytes = forest->bytes();
     }
     wave -= waves;
-    depth = depth * wave / (wave + waves);
     const double spent = cpu_seconds() - cpu;
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - wall;
     const double simulations = double(wave * trees);

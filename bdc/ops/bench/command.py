@@ -6,7 +6,7 @@ import argparse
 import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,25 +145,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_slices(args: argparse.Namespace, dtypes: Sequence[torch.dtype]) -> int:
     tokens, ranks = args.tokens or (1, 4, 16, 64), args.ranks or (32, 128)
     print(slices.HEADER)
-    found = []
-    for row in slices.rows(dtypes, tokens, ranks, args.seconds or 0.3):
-        print(slices.line(row), flush=True)
-        found.append(row)
-    if args.json:
-        _write(args.json, limits.describe(), found)
-    return 0
+    return _print_rows(args, slices.rows(dtypes, tokens, ranks, args.seconds or 0.3), slices.line, limits.describe())
 
 
 def _run_streamed(args: argparse.Namespace, dtypes: Sequence[torch.dtype]) -> int:
     tokens, ranks = args.tokens or (1, 2, 4, 8, 16), args.ranks or (32, 128)
     machine = limits.measure(tuple(dtypes))
     print(f"limits: {json.dumps(machine.as_json())}\n{streamed.HEADER}")
+    rows = streamed.rows(machine, dtypes, tokens, ranks, max(3, int(8 * (args.seconds or 1))))
+    return _print_rows(args, rows, streamed.line, limits.describe() | {"limits": machine.as_json()})
+
+
+def _print_rows(
+    args: argparse.Namespace,
+    rows: Iterable[dict[str, Any]],
+    line: Callable[[dict[str, Any]], str],
+    about: dict[str, Any],
+) -> int:
+    """Each row as it is measured, and all of them in the record."""
     found = []
-    for row in streamed.rows(machine, dtypes, tokens, ranks, max(3, int(8 * (args.seconds or 1)))):
-        print(streamed.line(row), flush=True)
+    for row in rows:
+        print(line(row), flush=True)
         found.append(row)
     if args.json:
-        _write(args.json, limits.describe() | {"limits": machine.as_json()}, found)
+        _write(args.json, about, found)
     return 0
 
 
