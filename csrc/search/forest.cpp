@@ -82,12 +82,12 @@ Forest::~Forest() = default;
 
 // In how many parts a call's items are dealt out.
 std::size_t Forest::parts_for(std::size_t items, std::size_t weight) const {
-    constexpr std::size_t kChunk = 32;     // pieces of work that are worth handing over,
-    constexpr std::size_t kWorthIt = 3;    // and how many such chunks are worth a wake-up
+    constexpr std::size_t kWorthIt = 128;  // pieces of work that are worth a wake-up,
+    constexpr std::size_t kChunk = 32;     // and that are worth handing over
     constexpr std::size_t kPerThread = 2;  // whoever is early helps with the last one
-    const std::size_t parts =
-        std::min({items * weight / kChunk, items, pool_.threads() * kPerThread});
-    return pool_.threads() == 1 || parts < kWorthIt ? 1 : parts;
+    const std::size_t pieces = items * weight;
+    if (pool_.threads() == 1 || items == 1 || pieces < kWorthIt) return 1;
+    return std::min({pieces / kChunk, items, pool_.threads() * kPerThread});
 }
 
 void Forest::deal(std::size_t parts) {

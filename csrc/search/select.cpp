@@ -320,6 +320,16 @@ Forest::Descend Forest::descent(bool fastest) const {
         rule_);
 }
 
+namespace {
+
+// A descent in pieces of work: a rule that draws or takes logarithms lane by lane costs many times
+// a factored one.
+std::size_t descent_weight(const AnyRule& rule) {
+    return std::visit([]<class Rule>(const Rule&) { return Factored<Rule> ? 1 : 8; }, rule);
+}
+
+}  // namespace
+
 // Makes the table of a factored rule twice as long.
 void Forest::tabulate() {
     outgrown_.store(false, std::memory_order_relaxed);
@@ -344,7 +354,7 @@ void Forest::select(Ids trees, std::int64_t leaves, Selection& into) {
         throw InputFault("select got leaves = " + std::to_string(leaves) +
                          "; give a number from 0, with trees * leaves at most 2^31");
     }
-    share(trees.size(), std::size_t(leaves),
+    share(trees.size(), std::size_t(leaves) * descent_weight(rule_),
           [&](std::size_t i) { return locate_root(trees[i], std::int64_t(i)).tree; });
     const std::size_t rows = trees.size() * std::size_t(leaves);
     into.tree.resize(rows);
