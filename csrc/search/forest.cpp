@@ -86,7 +86,7 @@ std::size_t Forest::parts_for(std::size_t items, std::size_t weight) const {
     constexpr std::size_t kChunk = 32;     // and that are worth handing over
     constexpr std::size_t kPerThread = 2;  // whoever is early helps with the last one
     const std::size_t pieces = items * weight;
-    if (pool_.threads() == 1 || items == 1 || pieces < kWorthIt) return 1;
+    if (pool_.threads() == 1 || pieces < kWorthIt) return 1;
     return std::min({pieces / kChunk, items, pool_.threads() * kPerThread});
 }
 
