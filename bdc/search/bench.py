@@ -56,11 +56,9 @@ def in_waves(threads: int) -> Rate:
             if repeat == 1:  # the first search is not counted
                 wall, cpu = time.perf_counter(), time.process_time()
             forest = Forest(UCT(), "mean", threads=threads)
-            roots = forest.plant(trees)
+            selection = forest.select(forest.plant(trees))
             for _ in range(waves):
-                selection = forest.select(roots)
-                forest.expand(selection.leaf, branching)
-                forest.backup(selection, value)
+                selection = forest.step(selection, branching, value)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         work = trees * waves * repeats
         depth = float(selection.depth.mean())

@@ -1,4 +1,4 @@
-"""What `Forest.select` returns."""
+"""What `Forest.select` and `Forest.step` return."""
 
 from __future__ import annotations
 
@@ -51,6 +51,11 @@ class Selection:
     def agent(self) -> NDArray[np.int32]:
         """[k] who shall add a child (Thompson), else -1."""
         return self._core.agent
+
+    @property
+    def children(self) -> NDArray[np.int32]:
+        """Ids that `Forest.step` added before it selected, in the order of the rows it was given; none by `select`."""
+        return self._core.children
 
     def __len__(self) -> int:
         return len(self._core)

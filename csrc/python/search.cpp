@@ -224,6 +224,8 @@ PYBIND11_MODULE(_search, m) {
         .def_property_readonly("path_offsets", column(&Selection::offsets))
         .def_property_readonly("path", column(&Selection::path))
         .def_property_readonly("agent", column(&Selection::agent))
+        .def_property_readonly("children",
+                               [](const Selection& self) { return to_numpy(self.children); })
         .def("__len__", [](const Selection& self) { return self.leaf.size(); })
         .def("take", [](const Selection& self, const py::array_t<std::int64_t>& rows) {
             return take(self, {rows.data(), std::size_t(rows.size())});
@@ -278,6 +280,16 @@ PYBIND11_MODULE(_search, m) {
                  const IdArgument ids(nodes, "nodes"), many(counts, "counts"), marks(tags, "tags");
                  const RealArgument p(priors, "priors");
                  return to_numpy(released([&] { return self.expand(ids, many, p, marks); }));
+             })
+        .def("step",
+             [](Self self, const Selection& from, const py::object& counts,
+                const py::object& returns, const py::object& priors, const py::object& tags,
+                std::int64_t leaves) {
+                 const IdArgument many(counts, "counts"), marks(tags, "tags");
+                 const RealArgument values(returns, "returns"), p(priors, "priors");
+                 SelectionHandle next = new_selection();
+                 released([&] { self.step(from, many, values, p, marks, leaves, *next); });
+                 return next;
              })
         .def("backup",
              [](Self self, const Selection& selection, const py::object& returns) {

@@ -112,43 +112,8 @@ void Forest::land(const Location& leaf) {
     }
 }
 
-void Forest::add_return(const Job& job, double value) {
-    std::uint32_t block = job.block, lane = job.lane;
-    if (agents_ > 0) {
-        const Family family = store_.at(block);
-        if (family.n(lane) == 0) {
-            Arm& arm = family.arms()[family.tag()[lane]];
-            arm.sum += value;
-            ++arm.n;
-        }
-    }
-    std::uint32_t landing = job.own;
-    for (std::uint32_t above = job.above; block != kNone; above = 0) {
-        const Family family = store_.at(block);
-        Header& head = family.head();
-        Tally& tally = family.tally()[lane];
-        double& best = family.best()[lane];
-        best = tally.n() == 0 || value > best ? value : best;
-        family.sum()[lane] += value;
-        tally.add_return(landing);
-        head.tally.add_return(landing);
-        landing += above;
-        value *= config_.gamma;
-        block = head.parent_block;
-        lane = head.parent_lane;
-    }
-}
-
-void Forest::backup(Ids nodes, std::span<const double> returns, Ids tickets, bool by_ticket) {
-    const std::lock_guard lock(mutex_);
-    if (returns.size() != nodes.size()) {
-        throw InputFault("backup got " + std::to_string(returns.size()) + " returns for " +
-                         std::to_string(nodes.size()) + " leaves; give one each");
-    }
-    if (by_ticket && tickets.size() != nodes.size()) {
-        throw InputFault("backup got " + std::to_string(tickets.size()) + " tickets for " +
-                         std::to_string(nodes.size()) + " leaves; give one each");
-    }
+// Checks a call's returns and claims the selections that they resolve; throws with nothing changed.
+void Forest::claim(Ids nodes, std::span<const double> returns, Ids tickets, bool by_ticket) {
     item_leaf_.resize(nodes.size());
     jobs_.resize(nodes.size());
     share(nodes.size(), 1, [&](std::size_t i) {
@@ -169,29 +134,63 @@ void Forest::backup(Ids nodes, std::span<const double> returns, Ids tickets, boo
             });
         });
     } catch (...) {
-        for (auto& claimed : claimed_) Claims(*this, claimed).put_back();
+        put_back();
         throw;
     }
+}
+
+void Forest::put_back() {
+    for (auto& claimed : claimed_) Claims(*this, claimed).put_back();
+}
+
+// Resolves what was claimed.
+void Forest::add_returns() {
     pool_.run(unsigned(chunks()), [&](unsigned chunk) {
         Claims(*this, claimed_[chunk]).resolve();
-        each(chunk, [](std::size_t) {}, [&](std::size_t i) { add_return(jobs_[i], returns[i]); });
+        each(
+            chunk, [](std::size_t) {},
+            [&](std::size_t i) {
+                Job job = jobs_[i];
+                open_arm(job);
+                while (rise(job)) {
+                }
+            });
     });
 }
 
-// Checks one item of a backup and claims its selections.
-Forest::Job Forest::job(Claims& claims, std::size_t i, std::int64_t id, double value,
-                        const std::int64_t* ticket) {
-    const auto* thompson = std::get_if<Thompson>(&rule_);
+void Forest::backup(Ids nodes, std::span<const double> returns, Ids tickets, bool by_ticket) {
+    const Change change(*this);
+    if (returns.size() != nodes.size()) {
+        throw InputFault("backup got " + std::to_string(returns.size()) + " returns for " +
+                         std::to_string(nodes.size()) + " leaves; give one each");
+    }
+    if (by_ticket && tickets.size() != nodes.size()) {
+        throw InputFault("backup got " + std::to_string(tickets.size()) + " tickets for " +
+                         std::to_string(nodes.size()) + " leaves; give one each");
+    }
+    claim(nodes, returns, tickets, by_ticket);
+    add_returns();
+}
+
+// A return is finite, and within what the rule's posterior can hold.
+void Forest::check_return(std::size_t i, double value) const {
     if ((std::bit_cast<std::uint64_t>(value) >> 52 & 0x7FF) == 0x7FF) {
         throw InputFault(item("returns", i) + " is " + std::to_string(value) +
                              "; a return must be finite, use abandon for a failed evaluation",
                          std::int64_t(i));
     }
+    const auto* thompson = std::get_if<Thompson>(&rule_);
     if (thompson != nullptr && !thompson->posterior.normal && (value < 0.0 || value > 1.0)) {
         throw InputFault(item("returns", i) + " is " + std::to_string(value) +
                              "; Thompson with a beta posterior needs returns in [0, 1]",
                          std::int64_t(i));
     }
+}
+
+// Checks one item of a backup and claims its selections.
+Forest::Job Forest::job(Claims& claims, std::size_t i, std::int64_t id, double value,
+                        const std::int64_t* ticket) {
+    check_return(i, value);
     const Location& leaf = item_leaf_[i];
     if (store_.at(leaf.block).reason()[leaf.lane] != 0) {
         throw InputFault(item("leaves", i) + " is " + std::to_string(id) +
@@ -199,7 +198,7 @@ Forest::Job Forest::job(Claims& claims, std::size_t i, std::int64_t id, double v
                          std::int64_t(i));
     }
     const auto node = std::uint32_t(id);
-    Job job{leaf.block, leaf.lane, 0, 0};
+    Job job{leaf.block, leaf.lane, 0, 0, value};
     if (ticket == nullptr) {
         job.own = claims.take_at(leaf, node, false);
         if (job.own == 0) job.above = claims.take_above(leaf);
@@ -217,7 +216,7 @@ Forest::Job Forest::job(Claims& claims, std::size_t i, std::int64_t id, double v
 }
 
 void Forest::abandon(Ids nodes, Ids tickets, bool by_ticket) {
-    const std::lock_guard lock(mutex_);
+    const Change change(*this);
     if (by_ticket && tickets.size() != nodes.size()) {
         throw InputFault("abandon got " + std::to_string(tickets.size()) + " tickets for " +
                          std::to_string(nodes.size()) + " leaves; give one each");

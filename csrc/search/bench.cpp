@@ -41,8 +41,8 @@ int main(int argc, char** argv) {
     const std::int64_t waves = nodes / branching;
     std::int64_t depth = 0;
     std::size_t bytes = 0;  // after the first search
-    std::vector<std::int64_t> roots, leaves;
-    Selection selection;
+    std::vector<std::int64_t> roots;
+    Selection selection, next;
     std::int64_t wave = 0;
     for (;; ++wave) {
         if (wave % waves == 0) {
@@ -57,11 +57,10 @@ int main(int argc, char** argv) {
             roots.clear();
             const Range planted = forest->plant(trees);
             for (std::int32_t i = 0; i < planted.count; ++i) roots.push_back(planted.first + i);
+            forest->select(roots, 1, selection);
         }
-        forest->select(roots, 1, selection);
-        leaves.assign(selection.leaf.begin(), selection.leaf.end());
-        forest->expand(leaves, Ids(&branching, 1), {}, {});
-        forest->backup(leaves, value, selection.ticket, true);
+        forest->step(selection, Ids(&branching, 1), value, {}, {}, 1, next);
+        std::swap(selection, next);
         depth += selection.depth[0];
         if (wave + 1 == waves) bytes = forest->bytes();
     }

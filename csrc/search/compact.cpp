@@ -68,7 +68,7 @@ Tree Forest::copy_tree(const Tree& tree, std::uint32_t index, bool drop_pruned, 
 }
 
 std::vector<std::int32_t> Forest::compact(bool drop_pruned) {
-    const std::lock_guard lock(mutex_);
+    const Change change(*this);
     if (drop_pruned) {
         for (const Tree& tree : trees_) {
             for (const Flight& flight : tree.flights) {

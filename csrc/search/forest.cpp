@@ -147,7 +147,7 @@ Location Forest::parent(const Location& of) const {
 }
 
 Range Forest::plant(std::int64_t count) {
-    const std::lock_guard lock(mutex_);
+    const Change change(*this);
     require(count >= 0, "plant got " + std::to_string(count) +
                             " trees; the number must not be "
                             "negative");
@@ -224,8 +224,17 @@ void Forest::note_width(std::uint32_t children) {
     }
 }
 
-void Forest::grow(const Location& where, std::uint32_t count, std::uint32_t first_id,
-                  const double* priors, const std::int64_t* tags) {
+// Asks for the lines that `grow` will touch.
+void Forest::prepare_growth(const Location& where, std::size_t count) const {
+    prefetch(store_.base(where.block), 3);
+    prefetch(store_.base(trees_[where.tree].arena.next),
+             std::min<std::size_t>(1 + count * 3 / 4, 6));
+}
+
+// The children of a call's row.
+void Forest::grow(const Location& where, std::size_t row, const Growth& growth) {
+    const auto count = std::uint32_t(growth.count(row));
+    if (count == 0) return;
     const Family above = store_.at(where.block);
     std::uint32_t& block = above.child()[where.lane];
     if (block == kNone) {
@@ -236,74 +245,44 @@ void Forest::grow(const Location& where, std::uint32_t count, std::uint32_t firs
         widen(where.tree, block, needed);
         note_width(needed);
     }
-    add_lanes(where.tree, block, count, first_id, priors, tags);
+    const std::uint32_t first = item_first_[row];
+    add_lanes(where.tree, block, count, growth.first_id + first,
+              growth.priors ? growth.priors + first : nullptr,
+              growth.tags ? growth.tags + first : nullptr);
 }
 
-// Without a look at each node: could one of a call's get too many children?
-bool Forest::may_exceed_width(Ids counts, std::size_t total) const {
-    if (widest_ + total <= kMaxChildren) return false;
-    if (!shares_.sorted) return true;
-    std::size_t coming = 0;  // to one tree
-    for (std::size_t i = 0; i < item_tree_.size(); ++i) {
-        if (i > 0 && item_tree_[i] != item_tree_[i - 1]) coming = 0;
-        coming += std::size_t(counts[counts.size() == 1 ? 0 : i]);
-        if (widest_ + coming > kMaxChildren) return true;
+// Checks all of a call's children that can be checked without their parents.
+Forest::Growth Forest::plan(const char* call, std::size_t rows, Ids counts,
+                            std::span<const double> priors, Ids tags) {
+    const std::string caller(call);
+    if (counts.size() != rows && counts.size() != 1) {
+        throw InputFault(caller + " got " + std::to_string(counts.size()) + " counts for " +
+                         std::to_string(rows) + " nodes; give one each, or one for all");
     }
-    return false;
-}
-
-// Refuses nodes that would get too many children.
-void Forest::check_width(Ids nodes, Ids counts) const {
-    std::unordered_map<std::int64_t, std::uint64_t> children;
-    for (std::size_t i = 0; i < nodes.size(); ++i) {
-        const Location where = Location::unpack(locations_[std::size_t(nodes[i])]);
-        const std::uint32_t block = store_.at(where.block).child()[where.lane];
-        const std::uint64_t had = block == kNone ? 0 : store_.at(block).head().count;
-        const auto count = std::uint64_t(counts[counts.size() == 1 ? 0 : i]);
-        const std::uint64_t sum = children.try_emplace(nodes[i], had).first->second += count;
-        if (sum > kMaxChildren) {
-            throw InputFault(at("nodes", std::int64_t(i)) + " would get " + std::to_string(sum) +
-                                 " children; a node has at most " + std::to_string(kMaxChildren),
-                             std::int64_t(i));
-        }
-    }
-}
-
-Range Forest::expand(Ids nodes, Ids counts, std::span<const double> priors, Ids tags) {
-    const std::lock_guard lock(mutex_);
-    if (counts.size() != nodes.size() && counts.size() != 1) {
-        throw InputFault("expand got " + std::to_string(counts.size()) + " counts for " +
-                         std::to_string(nodes.size()) + " nodes; give one each, or one for all");
-    }
-    const std::size_t stride = counts.size() == 1 ? 0 : 1;
-    share(nodes.size(), 1, [&](std::size_t i) {
-        const Location where = locate(nodes[i], std::int64_t(i), "nodes");
-        const std::int64_t count = counts[i * stride];
+    item_first_.resize(rows);
+    std::size_t total = 0, most = 0;
+    for (std::size_t i = 0; i < rows; ++i) {
+        const std::int64_t count = counts[counts.size() == 1 ? 0 : i];
         if (count < 0 || count > kMaxChildren) {
             throw InputFault(at("counts", std::int64_t(i)) + " is " + std::to_string(count) +
                                  "; a count lies in 0.." + std::to_string(kMaxChildren),
                              std::int64_t(i));
         }
-        return where.tree;
-    });
-    item_first_.resize(nodes.size());
-    std::size_t total = 0;
-    for (std::size_t i = 0; i < nodes.size(); ++i) {
         item_first_[i] = std::uint32_t(total);
-        total += std::size_t(counts[i * stride]);
-        if (total > kMaxNodes) throw InputFault("expand would exceed 2^30 nodes");
+        total += std::size_t(count);
+        most = std::max(most, std::size_t(count));
+        if (locations_.size() + total > kMaxNodes) {
+            throw InputFault(caller + " would exceed 2^30 nodes");
+        }
     }
-    if (may_exceed_width(counts, total)) check_width(nodes, counts);
-    if (priors.data() != nullptr && priors.size() != total) {
-        throw InputFault("expand got " + std::to_string(priors.size()) + " priors for " +
+    const auto check_length = [&](std::size_t given, const char* what) {
+        if (given == total) return;
+        throw InputFault(caller + " got " + std::to_string(given) + " " + what + " for " +
                          std::to_string(total) +
                          " children; give one per child, in the order of the nodes");
-    }
-    if (tags.data() != nullptr && tags.size() != total) {
-        throw InputFault("expand got " + std::to_string(tags.size()) + " tags for " +
-                         std::to_string(total) +
-                         " children; give one per child, in the order of the nodes");
-    }
+    };
+    if (priors.data() != nullptr) check_length(priors.size(), "priors");
+    if (tags.data() != nullptr) check_length(tags.size(), "tags");
     for (std::size_t i = 0; i < priors.size(); ++i) {
         if (!finite(priors[i]) || priors[i] < 0.0) {
             throw InputFault(at("priors", std::int64_t(i)) + " is " + std::to_string(priors[i]) +
@@ -319,28 +298,59 @@ Range Forest::expand(Ids nodes, Ids counts, std::span<const double> priors, Ids 
                              std::int64_t(i));
         }
     }
-    if (locations_.size() + total > kMaxNodes) {
-        throw InputFault("expand would exceed 2^30 nodes");
-    }
+    return {counts, priors.data(), tags.data(), total, most, std::uint32_t(locations_.size())};
+}
 
-    const auto base = std::uint32_t(locations_.size());
-    locations_.extend(total);
-    const auto prepare = [&](std::size_t i) {
-        const std::int64_t count = counts[i * stride];
-        prefetch(store_.base(Location::unpack(locations_[std::size_t(nodes[i])]).block), 3);
-        prefetch(store_.base(trees_[item_tree_[i]].arena.next),
-                 std::min<std::int64_t>(1 + count * 3 / 4, 6));
+// Without a look at each node: could one of a call's get too many children?
+bool Forest::may_exceed_width(const Growth& growth) const {
+    if (widest_ + growth.total <= kMaxChildren) return false;
+    if (!shares_.sorted) return true;
+    std::size_t coming = 0;  // to one tree
+    for (std::size_t i = 0; i < item_tree_.size(); ++i) {
+        if (i > 0 && item_tree_[i] != item_tree_[i - 1]) coming = 0;
+        coming += growth.count(i);
+        if (widest_ + coming > kMaxChildren) return true;
+    }
+    return false;
+}
+
+// Refuses nodes that would get too many children.
+void Forest::check_width(Ids nodes, const Growth& growth) const {
+    std::unordered_map<std::int64_t, std::uint64_t> children;
+    for (std::size_t i = 0; i < nodes.size(); ++i) {
+        const Location where = Location::unpack(locations_[std::size_t(nodes[i])]);
+        const std::uint32_t block = store_.at(where.block).child()[where.lane];
+        const std::uint64_t had = block == kNone ? 0 : store_.at(block).head().count;
+        const std::uint64_t sum = children.try_emplace(nodes[i], had).first->second +=
+            growth.count(i);
+        if (sum > kMaxChildren) {
+            throw InputFault(at("nodes", std::int64_t(i)) + " would get " + std::to_string(sum) +
+                                 " children; a node has at most " + std::to_string(kMaxChildren),
+                             std::int64_t(i));
+        }
+    }
+}
+
+Range Forest::expand(Ids nodes, Ids counts, std::span<const double> priors, Ids tags) {
+    const Change change(*this);
+    const Growth growth = plan("expand", nodes.size(), counts, priors, tags);
+    share(nodes.size(), 1,
+          [&](std::size_t i) { return locate(nodes[i], std::int64_t(i), "nodes").tree; });
+    return add_children(nodes, growth);
+}
+
+// The nodes are shared out; throws with nothing changed where one would get too many children.
+Range Forest::add_children(Ids nodes, const Growth& growth) {
+    if (may_exceed_width(growth)) check_width(nodes, growth);
+    locations_.extend(growth.total);
+    // Located anew by each item: an earlier one of this call may have moved the family.
+    const auto where = [&](std::size_t i) {
+        return Location::unpack(locations_[std::size_t(nodes[i])]);
     };
-    const auto add = [&](std::size_t i) {
-        const auto count = std::uint32_t(counts[i * stride]);
-        if (count == 0) return;
-        // Located anew: an earlier item of this call may have moved the family.
-        grow(Location::unpack(locations_[std::size_t(nodes[i])]), count, base + item_first_[i],
-             priors.data() ? priors.data() + item_first_[i] : nullptr,
-             tags.data() ? tags.data() + item_first_[i] : nullptr);
-    };
+    const auto prepare = [&](std::size_t i) { prepare_growth(where(i), growth.count(i)); };
+    const auto add = [&](std::size_t i) { grow(where(i), i, growth); };
     pool_.run(unsigned(chunks()), [&](unsigned chunk) { each(chunk, prepare, add); });
-    return {std::int32_t(base), std::int32_t(total)};
+    return {std::int32_t(growth.first_id), std::int32_t(growth.total)};
 }
 
 void Forest::reopen_best(const Family& family, std::vector<std::int32_t>& reopened) {
@@ -356,7 +366,7 @@ void Forest::reopen_best(const Family& family, std::vector<std::int32_t>& reopen
 }
 
 std::vector<std::int32_t> Forest::prune(Ids nodes, Ids reasons) {
-    const std::lock_guard lock(mutex_);
+    const Change change(*this);
     require(reasons.size() == nodes.size() || reasons.size() == 1,
             "prune got " + std::to_string(reasons.size()) + " reasons for " +
                 std::to_string(nodes.size()) + " nodes; give one each, or one for all");
@@ -392,7 +402,7 @@ std::vector<std::int32_t> Forest::prune(Ids nodes, Ids reasons) {
 }
 
 void Forest::reopen(Ids nodes) {
-    const std::lock_guard lock(mutex_);
+    const Change change(*this);
     for (std::size_t i = 0; i < nodes.size(); ++i) locate(nodes[i], std::int64_t(i), "nodes");
     for (const std::int64_t node : nodes) {
         const Location where = Location::unpack(locations_[node]);
@@ -403,7 +413,7 @@ void Forest::reopen(Ids nodes) {
 }
 
 void Forest::refine(Ids nodes) {
-    const std::lock_guard lock(mutex_);
+    const Change change(*this);
     for (std::size_t i = 0; i < nodes.size(); ++i) {
         const Location where = locate(nodes[i], std::int64_t(i), "nodes");
         if (store_.at(where.block).child()[where.lane] != kNone) {
@@ -422,7 +432,7 @@ void Forest::refine(Ids nodes) {
 }
 
 void Forest::drop(Ids trees) {
-    const std::lock_guard lock(mutex_);
+    const Change change(*this);
     for (std::size_t i = 0; i < trees.size(); ++i) locate_root(trees[i], std::int64_t(i));
     for (const std::int64_t root : trees) {
         const std::uint32_t tree = Location::unpack(locations_[root]).tree;

@@ -11,6 +11,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "arena.hpp"
@@ -39,16 +40,18 @@ struct alignas(64) Tree {
     Arena arena;
 };
 
+// Consecutive node ids.
+struct Range {
+    std::int32_t first, count;
+};
+
 // Columns of `select`, one row per leaf; `path` holds node ids from the root to the leaf.
 struct Selection {
     std::vector<std::int32_t> tree, leaf, depth, agent;
     std::vector<std::int64_t> ticket, offsets;
     std::vector<std::int32_t> path;
-};
-
-// Consecutive node ids.
-struct Range {
-    std::int32_t first, count;
+    Range children{0, 0};     // that `step` added
+    std::uint64_t stamp = 0;  // of the call, where `step` can take it up as a whole
 };
 
 // Where every node lies, by id.
@@ -121,6 +124,11 @@ class Forest {
     void backup(Ids nodes, std::span<const double> returns, Ids tickets, bool by_ticket);
     void abandon(Ids nodes, Ids tickets, bool by_ticket);
 
+    // expand and backup at a selection's leaves, then select in its trees; in one pass over each
+    // tree where nothing has changed since. `into` is another selection than `from`.
+    void step(const Selection& from, Ids counts, std::span<const double> returns,
+              std::span<const double> priors, Ids tags, std::int64_t leaves, Selection& into);
+
     std::vector<std::int32_t> prune(Ids nodes, Ids reasons);  // ids that had to reopen
     void reopen(Ids nodes);
     void refine(Ids nodes);
@@ -142,6 +150,14 @@ class Forest {
 
   private:
     friend class Snapshot;
+
+    // Held by a call that changes the forest: nothing that the last select left is as it was.
+    struct Change {
+        explicit Change(Forest& forest)
+            : lock(forest.mutex_), last(std::exchange(forest.last_, 0)) {}
+        const std::lock_guard<std::mutex> lock;
+        const std::uint64_t last;  // what it was
+    };
 
     bool alive(std::uint32_t tree) const { return roots_[tree] != kNone; }
 
@@ -165,10 +181,26 @@ class Forest {
                    std::uint32_t first_id, const double* priors, const std::int64_t* tags);
     std::uint32_t widen(std::uint32_t tree, std::uint32_t block, std::uint32_t needed);
     void note_width(std::uint32_t children);
-    bool may_exceed_width(Ids counts, std::size_t total) const;
-    void check_width(Ids nodes, Ids counts) const;
-    void grow(const Location& at, std::uint32_t count, std::uint32_t first_id, const double* priors,
-              const std::int64_t* tags);
+
+    // The children of a call, row by row and checked.
+    struct Growth {
+        Ids counts;  // one each, or one for all
+        const double* priors;
+        const std::int64_t* tags;
+        std::size_t total, most;  // in all, and of one row
+        std::uint32_t first_id;
+
+        std::size_t count(std::size_t row) const {
+            return std::size_t(counts[counts.size() == 1 ? 0 : row]);
+        }
+    };
+    Growth plan(const char* call, std::size_t rows, Ids counts, std::span<const double> priors,
+                Ids tags);
+    bool may_exceed_width(const Growth& growth) const;
+    void check_width(Ids nodes, const Growth& growth) const;
+    void prepare_growth(const Location& at, std::size_t count) const;
+    void grow(const Location& at, std::size_t row, const Growth& growth);
+    Range add_children(Ids nodes, const Growth& growth);
     Tree copy_tree(const Tree& tree, std::uint32_t index, bool drop_pruned, Store& into,
                    std::vector<std::pair<std::uint32_t, Location>>& places) const;
     void reopen_best(const Family& family, std::vector<std::int32_t>& reopened);
@@ -177,9 +209,14 @@ class Forest {
     class Claims;
     struct Job;
     void land(const Location& leaf);
+    void check_return(std::size_t i, double value) const;
     Job job(Claims& claims, std::size_t i, std::int64_t id, double value,
             const std::int64_t* ticket);
-    void add_return(const Job& job, double value);
+    void claim(Ids nodes, std::span<const double> returns, Ids tickets, bool by_ticket);
+    void put_back();
+    void add_returns();
+    void open_arm(const Job& job);
+    bool rise(Job& job);
     std::uint32_t flights_at(const Location& at) const;
 
     // A call's items in chunks of work, every tree's in one chunk and in their order.
@@ -201,6 +238,17 @@ class Forest {
 
     void tabulate();
 
+    struct Landing;
+    static void check_leaves(const char* call, std::size_t trees, std::int64_t leaves);
+    void share_descents(Ids trees, std::size_t leaves);
+    // Are the items' trees in rising order, so that none comes twice?
+    bool rising() const {
+        return shares_.sorted &&
+               std::adjacent_find(item_tree_.begin(), item_tree_.end()) == item_tree_.end();
+    }
+    void step_by_calls(const Selection& from, const Growth& growth, std::span<const double> returns,
+                       std::size_t leaves, Selection& into);
+    void descend_all(std::size_t leaves, const Landing* landing, Selection& into);
     struct Wave;
     template <class Rule, class Form>
     class Descent;
@@ -230,6 +278,8 @@ class Forest {
     std::atomic<std::uint32_t> widest_{0};  // no family has more children
     Locations locations_;                   // packed
     std::uint64_t next_ticket_ = 0;
+    std::uint64_t last_ = 0;       // the last select's stamp; 0: something has changed since
+    std::size_t last_leaves_ = 0;  // and its leaves per tree
 
     // Room that calls use again and again.
     Shares shares_;
@@ -247,7 +297,43 @@ struct Forest::Job {
     std::uint32_t block, lane;
     std::uint32_t own;    // that were at the leaf,
     std::uint32_t above;  // and at its parent
+    double value;
 };
+
+// What `step` brings to the leaves of the last select, row by row.
+struct Forest::Landing {
+    Growth growth;
+    const double* returns;
+    std::size_t leaves;  // per tree
+};
+
+// A child's first return also counts for the agent that made it.
+inline void Forest::open_arm(const Job& job) {
+    if (agents_ == 0) return;
+    const Family family = store_.at(job.block);
+    if (family.n(job.lane) != 0) return;
+    Arm& arm = family.arms()[family.tag()[job.lane]];
+    arm.sum += job.value;
+    ++arm.n;
+}
+
+// Adds a return to one edge and goes up; false: that was the root's.
+inline bool Forest::rise(Job& job) {
+    const Family family = store_.at(job.block);
+    Header& head = family.head();
+    Tally& tally = family.tally()[job.lane];
+    double& best = family.best()[job.lane];
+    best = tally.n() == 0 || job.value > best ? job.value : best;
+    family.sum()[job.lane] += job.value;
+    tally.add_return(job.own);
+    head.tally.add_return(job.own);
+    job.own += job.above;
+    job.above = 0;
+    job.value *= config_.gamma;
+    job.block = head.parent_block;
+    job.lane = head.parent_lane;
+    return job.block != kNone;
+}
 
 template <class Work>
 void Forest::check_all(std::size_t chunks, const Work& work) const {

@@ -11,10 +11,10 @@
 
 namespace bdc::search {
 
-// One call of `select`.
+// One call of `select`, or the descents of one of `step`.
 struct Forest::Wave {
     Forest& forest;
-    Ids trees;
+    const Landing* landing;  // comes first; null: nothing does
     std::size_t leaves;
     std::uint64_t first_ticket;
     bool in_order;  // a chunk's rows end in their order; else their paths are put in order at the
@@ -45,6 +45,7 @@ struct Group {
     std::size_t item[kInStep];  // position in the call's list of trees
     std::uint32_t tree[kInStep];
     std::int32_t depth[kInStep], agent[kInStep];
+    Location leaf[kInStep];
 };
 
 // What scoring reads of a block with about so many lanes: all of a small one, else the header, the
@@ -74,7 +75,8 @@ class Forest::Descent {
           store_(wave.forest.store_.base(0)),
           factors_(wave.forest.factors_.data()),
           tabulated_(std::uint32_t(wave.forest.factors_.size())),
-          widens_(wave.forest.config_.widening_c != 0.0) {}
+          widens_(wave.forest.config_.widening_c != 0.0),
+          in_place_(leaves_in_place(wave)) {}
 
     BDC_INLINE void run(unsigned chunk) {
         thread_local std::vector<std::int32_t> room(64 * kInStep);  // ids by level and place
@@ -82,20 +84,20 @@ class Forest::Descent {
         paths.clear();
         const Shares& shares = forest_.shares_;
         const std::uint32_t end = shares.starts[chunk + 1];
+        if (wave_.landing != nullptr) expand(chunk);
         for (std::uint32_t next = shares.starts[chunk]; next < end;) {
             Group group;
             for (; next < end && group.count < kInStep; ++next) {
                 const std::size_t item = shares.order.empty() ? next : shares.order[next];
                 const std::uint32_t tree = forest_.item_tree_[item];
-                if (shares.order.empty() && next + kInStep < end) {
-                    __builtin_prefetch(&forest_.trees_[forest_.item_tree_[next + kInStep]]);
-                }
+                if (shares.order.empty() && next + kInStep < end) look_ahead(next + kInStep);
                 // Named again: its next descent must see this one's.
                 if (forest_.trees_[tree].busy) break;
                 forest_.trees_[tree].busy = true;
                 group.item[group.count] = item;
                 group.tree[group.count++] = tree;
             }
+            if (wave_.landing != nullptr) settle(group);
             for (std::size_t leaf = 0; leaf < wave_.leaves; ++leaf) {
                 descend(group, room);
                 finish(group, leaf, chunk, room, paths);
@@ -107,8 +109,77 @@ class Forest::Descent {
     }
 
   private:
+    // Are the leaves to land still where `item_leaf_` has them? Not where new ones overwrite those
+    // of other trees, or where one of them may have moved the family of another.
+    BDC_INLINE static bool leaves_in_place(const Wave& wave) {
+        if (wave.landing == nullptr || wave.landing->leaves != wave.leaves) return false;
+        const bool inner = wave.forest.config_.widening_c != 0.0 || wave.forest.agents_ > 0;
+        return wave.leaves == 1 || !inner;
+    }
+
     BDC_INLINE std::byte* block(std::uint32_t at) const {
         return store_ + std::size_t(at) * kGrain;
+    }
+
+    // Asks for what the next group will touch first.
+    BDC_INLINE void look_ahead(std::uint32_t item) const {
+        __builtin_prefetch(&forest_.trees_[forest_.item_tree_[item]]);
+        if (!in_place_) return;
+        prefetch(block(forest_.item_leaf_[item * wave_.leaves].block), 1);
+    }
+
+    // Children for the leaves that the chunk's trees selected last.
+    void expand(unsigned chunk) const {
+        const Growth& growth = wave_.landing->growth;
+        const std::size_t leaves = wave_.landing->leaves;
+        const auto by_leaf = [&](const auto& work) {
+            return [&, work](std::size_t item) {
+                for (std::size_t leaf = 0; leaf < leaves; ++leaf)
+                    work(landed(item, leaf), item * leaves + leaf);
+            };
+        };
+        forest_.each(
+            chunk, by_leaf([&](const Location& at, std::size_t row) {
+                forest_.prepare_growth(at, growth.count(row));
+            }),
+            by_leaf([&](const Location& at, std::size_t row) { forest_.grow(at, row, growth); }));
+    }
+
+    // A leaf that was selected last.
+    BDC_INLINE Location landed(std::size_t item, std::size_t leaf) const {
+        const std::size_t leaves = wave_.landing->leaves;
+        if (in_place_) return forest_.item_leaf_[item * leaves + leaf];
+        const auto& flights = forest_.trees_[forest_.item_tree_[item]].flights;
+        const Flight& flight = flights[flights.size() - leaves + leaf];
+        return Location::unpack(forest_.locations_[flight.node]);
+    }
+
+    // Their returns on the way up, in step, and their selections landed.
+    BDC_INLINE void settle(const Group& group) {
+        const std::size_t leaves = wave_.landing->leaves;
+        for (std::size_t leaf = 0; leaf < leaves; ++leaf) {
+            Job jobs[kInStep];
+            for (std::size_t i = 0; i < group.count; ++i) {
+                const Location at = landed(group.item[i], leaf);
+                const double value = wave_.landing->returns[group.item[i] * leaves + leaf];
+                jobs[i] = {at.block, at.lane, 1, 0, value};
+                forest_.open_arm(jobs[i]);
+            }
+            for (std::size_t going = group.count; going > 0;) {
+                std::size_t left = 0;
+                for (std::size_t i = 0; i < going; ++i) {
+                    Job job = jobs[i];
+                    if (!forest_.rise(job)) continue;
+                    prefetch(block(job.block), 1);
+                    jobs[left++] = job;
+                }
+                going = left;
+            }
+        }
+        for (std::size_t i = 0; i < group.count; ++i) {
+            auto& flights = forest_.trees_[group.tree[i]].flights;
+            flights.resize(flights.size() - leaves);
+        }
     }
 
     BDC_INLINE void descend(Group& group, std::vector<std::int32_t>& room) {
@@ -138,14 +209,10 @@ class Forest::Descent {
         std::byte* base = block(walker.next);
         const Family family(base);
         if (widens_ && wants_width(Family(walker.family), walker.lane, family)) {
-            group.depth[walker.place] = level - 1;
-            return false;
+            return stop(group, walker, level - 1);
         }
         const std::uint32_t lane = choose(group, walker, family);
-        if (group.agent[walker.place] >= 0) {
-            group.depth[walker.place] = level - 1;
-            return false;
-        }
+        if (group.agent[walker.place] >= 0) return stop(group, walker, level - 1);
         enter(walker, base, lane, level, ids);
         if (walker.next != kNone) prefetch(block(walker.next), family.capacity());
         return goes_on(group, walker, level);
@@ -164,9 +231,14 @@ class Forest::Descent {
 
     BDC_INLINE bool goes_on(Group& group, const Walker& walker, std::int32_t level) {
         if (walker.next != kNone) return true;
+        generate(group, walker.place, Family(walker.family).id()[walker.lane], nullptr);
+        return stop(group, walker, level);
+    }
+
+    BDC_INLINE bool stop(Group& group, const Walker& walker, std::int32_t level) const {
+        const auto grains = std::size_t(walker.family - store_) / kGrain;
+        group.leaf[walker.place] = {group.tree[walker.place], std::uint32_t(grains), walker.lane};
         group.depth[walker.place] = level;
-        const Family family(walker.family);
-        generate(group, walker.place, family.id()[walker.lane], nullptr);
         return false;
     }
 
@@ -261,6 +333,7 @@ class Forest::Descent {
             at += std::size_t(depth) + 1;
             const std::int32_t node = ids[std::size_t(depth) * kInStep];
             const std::uint64_t ticket = wave_.first_ticket + row;
+            forest_.item_leaf_[row] = group.leaf[i];
             into.tree[row] = ids[0];
             into.leaf[row] = node;
             into.depth[row] = depth;
@@ -278,6 +351,7 @@ class Forest::Descent {
     const double* const factors_;
     const std::uint32_t tabulated_;
     const bool widens_;
+    const bool in_place_;
 };
 
 namespace {
@@ -347,16 +421,28 @@ void Forest::tabulate() {
         rule_);
 }
 
-void Forest::select(Ids trees, std::int64_t leaves, Selection& into) {
-    const std::lock_guard lock(mutex_);
-    if (leaves < 0 ||
-        (leaves > 0 && std::int64_t(trees.size()) > (std::int64_t(1) << 31) / leaves)) {
-        throw InputFault("select got leaves = " + std::to_string(leaves) +
+void Forest::check_leaves(const char* call, std::size_t trees, std::int64_t leaves) {
+    if (leaves < 0 || (leaves > 0 && std::int64_t(trees) > (std::int64_t(1) << 31) / leaves)) {
+        throw InputFault(std::string(call) + " got leaves = " + std::to_string(leaves) +
                          "; give a number from 0, with trees * leaves at most 2^31");
     }
-    share(trees.size(), std::size_t(leaves) * descent_weight(rule_),
+}
+
+void Forest::select(Ids trees, std::int64_t leaves, Selection& into) {
+    const Change change(*this);
+    check_leaves("select", trees.size(), leaves);
+    share_descents(trees, std::size_t(leaves));
+    descend_all(std::size_t(leaves), nullptr, into);
+}
+
+void Forest::share_descents(Ids trees, std::size_t leaves) {
+    share(trees.size(), leaves * descent_weight(rule_),
           [&](std::size_t i) { return locate_root(trees[i], std::int64_t(i)).tree; });
-    const std::size_t rows = trees.size() * std::size_t(leaves);
+}
+
+// Descends in the trees that are shared out, after `landing`.
+void Forest::descend_all(std::size_t leaves, const Landing* landing, Selection& into) {
+    const std::size_t trees = item_tree_.size(), rows = trees * leaves;
     into.tree.resize(rows);
     into.leaf.resize(rows);
     into.depth.resize(rows);
@@ -365,19 +451,24 @@ void Forest::select(Ids trees, std::int64_t leaves, Selection& into) {
     into.offsets.resize(rows + 1);
     into.offsets[0] = 0;
     into.path.clear();
+    into.children = {0, 0};
+    into.stamp = 0;
     if (rows == 0) return;
     if (outgrown_.load(std::memory_order_relaxed)) tabulate();
     const std::size_t chunks = this->chunks();
-    const Wave wave{*this,
-                    trees,
-                    std::size_t(leaves),
-                    next_ticket_,
-                    shares_.order.empty() && (leaves == 1 || trees.size() == 1),
-                    into};
+    const Wave wave{
+        *this, landing, leaves, next_ticket_, shares_.order.empty() && (leaves == 1 || trees == 1),
+        into};
     next_ticket_ += rows;
+    item_leaf_.resize(rows);
     paths_.resize(std::max(paths_.size(), chunks));
     if (!wave.in_order) path_at_.resize(rows);
     pool_.run(unsigned(chunks), [&](unsigned chunk) { descend_(wave, chunk); });
+    if (landing != nullptr || rising()) {
+        static std::atomic<std::uint64_t> stamps{0};
+        into.stamp = last_ = ++stamps;
+        last_leaves_ = leaves;
+    }
 
     for (std::size_t row = 0; row < rows; ++row) {
         into.offsets[row + 1] = into.offsets[row] + into.depth[row] + 1;

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 from model import Model, Node, RefusedError
 
-from bdc.search import PUCB, PUCT, UCT, Forest, ForestError, GumbelRoot, Thompson, Widening
+from bdc.search import PUCB, PUCT, UCT, Forest, ForestError, GumbelRoot, Selection, Thompson, Widening
 
 FIELDS = [
     "id",
@@ -100,6 +100,7 @@ class Duet:
     def __init__(self, name: str, folder: Path, threads: int) -> None:
         self.forest, self.model = Forest(**SETTINGS[name], threads=threads), Model(**SETTINGS[name])
         self.file = folder / "forest"
+        self.last: Selection | None = None  # of this forest
         rule = self.forest.rule
         self.agents = rule.agents if isinstance(rule, Thompson) else 3
         self.unit = isinstance(rule, Thompson) and rule.posterior == "beta"
@@ -145,8 +146,14 @@ class Duet:
 
     def select(self, dice: Dice | Drawn) -> None:
         chosen = [dice.pick(self.trees) for _ in range(dice.integer(1, 4))]
+        if dice.integer(0, 1):
+            chosen = sorted(set(chosen))
         leaves = dice.integer(1, 3)
-        selection = self.forest.select(chosen, leaves)
+        self.selected(self.forest.select(chosen, leaves), chosen, leaves)
+
+    def selected(self, selection: Selection, chosen: Sequence[int], leaves: int) -> None:
+        """The model selects too, and finds the same."""
+        self.last = selection
         assert len(selection) == len(chosen) * leaves
         for row in range(len(selection)):
             ticket, leaf, agent = self.model.select(chosen[row // leaves])
@@ -154,27 +161,66 @@ class Duet:
             assert (selection.ticket[row], selection.leaf[row], selection.agent[row]) == (ticket, leaf.id, agent)
             assert (selection.tree[row], selection.depth[row]) == (chosen[row // leaves], len(leaf.path()) - 1)
 
+    def step(self, dice: Dice | Drawn) -> None:
+        """Several in a row, after a selection or whatever has come since, with all its rows or some of them."""
+        if self.last is None or dice.integer(0, 2) == 0:
+            self.select(dice)
+        for _ in range(dice.integer(1, 3)):
+            selection = self.last
+            if dice.integer(0, 4) == 0:
+                selection = selection[[dice.integer(0, len(selection) - 1) for _ in range(dice.integer(1, 3))]]
+            self.step_from(dice, selection)
+
+    def step_from(self, dice: Dice | Drawn, selection: Selection) -> None:
+        ids, tickets = selection.leaf.tolist(), selection.ticket.tolist()
+        given, counts, priors, tags = self.children(dice, len(ids))
+        nodes = [self.model.nodes[i] for i in ids if i in self.model.nodes]
+        returns = self.returns(dice, ids)
+        leaves = dice.integer(1, 3)
+        made: list[Selection] = []
+        new: list[int] = []
+
+        def theirs() -> None:
+            if len(nodes) < len(ids) or any(node.reason for node in nodes):
+                raise RefusedError
+            self.model.resolved(nodes, tickets, backup=True)
+            new.extend(self.grown(ids, counts, priors, tags))
+            self.model.backup(nodes, returns, tickets)
+
+        if self.same(lambda: made.append(self.forest.step(selection, **given, returns=returns, leaves=leaves)), theirs):
+            assert made[0].children.tolist() == new
+            trees = [*dict.fromkeys(node.path()[0].id for node in nodes)]
+            self.selected(made[0], trees, leaves)
+
     def expand(self, dice: Dice | Drawn) -> list[Node]:
         """Where selections wait, mostly."""
         waiting = [*dict.fromkeys(self.model.tickets.values())]
         nodes = [dice.pick(waiting) for _ in range(dice.integer(1, 3))] if waiting else self.some(dice, 3)
-        counts = [dice.pick([0, 1, 2, 3, 5, 9]) for _ in nodes]
+        ids = [node.id for node in nodes]
+        given, counts, priors, tags = self.children(dice, len(ids))
+        made = self.forest.expand(ids, **given).tolist()
+        assert made == self.grown(ids, counts, priors, tags)
+        return [self.model.nodes[i] for i in made]
+
+    def children(self, dice: Dice | Drawn, rows: int) -> tuple[dict[str, list[Any]], list[int], list[float], list[int]]:
+        """The arguments of a call that adds some at so many nodes, and what they stand for."""
+        counts = [dice.pick([0, 1, 2, 3, 5, 9]) for _ in range(rows)]
+        if dice.integer(0, 3) == 0:
+            priors = [1 / count for count in counts for _ in range(count)]
+            return {"counts": counts}, counts, priors, [0] * len(priors)
         priors = [dice.pick([0.0, 0.1, 0.25, 1 / 3, dice.real()]) for _ in range(sum(counts))]
         tags = [dice.integer(0, self.agents - 1) for _ in priors]
-        if dice.integer(0, 3):
-            new = self.forest.expand([node.id for node in nodes], counts, priors, tags)
-        else:
-            priors = [1 / count for count in counts for _ in range(count)]
-            tags = [0] * len(priors)
-            new = self.forest.expand([node.id for node in nodes], counts)
+        return {"counts": counts, "priors": priors, "tags": tags}, counts, priors, tags
+
+    def grown(self, nodes: list[int], counts: list[int], priors: list[float], tags: list[int]) -> list[int]:
+        """The model's new ids."""
         ids, at = [], 0
         for node, count in zip(nodes, counts, strict=True):
-            ids += self.model.expand(node.id, priors[at : at + count], tags[at : at + count])
+            ids += self.model.expand(node, priors[at : at + count], tags[at : at + count])
             at += count
-        assert new.tolist() == ids
-        return [self.model.nodes[i] for i in ids]
+        return ids
 
-    def returns(self, dice: Dice | Drawn, nodes: list[Node]) -> list[float]:
+    def returns(self, dice: Dice | Drawn, nodes: Sequence[Any]) -> list[float]:
         values = [0.0, 0.5, 1.0, dice.real()]
         if not self.unit:
             values += [-dice.real(), LARGE_RETURN]
@@ -278,6 +324,7 @@ class Duet:
             lambda: forest.backup(good, spoiled),
             lambda: forest.backup(good, [0.0] * (len(good) + 1)),
             lambda: forest.backup(good, [0.0] * len(good), tickets=[self.model.next_ticket] * len(good)),
+            lambda: forest.step(forest.select([]), 1, [0.5]),
             lambda: forest.abandon(nodes),
             lambda: forest.prune(nodes),
             lambda: forest.prune([*good, self.trees[0]]),
@@ -291,6 +338,7 @@ class Duet:
 
 WEIGHTS = {
     Duet.select: 30,
+    Duet.step: 12,
     Duet.expand: 5,
     Duet.backup: 18,
     Duet.expand_and_backup: 25,
@@ -360,6 +408,10 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def select(self, data: st.DataObject) -> None:
         self.duet.select(Drawn(data))
+
+    @rule(data=st.data())
+    def step(self, data: st.DataObject) -> None:
+        self.duet.step(Drawn(data))
 
     @rule(data=st.data())
     def expand(self, data: st.DataObject) -> None:

@@ -50,8 +50,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         std::vector<std::int64_t> trees;
         for (const std::int32_t tree : forest.trees()) trees.push_back(tree);
         for (const std::int64_t tree : trees) forest.best_path(tree, Forest::By::kValue);
-        Selection selection;
-        forest.select(trees, 2, selection);
+        Selection first, selection;
+        forest.select(trees, 2, first);
+        const std::int64_t count = 2;
+        const std::vector<double> returns(first.leaf.size(), 0.5);
+        forest.step(first, Ids(&count, 1), returns, {}, {}, 2, selection);
         const std::vector<std::int64_t> leaves(selection.leaf.begin(), selection.leaf.end());
         forest.abandon(leaves, selection.ticket, true);
         forest.compact(false);

@@ -20,9 +20,15 @@ Numbers wide(const std::vector<std::int32_t>& ids) { return {ids.begin(), ids.en
 // One thread's work on its own trees; looking and saving see everybody's.
 void work(Forest& forest, const Numbers& own, int rounds, unsigned seed, const std::string& file) {
     std::mt19937 random(seed);
-    Selection selection;
+    Selection selection, next;
     for (int round = 0; round < rounds; ++round) {
         forest.select(own, 1 + random() % 3, selection);
+        while (random() % 2 == 0) {
+            const std::vector<double> returns(selection.leaf.size(), double(random() % 100) / 99);
+            forest.step(selection, Numbers{std::int64_t(random() % 5)}, returns, {}, {},
+                        1 + random() % 3, next);
+            std::swap(selection, next);
+        }
         const Numbers leaves = wide(selection.leaf);
         if (random() % 8 == 0) {
             forest.abandon(leaves, selection.ticket, true);
