@@ -1,10 +1,9 @@
 #include "draws.hpp"
 
-#include "lanes.hpp"
-
 #if defined(__x86_64__)
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // as in lanes.hpp
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // as in lanes_avx512.hpp
+#include <immintrin.h>
 #endif
 
 namespace bdc::search {
@@ -140,11 +139,9 @@ BDC_AVX512 void draw_avx512(const Posterior& posterior, Family family, std::uint
 
 }  // namespace
 
-DrawLanes portable_draws() { return draw_portable; }
-
-DrawLanes fastest_draws() {
+DrawLanes draw_lanes([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
-    if (has_avx512()) return draw_avx512;
+    if (isa == Isa::kAvx512) return draw_avx512;
 #endif
     return draw_portable;
 }

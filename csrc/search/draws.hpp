@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "arena.hpp"
+#include "isa.hpp"
 #include "random.hpp"
 
 namespace bdc::search {
@@ -32,7 +33,6 @@ inline Stream stream_at(std::uint64_t moment, std::uint64_t what) {
 // A draw for every lane; `out` has room for a multiple of eight.
 using DrawLanes = void (*)(const Posterior& posterior, Family family, std::uint64_t moment,
                            double* out);
-DrawLanes portable_draws();
-DrawLanes fastest_draws();
+DrawLanes draw_lanes(Isa isa);
 
 }  // namespace bdc::search

@@ -75,7 +75,7 @@ Forest::Forest(const Config& config, unsigned threads)
                 config.widening_alpha <= 1.0,
             "widening needs c >= 0 and alpha in 0..1");
     if (const auto* thompson = std::get_if<Thompson>(&rule_)) agents_ = thompson->agents;
-    descend_ = descent(true);
+    descend_ = descent(machine_isa());
 }
 
 Forest::~Forest() = default;

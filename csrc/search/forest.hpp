@@ -254,8 +254,8 @@ class Forest {
     class Descent;
     using Descend = void (*)(const Wave& wave, unsigned chunk);
     template <class Rule, bool kMean>
-    static Descend descent_in(bool fastest);
-    Descend descent(bool fastest) const;  // for the rule, in the fastest form or the portable one
+    static Descend descent_in(Isa isa);
+    Descend descent(Isa isa) const;  // for the rule
 
     // Calls work(item) for all items of a chunk, and prepare(item) a little before.
     template <class Prepare, class Work>
@@ -266,8 +266,8 @@ class Forest {
     AnyRule rule_;
     std::uint32_t agents_;  // generate arms per node, 0 for most rules
     Descend descend_;
-    FillLanes fill_lanes_ = fastest_fill();
-    Largest largest_ = fastest_largest();
+    FillLanes fill_lanes_ = fill_lanes(machine_isa());
+    Largest largest_ = find_largest(machine_isa());
     std::vector<double> factors_;       // of a factored rule, by N(s)
     std::atomic<bool> outgrown_{true};  // is there an N(s) beyond the table?
     mutable Pool pool_;

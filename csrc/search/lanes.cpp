@@ -1,7 +1,14 @@
 #include "lanes.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
+
+#if defined(__x86_64__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // as in lanes_avx512.hpp
+#include <immintrin.h>
+#endif
 
 namespace bdc::search {
 
@@ -22,7 +29,7 @@ void fill_portable(const Family family, const NewLanes lanes) {
     }
 }
 
-std::uint32_t find_largest(const Family& family, const double* score) {
+std::uint32_t largest_portable(const Family& family, const double* score) {
     std::uint32_t best = kNone;
     for (std::uint32_t i = 0; i < family.head().count; ++i) {
         if (family.reason()[i] != 0) continue;
@@ -36,9 +43,9 @@ std::uint32_t find_largest(const Family& family, const double* score) {
 
 #if defined(__x86_64__)
 
-BDC_AVX512 std::uint32_t find_largest_avx512(const Family& family, const double* score) {
+BDC_AVX512 std::uint32_t largest_avx512(const Family& family, const double* score) {
     const std::uint32_t count = family.head().count;
-    if (family.head().open != count) return find_largest(family, score);
+    if (family.head().open != count) return largest_portable(family, score);
     const auto nowhere = _mm512_set1_pd(-std::numeric_limits<double>::infinity());
     const auto lanes_at = [&](std::uint32_t at) {
         return __mmask8(count - at >= 8 ? 0xFF : (1u << (count - at)) - 1);
@@ -53,7 +60,7 @@ BDC_AVX512 std::uint32_t find_largest_avx512(const Family& family, const double*
         const __m512d here = _mm512_loadu_pd(score + at);
         const unsigned tied = _mm512_mask_cmp_pd_mask(lanes_at(at), here, top, _CMP_EQ_OQ);
         if (tied == 0) continue;
-        if (best != kNone || (tied & (tied - 1)) != 0) return find_largest(family, score);
+        if (best != kNone || (tied & (tied - 1)) != 0) return largest_portable(family, score);
         best = at + std::uint32_t(__builtin_ctz(tied));
     }
     return best;
@@ -88,37 +95,61 @@ BDC_AVX512 void fill_avx512(const Family family, const NewLanes lanes) {
     }
 }
 
+// Four lanes at a time, the last of them once more with those before them where four do not divide
+// the number.
+BDC_AVX2 void fill_avx2(const Family family, const NewLanes lanes) {
+    if (lanes.count < 4) return fill_portable(family, lanes);
+    const __m256d uniform = _mm256_set1_pd(1.0 / double(lanes.count)), zero = _mm256_setzero_pd();
+    const __m256i steps = _mm256_setr_epi64x(0, 1, 2, 3);
+    Tally* const tally = family.tally() + lanes.lane;
+    double* const sum = family.sum() + lanes.lane;
+    double* const best = family.best() + lanes.lane;
+    double* const prior = family.prior() + lanes.lane;
+    std::uint32_t* const child = family.child() + lanes.lane;
+    std::uint32_t* const id = family.id() + lanes.lane;
+    std::uint16_t* const tag = family.tag() + lanes.lane;
+    std::uint8_t* const reason = family.reason() + lanes.lane;
+    std::uint8_t* const refined = family.refined() + lanes.lane;
+    const auto fill = [=](std::uint32_t i) BDC_AVX2 {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(tally + i), _mm256_setzero_si256());
+        _mm256_storeu_pd(sum + i, zero);
+        _mm256_storeu_pd(best + i, zero);
+        _mm256_storeu_pd(prior + i,
+                         lanes.priors != nullptr ? _mm256_loadu_pd(lanes.priors + i) : uniform);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(child + i), _mm_set1_epi32(-1));
+        _mm_storeu_si128(
+            reinterpret_cast<__m128i*>(id + i),
+            _mm_add_epi32(_mm_set1_epi32(int(lanes.id + i)), _mm_setr_epi32(0, 1, 2, 3)));
+        std::uint16_t tags[4] = {};
+        if (lanes.tags != nullptr) std::copy_n(lanes.tags + i, 4, tags);
+        std::memcpy(tag + i, tags, sizeof tags);
+        std::memset(reason + i, 0, 4);
+        std::memset(refined + i, 0, 4);
+        const __m256i place = _mm256_set1_epi64x((long long)(lanes.place + i));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes.places + i),
+                            _mm256_add_epi64(place, steps));
+    };
+    for (std::uint32_t i = 0; i + 4 <= lanes.count; i += 4) fill(i);
+    fill(lanes.count - 4);
+}
+
 #endif
 
 }  // namespace
 
-bool has_avx512() {
+FillLanes fill_lanes([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
-    static const bool has =
-        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-    return has;
-#else
-    return false;
-#endif
-}
-
-FillLanes portable_fill() { return fill_portable; }
-
-FillLanes fastest_fill() {
-#if defined(__x86_64__)
-    if (has_avx512()) return fill_avx512;
+    if (isa == Isa::kAvx512) return fill_avx512;
+    if (isa == Isa::kAvx2) return fill_avx2;
 #endif
     return fill_portable;
 }
 
-Largest portable_largest() { return find_largest; }
-
-Largest fastest_largest() {
+Largest find_largest([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
-    if (has_avx512()) return find_largest_avx512;
+    if (isa == Isa::kAvx512) return largest_avx512;
 #endif
-    return find_largest;
+    return largest_portable;
 }
 
 const double* inverse_roots() {
@@ -157,3 +188,7 @@ std::uint32_t settle(const Family& family, std::uint64_t tied) {
 }
 
 }  // namespace bdc::search
+
+#if defined(__x86_64__)
+#pragma GCC diagnostic pop
+#endif

@@ -218,7 +218,7 @@ struct GumbelRoot {
 struct Thompson {
     std::uint32_t agents;  // generate arms per node
     Posterior posterior;
-    DrawLanes draw_lanes = fastest_draws();
+    DrawLanes draw_lanes = search::draw_lanes(machine_isa());
 
     explicit Thompson(const double* p)
         : agents(std::uint32_t(p[0])), posterior{p[1] != 0.0, p[2], p[3]} {}

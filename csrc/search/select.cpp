@@ -5,6 +5,8 @@
 #include <limits>
 
 #include "forest.hpp"
+#include "lanes_avx2.hpp"
+#include "lanes_avx512.hpp"
 
 // A descent is compiled for each form of its inner loop, which must be inlined into it.
 #define BDC_INLINE __attribute__((always_inline)) inline
@@ -366,27 +368,35 @@ template <class Descent, class Wave>
 BDC_AVX512 void descend_avx512(const Wave& wave, unsigned chunk) {
     Descent(wave).run(chunk);
 }
+
+template <class Descent, class Wave>
+BDC_AVX2 void descend_avx2(const Wave& wave, unsigned chunk) {
+    Descent(wave).run(chunk);
+}
 #endif
 
 }  // namespace
 
 template <class Rule, bool kMean>
-Forest::Descend Forest::descent_in(bool fastest) {
+Forest::Descend Forest::descent_in([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
-    if (fastest && has_avx512()) {
+    if (isa == Isa::kAvx512) {
         return descend_avx512<Descent<Rule, Avx512Pick<Rule::kBonus, kMean>>, Wave>;
+    }
+    if (isa == Isa::kAvx2) {
+        return descend_avx2<Descent<Rule, Avx2Pick<Rule::kBonus, kMean>>, Wave>;
     }
 #endif
     return descend<Descent<Rule, PortablePick<Rule::kBonus, kMean>>, Wave>;
 }
 
-Forest::Descend Forest::descent(bool fastest) const {
+Forest::Descend Forest::descent(Isa isa) const {
     return std::visit(
         [&]<class Rule>(const Rule&) -> Descend {
             if constexpr (Factored<Rule>) {
                 if (config_.virtual_loss == 0.0) {
-                    return config_.backup == Backup::kMean ? descent_in<Rule, true>(fastest)
-                                                           : descent_in<Rule, false>(fastest);
+                    return config_.backup == Backup::kMean ? descent_in<Rule, true>(isa)
+                                                           : descent_in<Rule, false>(isa);
                 }
             }
             return descend<Descent<Rule, ByScores>, Wave>;

@@ -1,5 +1,6 @@
-// The portable and the AVX-512 forms of the inner loops on random families: the same lane, the same
-// bytes. Usage: forms TRIALS. Prints "ok", or "no AVX-512".
+// The inner loops on random families, in the form for an instruction set and in the portable one:
+// the same lane, the same bytes. Usage: forms avx2|avx512 TRIALS. Prints "ok", or "not here" where
+// the processor does not have it.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -8,7 +9,8 @@
 #include <vector>
 
 #include "../draws.hpp"
-#include "../lanes.hpp"
+#include "../lanes_avx2.hpp"
+#include "../lanes_avx512.hpp"
 
 using namespace bdc::search;
 
@@ -48,12 +50,14 @@ Block random_family(std::mt19937& random, std::uint32_t count) {
 }
 
 template <Bonus kBonus, bool kMean>
-bool same_pick(const Family& family, double factor, double unvisited) {
+bool same_pick(Isa isa, const Family& family, double factor, double unvisited) {
+    const auto pick =
+        isa == Isa::kAvx2 ? Avx2Pick<kBonus, kMean>::pick : Avx512Pick<kBonus, kMean>::pick;
     return PortablePick<kBonus, kMean>::pick(family, factor, unvisited) ==
-           Avx512Pick<kBonus, kMean>::pick(family, factor, unvisited);
+           pick(family, factor, unvisited);
 }
 
-bool same_fill(std::mt19937& random, std::uint32_t count) {
+bool same_fill(Isa isa, std::mt19937& random, std::uint32_t count) {
     const std::uint32_t before = random() % 5;
     Block one((arms_offset(count + before) + 7) / 8 + 1, 0x5555555555555555u);
     auto& head = *reinterpret_cast<Header*>(one.data());
@@ -71,43 +75,46 @@ bool same_fill(std::mt19937& random, std::uint32_t count) {
                    given ? tags.data() : nullptr,
                    random(),
                    here.data()};
-    portable_fill()(view(one), lanes);
+    fill_lanes(Isa::kPortable)(view(one), lanes);
     lanes.places = there.data();
-    fastest_fill()(view(two), lanes);
+    fill_lanes(isa)(view(two), lanes);
     return one == two && here == there;
 }
 
-bool same_draws(std::mt19937& random, const Family& family) {
+bool same_draws(Isa isa, std::mt19937& random, const Family& family) {
     const double shapes[] = {0.3, 0.5, 1.0, 2.0};
     const Posterior posterior{random() % 2 == 0, shapes[random() % 4], shapes[random() % 4]};
     const std::uint64_t moment = std::uint64_t(random()) << 32 | random();
     std::vector<double> one(80), two(80);
-    portable_draws()(posterior, family, moment, one.data());
-    fastest_draws()(posterior, family, moment, two.data());
+    draw_lanes(Isa::kPortable)(posterior, family, moment, one.data());
+    draw_lanes(isa)(posterior, family, moment, two.data());
     const std::uint32_t count = family.head().count;
     std::fill(one.begin() + count, one.end(), 0.0);
     std::fill(two.begin() + count, two.end(), 0.0);
-    const std::uint32_t first = portable_largest()(family, one.data());
-    if (one != two || fastest_largest()(family, two.data()) != first) return false;
+    const std::uint32_t first = find_largest(Isa::kPortable)(family, one.data());
+    if (one != two || find_largest(isa)(family, two.data()) != first) return false;
     for (double& score : one) score = double(random() % 3);  // and with ties
-    return portable_largest()(family, one.data()) == fastest_largest()(family, one.data());
+    return find_largest(Isa::kPortable)(family, one.data()) ==
+           find_largest(isa)(family, one.data());
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (!has_avx512()) return std::puts("no AVX-512") < 0;
+    if (argc < 3) return 2;
+    const Isa isa = std::strcmp(argv[1], "avx2") == 0 ? Isa::kAvx2 : Isa::kAvx512;
+    if (machine_isa() < isa) return std::puts("not here") < 0;
     std::mt19937 random(1);
-    for (int trial = 0; trial < (argc > 1 ? std::atoi(argv[1]) : 1000); ++trial) {
+    for (int trial = 0; trial < std::atoi(argv[2]); ++trial) {
         const std::uint32_t count = 1 + random() % 70;
         Block block = random_family(random, count);
         const Family family = view(block);
         const double factor = 0.5 * double(random() % 4), unvisited = 0.5 * double(random() % 2);
-        if (!same_pick<Bonus::kInverseRoot, true>(family, factor, 0.0) ||
-            !same_pick<Bonus::kInverseRoot, false>(family, factor, 0.0) ||
-            !same_pick<Bonus::kPrior, true>(family, factor, unvisited) ||
-            !same_pick<Bonus::kPrior, false>(family, factor, unvisited) ||
-            !same_draws(random, family) || !same_fill(random, count)) {
+        if (!same_pick<Bonus::kInverseRoot, true>(isa, family, factor, 0.0) ||
+            !same_pick<Bonus::kInverseRoot, false>(isa, family, factor, 0.0) ||
+            !same_pick<Bonus::kPrior, true>(isa, family, factor, unvisited) ||
+            !same_pick<Bonus::kPrior, false>(isa, family, factor, unvisited) ||
+            !same_draws(isa, random, family) || !same_fill(isa, random, count)) {
             std::printf("trial %d differs, %u lanes\n", trial, count);
             return 1;
         }
@@ -117,6 +124,6 @@ int main(int argc, char** argv) {
 
 #else
 
-int main() { std::puts("no AVX-512"); }
+int main() { std::puts("not here"); }
 
 #endif
