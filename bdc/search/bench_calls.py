@@ -43,6 +43,19 @@ def simulation(trees: int, leaves: int, *, waves: int = 300) -> float:
     return median_seconds(search, 7) / (waves * trees * leaves) * 1e6
 
 
+def steps(trees: int, *, waves: int = 300) -> float:
+    """The same with `step`, one leaf in each of `trees`."""
+
+    def search() -> None:
+        forest = Forest(UCT(), "mean", threads=1)
+        selection = forest.select(forest.plant(trees))
+        value = np.full(trees, 0.5)
+        for _ in range(waves):
+            selection = forest.step(selection, 3, value)
+
+    return median_seconds(search, 7) / (waves * trees) * 1e6
+
+
 def thompson(nodes: int, posterior: str, *, seed: int = 0) -> dict[str, Any]:
     """Selections per CPU second (thousand) of AB-MCTS-like Thompson on one tree of so many nodes that it has grown
     itself, with uniform random returns; each is abandoned, so that the tree stays."""
@@ -107,6 +120,10 @@ def measure(
         name = f"{trees} trees, {leaves} leaves each"
         figures["us_per_leaf"][name] = value = simulation(trees, leaves)
         print(f"{name:28} {value:8.3f} us per leaf (select, expand, backup)", flush=True)
+    figures["us_per_leaf_in_steps"] = {}
+    for trees in (1, 256, 1024):
+        figures["us_per_leaf_in_steps"][f"{trees} trees"] = value = steps(trees)
+        print(f"{trees:4} trees, one leaf each      {value:8.3f} us per leaf (step)", flush=True)
     figures["thompson"] = []
     for posterior in ("beta", "normal"):
         for nodes in thompson_nodes:

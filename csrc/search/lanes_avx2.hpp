@@ -87,11 +87,11 @@ struct Avx2Pick {
             _mm256_cmp_pd(reals(family.prior() + at, four.open), prior, _CMP_EQ_OQ);
         const __m256i counts =
             _mm256_cmpeq_epi64(four.counts, _mm256_set1_epi64x(family.tally()[first].count()));
-        unsigned equal = bits(_mm256_and_pd(priors, _mm256_castsi256_pd(counts)));
-        for (unsigned left = tied & equal; left != 0; left &= left - 1) {
-            const unsigned lane = unsigned(__builtin_ctz(left));
-            if (family.tag()[at + lane] != family.tag()[first]) equal &= ~(1u << lane);
-        }
+        const __m128i tags = _mm_cmpeq_epi16(
+            _mm_loadl_epi64(reinterpret_cast<const __m128i*>(family.tag() + at)),
+            _mm_set1_epi16(short(family.tag()[first])));
+        const __m256i both = _mm256_and_si256(counts, _mm256_cvtepi16_epi64(tags));
+        const unsigned equal = bits(_mm256_and_pd(priors, _mm256_castsi256_pd(both)));
         return (tied & ~equal) == 0;
     }
 
@@ -123,7 +123,7 @@ struct Avx2Pick {
             }
         }
         const auto first = std::uint32_t(__builtin_ctzll(tied));
-        if ((tied & (tied - 1)) == 0) return first;
+        if (kBlocks > 1 && (tied & (tied - 1)) == 0) return first;
         for (std::uint32_t i = first / 4; i < blocks; ++i) {
             const unsigned here = unsigned(tied >> (4 * i)) & 0xF;
             if (!alike(family, 4 * i, here, first, fours[i])) return settle(family, tied);
