@@ -87,9 +87,9 @@ struct Avx2Pick {
             _mm256_cmp_pd(reals(family.prior() + at, four.open), prior, _CMP_EQ_OQ);
         const __m256i counts =
             _mm256_cmpeq_epi64(four.counts, _mm256_set1_epi64x(family.tally()[first].count()));
-        const __m128i tags = _mm_cmpeq_epi16(
-            _mm_loadl_epi64(reinterpret_cast<const __m128i*>(family.tag() + at)),
-            _mm_set1_epi16(short(family.tag()[first])));
+        const __m128i tags =
+            _mm_cmpeq_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(family.tag() + at)),
+                            _mm_set1_epi16(short(family.tag()[first])));
         const __m256i both = _mm256_and_si256(counts, _mm256_cvtepi16_epi64(tags));
         const unsigned equal = bits(_mm256_and_pd(priors, _mm256_castsi256_pd(both)));
         return (tied & ~equal) == 0;
