@@ -189,8 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"{row['min']:8.1f} {row['max']:8.1f}",
                     flush=True,
                 )
-    if args.json:
-        write(args.json, rows, command)
+            if args.json:
+                write(args.json, rows, command)
     return 0
 
 
@@ -214,6 +214,7 @@ def write(path: Path, rows: list[dict[str, Any]], command: str) -> None:
         if all(old.get(key) == record[key] for key in ("what", "device", "commit")):
             measured = {(row["trees"], row["nodes"], row["branching"]) for row in rows}
             kept = [row for row in old["rows"] if (row["trees"], row["nodes"], row["branching"]) not in measured]
-            rows, record["commands"] = kept + rows, [*old["commands"], command]
+            rows = kept + rows
+            record["commands"] = [*dict.fromkeys([*old["commands"], command])]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
