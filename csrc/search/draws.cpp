@@ -1,20 +1,10 @@
 #include "draws.hpp"
 
-#if defined(__x86_64__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // as in lanes_avx512.hpp
-#include <immintrin.h>
-#endif
+#include "draws_avx2.hpp"
 
 namespace bdc::search {
 
 namespace {
-
-double draw_lane(const Posterior& posterior, const Family& family, std::uint64_t moment,
-                 std::uint32_t lane) {
-    Stream own = stream_at(moment, family.id()[lane]);
-    return posterior.draw(own, family.n(lane), family.sum()[lane]);
-}
 
 void draw_portable(const Posterior& posterior, Family family, std::uint64_t moment, double* out) {
     for (std::uint32_t i = 0; i < family.head().count; ++i) {
@@ -142,12 +132,9 @@ BDC_AVX512 void draw_avx512(const Posterior& posterior, Family family, std::uint
 DrawLanes draw_lanes([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
     if (isa == Isa::kAvx512) return draw_avx512;
+    if (isa == Isa::kAvx2) return avx2::draw;
 #endif
     return draw_portable;
 }
 
 }  // namespace bdc::search
-
-#if defined(__x86_64__)
-#pragma GCC diagnostic pop
-#endif

@@ -1,5 +1,5 @@
-// Draws of Thompson sampling: from the posterior of each lane's returns. The portable and the
-// AVX-512 form give the same draws, bit for bit.
+// Draws of Thompson sampling: from the posterior of each lane's returns. The forms for all
+// instruction sets give the same draws, bit for bit.
 #pragma once
 
 #include <algorithm>
@@ -28,6 +28,12 @@ struct Posterior {
 // All draws at a node at one moment are told apart by what is drawn for: a child, by its id.
 inline Stream stream_at(std::uint64_t moment, std::uint64_t what) {
     return Stream(mix(moment ^ what));
+}
+
+inline double draw_lane(const Posterior& posterior, const Family& family, std::uint64_t moment,
+                        std::uint32_t lane) {
+    Stream own = stream_at(moment, family.id()[lane]);
+    return posterior.draw(own, family.n(lane), family.sum()[lane]);
 }
 
 // A draw for every lane; `out` has room for a multiple of eight.

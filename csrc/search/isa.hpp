@@ -2,6 +2,12 @@
 #pragma once
 
 #if defined(__x86_64__)
+// GCC 12 takes the undefined registers of its own intrinsics for uninitialised variables.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
 #define BDC_AVX2 __attribute__((target("avx2")))
 #define BDC_AVX512 __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw")))
 #endif

@@ -4,11 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__x86_64__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // as in lanes_avx512.hpp
-#include <immintrin.h>
-#endif
+#include "lanes_avx2.hpp"
 
 namespace bdc::search {
 
@@ -59,6 +55,28 @@ BDC_AVX512 std::uint32_t largest_avx512(const Family& family, const double* scor
     for (std::uint32_t at = 0; at < count; at += 8) {
         const __m512d here = _mm512_loadu_pd(score + at);
         const unsigned tied = _mm512_mask_cmp_pd_mask(lanes_at(at), here, top, _CMP_EQ_OQ);
+        if (tied == 0) continue;
+        if (best != kNone || (tied & (tied - 1)) != 0) return largest_portable(family, score);
+        best = at + std::uint32_t(__builtin_ctz(tied));
+    }
+    return best;
+}
+
+BDC_AVX2 std::uint32_t largest_avx2(const Family& family, const double* score) {
+    const std::uint32_t count = family.head().count;
+    if (family.head().open != count) return largest_portable(family, score);
+    const __m256d nowhere = _mm256_set1_pd(-std::numeric_limits<double>::infinity());
+    __m256d top = nowhere;
+    for (std::uint32_t at = 0; at < count; at += 4) {
+        const __m256d lanes = _mm256_castsi256_pd(avx2::first_lanes(count - at));
+        top = _mm256_max_pd(top, _mm256_blendv_pd(nowhere, _mm256_loadu_pd(score + at), lanes));
+    }
+    top = avx2::largest(top);
+    std::uint32_t best = kNone;
+    for (std::uint32_t at = 0; at < count; at += 4) {
+        const __m256d lanes = _mm256_castsi256_pd(avx2::first_lanes(count - at));
+        const __m256d same = _mm256_cmp_pd(_mm256_loadu_pd(score + at), top, _CMP_EQ_OQ);
+        const auto tied = unsigned(_mm256_movemask_pd(_mm256_and_pd(same, lanes)));
         if (tied == 0) continue;
         if (best != kNone || (tied & (tied - 1)) != 0) return largest_portable(family, score);
         best = at + std::uint32_t(__builtin_ctz(tied));
@@ -148,6 +166,7 @@ FillLanes fill_lanes([[maybe_unused]] Isa isa) {
 Largest find_largest([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
     if (isa == Isa::kAvx512) return largest_avx512;
+    if (isa == Isa::kAvx2) return largest_avx2;
 #endif
     return largest_portable;
 }
@@ -188,7 +207,3 @@ std::uint32_t settle(const Family& family, std::uint64_t tied) {
 }
 
 }  // namespace bdc::search
-
-#if defined(__x86_64__)
-#pragma GCC diagnostic pop
-#endif

@@ -1,15 +1,37 @@
 // The lanes of a family four at a time with AVX2.
 #pragma once
 
-#include "lanes.hpp"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstring>
 
+#include "lanes.hpp"
+
+#if defined(__x86_64__)
+
 namespace bdc::search {
+
+namespace avx2 {
+
+// All bits set in the first `count` of four lanes.
+inline BDC_AVX2 __m256i first_lanes(std::uint32_t count) {
+    static constexpr std::int64_t kFirst[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
+    const std::int64_t* from = kFirst + 4 - std::min<std::uint32_t>(count, 4);
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+}
+
+inline BDC_AVX2 __m256d real(__m256i x) {  // of numbers below 2^52
+    const __m256i shift = _mm256_set1_epi64x(0x4330000000000000);
+    return _mm256_sub_pd(_mm256_castsi256_pd(_mm256_or_si256(x, shift)),
+                         _mm256_castsi256_pd(shift));
+}
+
+// The largest of four, in all of them.
+inline BDC_AVX2 __m256d largest(__m256d x) {
+    x = _mm256_max_pd(x, _mm256_permute4x64_pd(x, 0x4E));
+    return _mm256_max_pd(x, _mm256_permute_pd(x, 0x5));
+}
+
+}  // namespace avx2
 
 template <Bonus kBonus, bool kMean>
 struct Avx2Pick {
@@ -24,11 +46,9 @@ struct Avx2Pick {
   private:
     // All bits set where lane `at` + i is there and open.
     static BDC_AVX2 __m256i open_lanes(const Family& family, std::uint32_t at) {
-        static constexpr std::int64_t kFirst[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
         const Header& head = family.head();
         const std::uint32_t left = std::min<std::uint32_t>(head.count - at, 4);
-        const __m256i lanes =
-            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kFirst + 4 - left));
+        const __m256i lanes = avx2::first_lanes(left);
         if (head.open == head.count) return lanes;
         std::uint32_t reasons = 0;
         std::memcpy(&reasons, family.reason() + at, left);
@@ -36,11 +56,6 @@ struct Avx2Pick {
         return _mm256_and_si256(lanes, _mm256_cmpeq_epi64(reason, _mm256_setzero_si256()));
     }
 
-    static BDC_AVX2 __m256d real(__m256i x) {  // of numbers below 2^52
-        const __m256i shift = _mm256_set1_epi64x(0x4330000000000000);
-        return _mm256_sub_pd(_mm256_castsi256_pd(_mm256_or_si256(x, shift)),
-                             _mm256_castsi256_pd(shift));
-    }
     static BDC_AVX2 unsigned bits(__m256d lanes) { return unsigned(_mm256_movemask_pd(lanes)); }
     static BDC_AVX2 __m256d reals(const double* from, __m256i lanes) {
         return _mm256_maskload_pd(from, lanes);
@@ -65,10 +80,10 @@ struct Avx2Pick {
                                   double factor, double unvisited) {
         const double* values = kMean ? family.sum() : family.best();
         __m256d q = reals(values + at, four.open);
-        if constexpr (kMean) q = _mm256_div_pd(q, real(four.n));
+        if constexpr (kMean) q = _mm256_div_pd(q, avx2::real(four.n));
         q = _mm256_blendv_pd(q, _mm256_set1_pd(unvisited), _mm256_castsi256_pd(zeros(four.n)));
         const __m256d f = _mm256_set1_pd(factor), one = _mm256_set1_pd(1.0);
-        __m256d bonus = real(four.counts);
+        __m256d bonus = avx2::real(four.counts);
         if constexpr (kBonus == Bonus::kInverseRoot) {
             bonus = _mm256_mul_pd(f, _mm256_div_pd(one, _mm256_sqrt_pd(bonus)));
         } else {
@@ -114,8 +129,7 @@ struct Avx2Pick {
                 scores[i] = score(family, 4 * i, fours[i], factor, unvisited);
                 top = _mm256_max_pd(top, scores[i]);
             }
-            top = _mm256_max_pd(top, _mm256_permute4x64_pd(top, 0x4E));
-            top = _mm256_max_pd(top, _mm256_permute_pd(top, 0x5));
+            top = avx2::largest(top);
             for (std::uint32_t i = 0; i < blocks; ++i) {
                 const __m256d same = _mm256_cmp_pd(scores[i], top, _CMP_EQ_OQ);
                 tied |= std::uint64_t(bits(_mm256_and_pd(same, _mm256_castsi256_pd(fours[i].open))))

@@ -4,10 +4,6 @@
 #include "lanes.hpp"
 
 #if defined(__x86_64__)
-// GCC 12 takes the undefined registers of its own intrinsics for uninitialised variables.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
 
 namespace bdc::search {
 
@@ -195,6 +191,4 @@ struct Avx512Pick {
 };
 
 }  // namespace bdc::search
-
-#pragma GCC diagnostic pop
 #endif
