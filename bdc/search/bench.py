@@ -164,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["LIGHTZERO"] = str(args.lightzero)
     cells = [tuple(map(int, cell.split("x"))) for cell in args.cells] if args.cells else CELLS
     found = systems(args)
+    record = head(command)  # of the checkout that starts the run
     rows: list[dict[str, Any]] = []
     print(f"{'trees':>6} {'nodes':>8} {'B':>3}  {'system':24} {'ksim/CPU s':>11} {'min':>8} {'max':>8}")
     for trees, nodes in cells:
@@ -190,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     flush=True,
                 )
             if args.json:
-                write(args.json, rows, command)
+                write(args.json, rows, record)
     return 0
 
 
@@ -206,15 +207,15 @@ def head(command: str) -> dict[str, Any]:
     }
 
 
-def write(path: Path, rows: list[dict[str, Any]], command: str) -> None:
+def write(path: Path, rows: list[dict[str, Any]], record: dict[str, Any]) -> None:
     """Writes the rows; those of other cells stay that a run of the same commit on the same device has written."""
-    record = {"what": "thousand simulations per CPU second"} | head(command)
+    record = {"what": "thousand simulations per CPU second"} | record
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
         if all(old.get(key) == record[key] for key in ("what", "device", "commit")):
             measured = {(row["trees"], row["nodes"], row["branching"]) for row in rows}
             kept = [row for row in old["rows"] if (row["trees"], row["nodes"], row["branching"]) not in measured]
             rows = kept + rows
-            record["commands"] = [*dict.fromkeys([*old["commands"], command])]
+            record["commands"] = [*dict.fromkeys([*old["commands"], *record["commands"]])]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n", encoding="utf-8")

@@ -1,18 +1,9 @@
 // Resolving selections: returns on their way up, and visits in flight taken back.
 #include <algorithm>
-#include <bit>
 
 #include "forest.hpp"
 
 namespace bdc::search {
-
-namespace {
-
-std::string item(const char* what, std::size_t index) {
-    return std::string(what) + "[" + std::to_string(index) + "]";
-}
-
-}  // namespace
 
 // The selections that a chunk of a call is about to resolve, or to put back when the call is
 // refused, so that it leaves no trace.
@@ -160,21 +151,15 @@ void Forest::add_returns() {
 
 void Forest::backup(Ids nodes, std::span<const double> returns, Ids tickets, bool by_ticket) {
     const Change change(*this);
-    if (returns.size() != nodes.size()) {
-        throw InputFault("backup got " + std::to_string(returns.size()) + " returns for " +
-                         std::to_string(nodes.size()) + " leaves; give one each");
-    }
-    if (by_ticket && tickets.size() != nodes.size()) {
-        throw InputFault("backup got " + std::to_string(tickets.size()) + " tickets for " +
-                         std::to_string(nodes.size()) + " leaves; give one each");
-    }
+    check_one_each("backup", "returns", returns.size(), nodes.size());
+    if (by_ticket) check_one_each("backup", "tickets", tickets.size(), nodes.size());
     claim(nodes, returns, tickets, by_ticket);
     add_returns();
 }
 
 // A return is finite, and within what the rule's posterior can hold.
 void Forest::check_return(std::size_t i, double value) const {
-    if ((std::bit_cast<std::uint64_t>(value) >> 52 & 0x7FF) == 0x7FF) {
+    if (!finite(value)) {
         throw InputFault(item("returns", i) + " is " + std::to_string(value) +
                              "; a return must be finite, use abandon for a failed evaluation",
                          std::int64_t(i));
@@ -217,10 +202,7 @@ Forest::Job Forest::job(Claims& claims, std::size_t i, std::int64_t id, double v
 
 void Forest::abandon(Ids nodes, Ids tickets, bool by_ticket) {
     const Change change(*this);
-    if (by_ticket && tickets.size() != nodes.size()) {
-        throw InputFault("abandon got " + std::to_string(tickets.size()) + " tickets for " +
-                         std::to_string(nodes.size()) + " leaves; give one each");
-    }
+    if (by_ticket) check_one_each("abandon", "tickets", tickets.size(), nodes.size());
     item_leaf_.resize(nodes.size());
     for (std::size_t i = 0; i < nodes.size(); ++i) {
         item_leaf_[i] = locate(nodes[i], std::int64_t(i), "leaves");

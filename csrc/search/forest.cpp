@@ -2,17 +2,12 @@
 #include "forest.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <unordered_map>
 
 namespace bdc::search {
 
 namespace {
-
-std::string at(const char* what, std::int64_t index) {
-    return std::string(what) + "[" + std::to_string(index) + "]";
-}
 
 void require(bool holds, const std::string& message) {
     if (!holds) throw InputFault(message);
@@ -21,9 +16,6 @@ void require(bool holds, const std::string& message) {
 void prefetch(const std::byte* from, std::int64_t lines) {
     for (std::int64_t line = 0; line < lines; ++line) __builtin_prefetch(from + 64 * line);
 }
-
-// std::isfinite may be optimised away under fast-math flags; the bits may not.
-bool finite(double x) { return (std::bit_cast<std::uint64_t>(x) >> 52 & 0x7FF) != 0x7FF; }
 
 }  // namespace
 
@@ -125,7 +117,7 @@ void Forest::deal(std::size_t parts) {
 }
 
 void Forest::refuse_node(std::int64_t node, std::int64_t index, const char* what) {
-    throw InputFault(at(what, index) + " is " + std::to_string(node) +
+    throw InputFault(item(what, index) + " is " + std::to_string(node) +
                          ", which is no node of this forest; use ids that plant, expand or "
                          "select returned",
                      index);
@@ -134,7 +126,7 @@ void Forest::refuse_node(std::int64_t node, std::int64_t index, const char* what
 Location Forest::locate_root(std::int64_t tree, std::int64_t index) const {
     const Location where = locate(tree, index, "trees");
     if (roots_[where.tree] != std::uint32_t(tree)) {
-        throw InputFault(at("trees", index) + " is " + std::to_string(tree) +
+        throw InputFault(item("trees", index) + " is " + std::to_string(tree) +
                              ", which is no root; a tree is named by the id of its root",
                          index);
     }
@@ -264,7 +256,7 @@ Forest::Growth Forest::plan(const char* call, std::size_t rows, Ids counts,
     for (std::size_t i = 0; i < rows; ++i) {
         const std::int64_t count = counts[counts.size() == 1 ? 0 : i];
         if (count < 0 || count > kMaxChildren) {
-            throw InputFault(at("counts", std::int64_t(i)) + " is " + std::to_string(count) +
+            throw InputFault(item("counts", std::int64_t(i)) + " is " + std::to_string(count) +
                                  "; a count lies in 0.." + std::to_string(kMaxChildren),
                              std::int64_t(i));
         }
@@ -285,7 +277,7 @@ Forest::Growth Forest::plan(const char* call, std::size_t rows, Ids counts,
     if (tags.data() != nullptr) check_length(tags.size(), "tags");
     for (std::size_t i = 0; i < priors.size(); ++i) {
         if (!finite(priors[i]) || priors[i] < 0.0) {
-            throw InputFault(at("priors", std::int64_t(i)) + " is " + std::to_string(priors[i]) +
+            throw InputFault(item("priors", std::int64_t(i)) + " is " + std::to_string(priors[i]) +
                                  "; a prior is finite and not negative",
                              std::int64_t(i));
         }
@@ -293,7 +285,7 @@ Forest::Growth Forest::plan(const char* call, std::size_t rows, Ids counts,
     const std::int64_t tag_limit = agents_ > 0 ? agents_ : 65536;
     for (std::size_t i = 0; i < tags.size(); ++i) {
         if (tags[i] < 0 || tags[i] >= tag_limit) {
-            throw InputFault(at("tags", std::int64_t(i)) + " is " + std::to_string(tags[i]) +
+            throw InputFault(item("tags", std::int64_t(i)) + " is " + std::to_string(tags[i]) +
                                  "; a tag lies in 0.." + std::to_string(tag_limit - 1),
                              std::int64_t(i));
         }
@@ -324,7 +316,7 @@ void Forest::check_width(Ids nodes, const Growth& growth) const {
         const std::uint64_t sum = children.try_emplace(nodes[i], had).first->second +=
             growth.count(i);
         if (sum > kMaxChildren) {
-            throw InputFault(at("nodes", std::int64_t(i)) + " would get " + std::to_string(sum) +
+            throw InputFault(item("nodes", std::int64_t(i)) + " would get " + std::to_string(sum) +
                                  " children; a node has at most " + std::to_string(kMaxChildren),
                              std::int64_t(i));
         }
@@ -373,13 +365,13 @@ std::vector<std::int32_t> Forest::prune(Ids nodes, Ids reasons) {
     for (std::size_t i = 0; i < nodes.size(); ++i) {
         const Location where = locate(nodes[i], std::int64_t(i), "nodes");
         if (roots_[where.tree] == std::uint32_t(nodes[i])) {
-            throw InputFault(at("nodes", std::int64_t(i)) + " is the root " +
+            throw InputFault(item("nodes", std::int64_t(i)) + " is the root " +
                                  std::to_string(nodes[i]) + "; drop the tree instead",
                              std::int64_t(i));
         }
         const std::int64_t reason = reasons[reasons.size() == 1 ? 0 : i];
         if (reason < 1 || reason > 255) {
-            throw InputFault(at("reasons", std::int64_t(i)) + " is " + std::to_string(reason) +
+            throw InputFault(item("reasons", std::int64_t(i)) + " is " + std::to_string(reason) +
                                  "; a reason lies in 1..255",
                              std::int64_t(i));
         }
@@ -417,7 +409,7 @@ void Forest::refine(Ids nodes) {
     for (std::size_t i = 0; i < nodes.size(); ++i) {
         const Location where = locate(nodes[i], std::int64_t(i), "nodes");
         if (store_.at(where.block).child()[where.lane] != kNone) {
-            throw InputFault(at("nodes", std::int64_t(i)) + " is " + std::to_string(nodes[i]) +
+            throw InputFault(item("nodes", std::int64_t(i)) + " is " + std::to_string(nodes[i]) +
                                  ", which has children; only a leaf can be refined",
                              std::int64_t(i));
         }

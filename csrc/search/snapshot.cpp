@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <bit>
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
@@ -167,8 +166,6 @@ ConfigRecord config_record(const Source& source) {
     source.insist(records.size() == 1, "configuration");
     return records[0];
 }
-
-bool finite(double x) { return (std::bit_cast<std::uint64_t>(x) >> 52 & 0x7FF) != 0x7FF; }
 
 }  // namespace
 

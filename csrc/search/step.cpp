@@ -10,10 +10,7 @@ void Forest::step(const Selection& from, Ids counts, std::span<const double> ret
                   std::span<const double> priors, Ids tags, std::int64_t leaves, Selection& into) {
     const Change change(*this);
     const std::size_t rows = from.leaf.size();
-    if (returns.size() != rows) {
-        throw InputFault("step got " + std::to_string(returns.size()) + " returns for " +
-                         std::to_string(rows) + " leaves; give one each");
-    }
+    check_one_each("step", "returns", returns.size(), rows);
     check_leaves("step", rows, leaves);
     const Growth growth = plan("step", rows, counts, priors, tags);
     const bool untouched = from.stamp != 0 && from.stamp == change.last;

@@ -1,6 +1,8 @@
 // Words that every part of the tree core shares.
 #pragma once
 
+#include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -19,6 +21,22 @@ struct InputFault : std::runtime_error {
         : std::runtime_error(std::move(message)), index(at) {}
     std::int64_t index;
 };
+
+// An item of an argument, as messages name it.
+inline std::string item(const char* what, std::int64_t index) {
+    return std::string(what) + "[" + std::to_string(index) + "]";
+}
+
+// Refuses an argument that does not hold one entry per leaf.
+inline void check_one_each(const char* call, const char* what, std::size_t given,
+                           std::size_t leaves) {
+    if (given == leaves) return;
+    throw InputFault(std::string(call) + " got " + std::to_string(given) + " " + what + " for " +
+                     std::to_string(leaves) + " leaves; give one each");
+}
+
+// std::isfinite may be optimised away under fast-math flags; the bits may not.
+inline bool finite(double x) { return (std::bit_cast<std::uint64_t>(x) >> 52 & 0x7FF) != 0x7FF; }
 
 // A file could not be written: errno, the file, and the step that failed.
 struct FileFault : std::runtime_error {
