@@ -157,19 +157,11 @@ void Forest::backup(Ids nodes, std::span<const double> returns, Ids tickets, boo
     add_returns();
 }
 
-// A return is finite, and within what the rule's posterior can hold.
-void Forest::check_return(std::size_t i, double value) const {
-    if (!finite(value)) {
-        throw InputFault(item("returns", i) + " is " + std::to_string(value) +
-                             "; a return must be finite, use abandon for a failed evaluation",
-                         std::int64_t(i));
-    }
-    const auto* thompson = std::get_if<Thompson>(&rule_);
-    if (thompson != nullptr && !thompson->posterior.normal && (value < 0.0 || value > 1.0)) {
-        throw InputFault(item("returns", i) + " is " + std::to_string(value) +
-                             "; Thompson with a beta posterior needs returns in [0, 1]",
-                         std::int64_t(i));
-    }
+void Forest::refuse_return(std::size_t i, double value) {
+    const char* wanted = finite(value)
+                             ? "; Thompson with a beta posterior needs returns in [0, 1]"
+                             : "; a return must be finite, use abandon for a failed evaluation";
+    throw InputFault(item("returns", i) + " is " + std::to_string(value) + wanted, std::int64_t(i));
 }
 
 // Checks one item of a backup and claims its selections.

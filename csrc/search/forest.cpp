@@ -66,7 +66,13 @@ Forest::Forest(const Config& config, unsigned threads)
                 finite(config.widening_alpha) && config.widening_alpha >= 0.0 &&
                 config.widening_alpha <= 1.0,
             "widening needs c >= 0 and alpha in 0..1");
-    if (const auto* thompson = std::get_if<Thompson>(&rule_)) agents_ = thompson->agents;
+    if (const auto* thompson = std::get_if<Thompson>(&rule_)) {
+        agents_ = thompson->agents;
+        if (!thompson->posterior.normal) {
+            least_return_ = 0.0;
+            most_return_ = 1.0;
+        }
+    }
     descend_ = descent(machine_isa());
 }
 
@@ -76,7 +82,7 @@ Forest::~Forest() = default;
 std::size_t Forest::parts_for(std::size_t items, std::size_t weight) const {
     constexpr std::size_t kWorthIt = 128;  // pieces of work that are worth a wake-up,
     constexpr std::size_t kChunk = 32;     // and that are worth handing over
-    constexpr std::size_t kPerThread = 2;  // whoever is early helps with the last one
+    constexpr std::size_t kPerThread = 8;  // whoever is early helps with the last ones
     const std::size_t pieces = items * weight;
     if (pool_.threads() == 1 || pieces < kWorthIt) return 1;
     return std::min({pieces / kChunk, items, pool_.threads() * kPerThread});
@@ -263,9 +269,9 @@ Forest::Growth Forest::plan(const char* call, std::size_t rows, Ids counts,
         item_first_[i] = std::uint32_t(total);
         total += std::size_t(count);
         most = std::max(most, std::size_t(count));
-        if (locations_.size() + total > kMaxNodes) {
-            throw InputFault(caller + " would exceed 2^30 nodes");
-        }
+    }
+    if (locations_.size() + total > kMaxNodes) {
+        throw InputFault(caller + " would exceed 2^30 nodes");
     }
     const auto check_length = [&](std::size_t given, const char* what) {
         if (given == total) return;

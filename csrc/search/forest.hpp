@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -209,7 +210,11 @@ class Forest {
     class Claims;
     struct Job;
     void land(const Location& leaf);
-    void check_return(std::size_t i, double value) const;
+    // A return is finite, and within what the rule's posterior can hold.
+    void check_return(std::size_t i, double value) const {
+        if (!(value >= least_return_ && value <= most_return_)) refuse_return(i, value);
+    }
+    [[noreturn]] static void refuse_return(std::size_t i, double value);
     Job job(Claims& claims, std::size_t i, std::int64_t id, double value,
             const std::int64_t* ticket);
     void claim(Ids nodes, std::span<const double> returns, Ids tickets, bool by_ticket);
@@ -265,6 +270,8 @@ class Forest {
     Config config_;
     AnyRule rule_;
     std::uint32_t agents_;  // generate arms per node, 0 for most rules
+    double least_return_ = std::numeric_limits<double>::lowest();
+    double most_return_ = std::numeric_limits<double>::max();
     Descend descend_;
     FillLanes fill_lanes_ = fill_lanes(machine_isa());
     Largest largest_ = find_largest(machine_isa());

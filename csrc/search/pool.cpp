@@ -5,6 +5,8 @@
 #include <atomic>
 #include <chrono>
 #include <exception>
+#include <memory>
+#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -48,6 +50,8 @@ struct Pool::Crew {
         }
         for (auto& thread : threads) thread.join();
     }
+
+    unsigned helpers() const { return unsigned(seats.size()); }
 
     void deal(unsigned chunks) {
         const auto all = unsigned(ranges.size());
@@ -113,16 +117,46 @@ struct Pool::Crew {
     }
 };
 
+namespace {
+
+// The crew of the last pool that went away, for the next of its size: small forests come and go
+// faster than threads start.
+struct Spare {
+    std::mutex mutex;
+    std::unique_ptr<Pool::Crew> crew;
+    pid_t owner = 0;
+};
+Spare& spare() {
+    static auto* kept = new Spare;  // never freed: forests may outlive statics
+    return *kept;
+}
+
+}  // namespace
+
 Pool::~Pool() {
-    if (crew_ != nullptr && owner_ == getpid()) delete crew_;
+    if (crew_ == nullptr || owner_ != getpid()) return;
+    std::unique_ptr<Crew> leaving(crew_);
+    const std::lock_guard lock(spare().mutex);
+    if (spare().owner != owner_) spare().crew.release();  // a parent's, whose threads are not here
+    spare().owner = owner_;
+    spare().crew.swap(leaving);
+}
+
+// Threads do not survive a fork: the child starts a crew of its own and leaves the old one be.
+void Pool::gather() {
+    owner_ = getpid();
+    {
+        const std::lock_guard lock(spare().mutex);
+        if (spare().owner == owner_ && spare().crew && spare().crew->helpers() == threads_ - 1) {
+            crew_ = spare().crew.release();
+            return;
+        }
+    }
+    crew_ = new Crew(threads_ - 1);
 }
 
 void Pool::share(unsigned chunks, Task task) {
-    // Threads do not survive a fork: the child starts a crew of its own and leaves the old one be.
-    if (crew_ == nullptr || owner_ != getpid()) {
-        crew_ = new Crew(threads_ - 1);
-        owner_ = getpid();
-    }
+    if (crew_ == nullptr || owner_ != getpid()) gather();
     crew_->task = task;
     crew_->deal(chunks);
     for (auto& seat : crew_->seats) {

@@ -28,12 +28,14 @@ class Pool {
                        }});
     }
 
+    struct Crew;
+
   private:
     struct Task {
         const void* of;
         void (*call)(const void* of, unsigned chunk);
     };
-    struct Crew;
+    void gather();
     void share(unsigned chunks, Task task);
 
     unsigned threads_;

@@ -480,9 +480,8 @@ void Forest::descend_all(std::size_t leaves, const Landing* landing, Selection& 
         last_leaves_ = leaves;
     }
 
-    for (std::size_t row = 0; row < rows; ++row) {
-        into.offsets[row + 1] = into.offsets[row] + into.depth[row] + 1;
-    }
+    std::int64_t end = 0;
+    for (std::size_t row = 0; row < rows; ++row) into.offsets[row + 1] = end += into.depth[row] + 1;
     if (wave.in_order) {
         for (std::size_t chunk = 1; chunk < chunks; ++chunk) {
             into.path.insert(into.path.end(), paths_[chunk].begin(), paths_[chunk].end());

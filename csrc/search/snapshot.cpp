@@ -35,21 +35,20 @@ class Draft {
         if (!temporary_.empty()) unlink(temporary_.c_str());
     }
 
-    void write(const void* data, std::size_t bytes) {
-        const char* from = static_cast<const char*>(data);
-        while (bytes > 0) {
-            const ssize_t done = ::write(fd_, from, bytes);
+    void write(std::size_t offset, std::span<const std::byte> from) {
+        while (!from.empty()) {
+            const std::size_t piece = std::min(from.size(), kPiece);
+            const ssize_t done = pwrite(fd_, from.data(), piece, off_t(offset));
             if (done < 0 && errno == EINTR) continue;
             if (done <= 0) fail("write");
-            from += done;
-            bytes -= std::size_t(done);
-            written_ += std::size_t(done);
+            start_writeback(offset, std::size_t(done));
+            from = from.subspan(std::size_t(done));
+            offset += std::size_t(done);
         }
     }
 
-    void pad_to(std::size_t offset) {
-        const char zeros[4096] = {};
-        write(zeros, offset - written_);
+    void extend(std::size_t bytes) {
+        if (ftruncate(fd_, off_t(bytes)) != 0) fail("write");
     }
 
     void commit() {
@@ -66,10 +65,20 @@ class Draft {
     }
 
   private:
+    static constexpr std::size_t kPiece = std::size_t(4) << 20;
+
+    // The disk works while the next piece is copied and summed.
+    void start_writeback([[maybe_unused]] std::size_t offset, [[maybe_unused]] std::size_t bytes) {
+#if defined(__linux__)
+        if (bytes == kPiece) {
+            sync_file_range(fd_, off64_t(offset), off64_t(bytes), SYNC_FILE_RANGE_WRITE);
+        }
+#endif
+    }
+
     [[noreturn]] void fail(const char* step) const { throw FileFault(errno, path_, step); }
     std::string path_, temporary_;
     int fd_ = -1;
-    std::size_t written_ = 0;
 };
 
 // A file mapped for reading, with its table checked and its sections found.
@@ -459,8 +468,13 @@ void Forest::save(const std::string& path) const {
     std::size_t offset = sizeof(Preamble) + sizeof sections;
     for (int i = 0; i < kSections; ++i) {
         offset = rounded(offset, alignment(i));
-        sections[i] = {offset, parts[i].size(), checksum(parts[i].data(), parts[i].size())};
-        offset += parts[i].size();
+        sections[i].offset = offset;
+        offset += sections[i].bytes = parts[i].size();
+    }
+    Draft draft(path);
+    for (int i = kSections; i-- > 0;) {  // the largest first: the disk writes it during the rest
+        draft.write(sections[i].offset, parts[i]);
+        sections[i].checksum = checksum(parts[i].data(), parts[i].size());
     }
     Preamble preamble{};
     std::memcpy(preamble.magic, kMagic, sizeof kMagic);
@@ -468,14 +482,9 @@ void Forest::save(const std::string& path) const {
     preamble.endian = kEndian;
     preamble.file_bytes = offset;
     preamble.checksum = checksum(sections, sizeof sections);
-
-    Draft draft(path);
-    draft.write(&preamble, sizeof preamble);
-    draft.write(sections, sizeof sections);
-    for (int i = 0; i < kSections; ++i) {
-        draft.pad_to(sections[i].offset);
-        draft.write(parts[i].data(), parts[i].size());
-    }
+    draft.write(0, std::as_bytes(std::span(&preamble, 1)));
+    draft.write(sizeof preamble, std::as_bytes(std::span(sections)));
+    draft.extend(offset);
     draft.commit();
 }
 
