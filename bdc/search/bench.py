@@ -3,11 +3,12 @@
 A simulation selects a leaf, gives it B children, and backs up a constant at the leaf; UCT with c = sqrt(2), mean backup.
 Rates are thousands of simulations per CPU second, the median of the repeats with its range. Two rows are ours: driven
 from C++ (the program `search_bench`) and from Python in waves of one leaf per tree. Peers run where they are given:
-`--openspiel` a program built by benchmarks/peers/CMakeLists.txt, `--peers` the Python of an environment with them,
-`--lightzero` LightZero's unpacked wheel. Peers without a batched call search one tree after the other. OpenSpiel expands
-a leaf at its second visit and gumbel-mcts makes a child when it visits it, so that both make fewer nodes in the same
-number of simulations; "OpenSpiel, per expansion" searches until it has made as many and counts expansions. Every system
-does a search first that is not counted.
+`--plain` and `--openspiel` programs built by benchmarks/peers/CMakeLists.txt, `--peers` the Python of an environment
+with them, `--lightzero` LightZero's unpacked wheel. "plain C++" is bare arrays without anything that makes a library of
+them. Peers without a batched call search one tree after the other. OpenSpiel expands a leaf at its second visit and
+gumbel-mcts makes a child when it visits it, so that both make fewer nodes in the same number of simulations;
+"OpenSpiel, per expansion" searches until it has made as many and counts expansions. Every system does a search first
+that is not counted.
 """
 
 from __future__ import annotations
@@ -119,6 +120,9 @@ def systems(args: argparse.Namespace) -> dict[str, tuple[Rate, int]]:
         if args.core:
             found[f"bdc from C++, {args.threads} threads"] = (program(args.core, last=[str(args.threads)]), 10**9)
         found[f"bdc in waves, {args.threads} threads"] = (in_waves(args.threads), 10**9)
+    if args.plain:
+        found["plain C++"] = (program(args.plain), 10**9)
+        found["plain C++ in waves"] = (program(args.plain, last=["waves"]), 10**9)
     if args.openspiel:
         found["OpenSpiel"] = (program(args.openspiel), 10**9)
         found["OpenSpiel, per expansion"] = (program(args.openspiel, last=["grown"]), 10**9)
@@ -147,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--core", type=Path, help="the program search_bench (cmake --build BUILD --target search_bench)"
     )
+    parser.add_argument("--plain", type=Path, help="the program plain_bench")
     parser.add_argument("--openspiel", type=Path, help="the program openspiel_bench")
     parser.add_argument("--peers", type=Path, help="a Python with mctx, jax, treequest, numba and gumbel-mcts")
     parser.add_argument("--lightzero", type=Path, help="the folder of LightZero's unpacked wheel")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bdc.search import bench, bench_calls
+from bdc.search import UCT, Forest, bench, bench_calls
 
 
 def test_grid_is_written_and_cells_of_one_commit_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,6 +23,25 @@ def test_grid_is_written_and_cells_of_one_commit_are_kept(tmp_path: Path, capsys
     ]
     assert all(row["min"] <= row["median"] <= row["max"] and row["median"] > 0 for row in rows)
     assert "bdc in waves" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler (apt install g++)")
+def test_bare_arrays_search_the_same_trees(tmp_path: Path) -> None:
+    plain, source = tmp_path / "plain_bench", Path(__file__).parents[2] / "benchmarks" / "peers" / "plain.cpp"
+    subprocess.run(["c++", "-std=c++20", "-O1", str(source), "-o", str(plain)], check=True)
+    record = tmp_path / "search.json"
+    command = ["--cells", "64x300", "--branching", "3", "--repeats", "1", "--plain", str(plain), "--json", str(record)]
+    assert bench.main(command) == 0
+    rows = {row["system"]: row for row in json.loads(record.read_text())["rows"]}
+    depth, in_waves = (rows[name]["mean_depth"] for name in ("plain C++", "plain C++ in waves"))
+    assert depth == in_waves  # trees do not touch each other
+    forest = Forest(UCT(), "mean", threads=1)
+    wave = forest.select(forest.plant(64))
+    depths = []
+    for _ in range(100):
+        depths.append(wave.depth.mean())
+        wave = forest.step(wave, 3, np.full(64, 0.5))
+    assert depth == pytest.approx(np.mean(depths), abs=0.06)  # it prints one digit
 
 
 def test_calls_are_measured() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -91,3 +92,21 @@ def test_a_family_filled_to_its_limit() -> None:
     assert caught.value.index == 1
     assert len(forest) == 1 and forest.in_flight == 2
     assert len(forest.step(selection, [4000, 92], [0.5, 0.5]).children) == 4092
+
+
+def test_threads_serve_the_next_forest_and_a_forked_process() -> None:
+    def depths() -> list[int]:
+        forest = Forest(UCT(), "mean", threads=2)
+        selection = forest.select(forest.plant(TREES))
+        for _ in range(4):
+            selection = forest.step(selection, 3, np.full(TREES, 0.5))
+        forest.check()
+        return selection.depth.tolist()
+
+    expected = depths()
+    assert depths() == expected  # on the threads of the first forest, which is gone
+    child = os.fork()
+    if child == 0:  # has none of them
+        os._exit(0 if depths() == expected else 1)
+    waited, status = os.waitpid(child, 0)
+    assert waited == child and os.waitstatus_to_exitcode(status) == 0
