@@ -23,8 +23,11 @@ def usable_cores() -> int:
 
 
 def processor() -> str:
-    """The processor's name, else its architecture."""
-    return cpu_field("model name") or platform.processor() or platform.machine()
+    """The processor's name, else its architecture, with family and model where the system tells: virtual machines have
+    one name for several generations."""
+    name = cpu_field("model name") or platform.processor() or platform.machine()
+    family, model = cpu_field("cpu family"), cpu_field("model")
+    return f"{name} (family {family}, model {model})" if family and model else name
 
 
 def cpu_field(name: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bdc import __version__
-from bdc.machine import commit, cpu_field, processor
+from bdc.machine import commit, processor
 from bdc.ops import backends
 from bdc.ops.bench.cells import Cell
 
@@ -75,7 +75,7 @@ def _fastest(call: Any, seconds: float) -> float:
 def describe() -> dict[str, Any]:
     """Device, versions, date and commit, for the record."""
     return {
-        "device": _cpu(),
+        "device": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "unset"),
@@ -86,7 +86,3 @@ def describe() -> dict[str, Any]:
         "commit": commit() or "unknown",
         "date": datetime.date.today().isoformat(),
     }
-
-
-def _cpu() -> str:
-    return f"{processor()}, family {cpu_field('cpu family')}, model {cpu_field('model')}"
