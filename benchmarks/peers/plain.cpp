@@ -3,28 +3,18 @@
 // NODES BRANCHING [waves]; one line of JSON. One tree after the other, or in waves of one
 // simulation per tree, as a search must whose evaluations are batched. A search comes first that is
 // not counted; the next ones use its memory again.
-#include <sys/resource.h>
-
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <limits>
 #include <vector>
 
 namespace {
 
 constexpr double kWidth = 1.41421356, kReturn = 0.5;
-
-double cpu_seconds() {
-    rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    const auto seconds = [](const timeval& t) {
-        return double(t.tv_sec) + 1e-6 * double(t.tv_usec);
-    };
-    return seconds(usage.ru_utime) + seconds(usage.ru_stime);
-}
 
 class Tree {
   public:
@@ -89,18 +79,21 @@ int main(int argc, char** argv) {
     const bool in_waves = argc > 4 && std::strcmp(argv[4], "waves") == 0;
     std::vector<Tree> forest(std::size_t(trees), Tree(std::int32_t(1 + simulations * branching),
                                                       std::int32_t(branching)));
-    double start = 0.0, spent = 0.0, depth = 0.0;
-    long searches = 0;
-    for (bool counted = false; spent < 0.25; counted = true) {
-        if (counted && start == 0.0) start = cpu_seconds();
+    const auto search = [&] {
+        long depths = 0;
         for (Tree& tree : forest) tree.clear();
         for (long i = 0; i < trees * simulations; ++i) {
             const long tree = in_waves ? i % trees : i / simulations;
-            depth += forest[std::size_t(tree)].simulate() * counted;
+            depths += forest[std::size_t(tree)].simulate();
         }
-        if (!counted) continue;
-        ++searches;
-        spent = cpu_seconds() - start;
+        return double(depths);
+    };
+    search();
+    double spent = 0.0, depth = 0.0;
+    long searches = 0;
+    for (const std::clock_t start = std::clock(); spent < 0.25; ++searches) {
+        depth += search();
+        spent = double(std::clock() - start) / CLOCKS_PER_SEC;
     }
     const double work = double(searches) * double(trees) * double(simulations);
     std::printf(

@@ -484,7 +484,7 @@ void Forest::save(const std::string& path) const {
     preamble.checksum = checksum(sections, sizeof sections);
     draft.write(0, std::as_bytes(std::span(&preamble, 1)));
     draft.write(sizeof preamble, std::as_bytes(std::span(sections)));
-    draft.extend(offset);
+    draft.extend(offset);  // the last sections may be empty
     draft.commit();
 }
 

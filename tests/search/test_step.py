@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 from typing import Any
 
 import numpy as np
@@ -105,8 +105,11 @@ def test_threads_serve_the_next_forest_and_a_forked_process() -> None:
 
     expected = depths()
     assert depths() == expected  # on the threads of the first forest, which is gone
-    child = os.fork()
-    if child == 0:  # has none of them
-        os._exit(0 if depths() == expected else 1)
-    waited, status = os.waitpid(child, 0)
-    assert waited == child and os.waitstatus_to_exitcode(status) == 0
+
+    def in_child() -> None:  # which has none of them
+        assert depths() == expected
+
+    child = multiprocessing.get_context("fork").Process(target=in_child)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
