@@ -130,12 +130,12 @@ std::uint32_t Arena::reuse(Store& store, std::uint32_t capacity) {
     std::uint32_t* first = first_free(capacity);
     if (first == nullptr || *first == kNone) return kNone;
     const std::uint32_t block = *first;
-    *first = store.at(block).head().parent_block;
+    *first = store.head(block).parent_block;
     return block;
 }
 
 void Arena::release(Store& store, std::uint32_t block) {
-    Header& head = store.at(block).head();
+    Header& head = store.head(block);
     const std::uint16_t capacity = head.capacity;
     std::uint32_t* first = first_free(capacity);
     if (first == nullptr) first = &free.emplace_back(capacity, kNone).second;

@@ -32,6 +32,25 @@ struct Tally {
     void restart() { both &= ~std::uint64_t(0xFFFFFFFFu); }
 };
 
+// Most lanes are never looked at: those of a new family are written when somebody first does. Until
+// then its first tally holds this: the id of the first lane, and, for more selections in flight
+// than there can be, whether priors and tags were given, which are written at once.
+struct Blank {
+    std::uint32_t id;
+    bool priors, tags;
+
+    static bool is(Tally first) { return first.both >= std::uint64_t(kFlag) << 32; }
+    static Blank read(Tally first) {
+        return {first.n(), (first.pending() & 1) != 0, (first.pending() & 2) != 0};
+    }
+    Tally tally() const {
+        return {id | std::uint64_t(kFlag + (priors ? 1u : 0u) + (tags ? 2u : 0u)) << 32};
+    }
+
+  private:
+    static constexpr std::uint32_t kFlag = 0xFFFFFFFCu;
+};
+
 struct Header {
     std::uint32_t parent_block;  // kNone above a root; in a free block the next free one
     std::uint32_t depth;         // of these children; a root has 0
@@ -81,6 +100,8 @@ class Family {
     std::uint32_t n(std::uint32_t lane) const { return tally()[lane].n(); }  // returns
     std::uint32_t pending(std::uint32_t lane) const { return tally()[lane].pending(); }
 
+    bool blank() const { return Blank::is(*tally()); }
+
     double value(std::uint32_t lane, Backup backup) const {
         if (backup == Backup::kMax) return best()[lane];
         return n(lane) ? sum()[lane] / double(n(lane)) : 0.0;
@@ -107,6 +128,9 @@ class Family {
     std::size_t capacity_;
 };
 
+// Writes the lanes of a blank family.
+void write_blank(const Family& family);
+
 // A run of grains that belongs to one tree.
 struct Chunk {
     std::uint32_t first, grains;
@@ -123,7 +147,14 @@ class Store {
     std::byte* base(std::uint32_t block) const {
         return memory_.data() + std::size_t(block) * kGrain;
     }
-    Family at(std::uint32_t block) const { return Family(base(block)); }
+    Header& head(std::uint32_t block) const { return *reinterpret_cast<Header*>(base(block)); }
+    Family bare(std::uint32_t block) const { return Family(base(block)); }  // perhaps blank
+    Family at(std::uint32_t block) const {                                  // its lanes are written
+        const Family family = bare(block);
+        if (family.blank()) [[unlikely]]
+            write_blank(family);
+        return family;
+    }
     std::uint32_t used() const { return used_; }  // grains; every chunk lies below
     std::size_t bytes() const { return std::size_t(used_) * kGrain; }
 

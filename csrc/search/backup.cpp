@@ -89,13 +89,13 @@ class Forest::Claims {
 std::uint32_t Forest::flights_at(const Location& at) const {
     const Family family = store_.at(at.block);
     const std::uint32_t child = family.child()[at.lane];
-    const std::uint32_t below = child == kNone ? 0 : store_.at(child).head().tally.pending();
+    const std::uint32_t below = child == kNone ? 0 : store_.head(child).tally.pending();
     return family.pending(at.lane) - below;
 }
 
 void Forest::land(const Location& leaf) {
     for (std::uint32_t block = leaf.block, lane = leaf.lane; block != kNone;) {
-        const Family family = store_.at(block);
+        const Family family = store_.bare(block);
         family.tally()[lane].land(1);
         family.head().tally.land(1);
         block = family.head().parent_block;

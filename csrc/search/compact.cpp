@@ -45,7 +45,7 @@ Tree Forest::copy_tree(const Tree& tree, std::uint32_t index, bool drop_pruned, 
         const Moved& moved = families[next];
         const Family old = store_.at(moved.from);
         const std::uint32_t block = made[next] = copy.arena.allocate(into, moved.kept, agents_);
-        Header& head = *reinterpret_cast<Header*>(into.base(block));
+        Header& head = into.head(block);
         head = old.head();
         head.capacity = head.count = std::uint16_t(moved.kept);
         head.parent_lane = std::uint16_t(moved.lane);
@@ -53,7 +53,7 @@ Tree Forest::copy_tree(const Tree& tree, std::uint32_t index, bool drop_pruned, 
             head.parent_block = made[moved.above];
             into.at(head.parent_block).child()[moved.lane] = block;
         }
-        const Family fresh = into.at(block);
+        const Family fresh = into.bare(block);
         std::copy_n(old.arms(), agents_, fresh.arms());
         std::uint32_t to = 0;
         for (std::uint32_t lane = 0; lane < old.head().count; ++lane) {

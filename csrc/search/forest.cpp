@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <unordered_map>
 
 namespace bdc::search {
@@ -140,7 +141,7 @@ Location Forest::locate_root(std::int64_t tree, std::int64_t index) const {
 }
 
 Location Forest::parent(const Location& of) const {
-    const Header& head = store_.at(of.block).head();
+    const Header& head = store_.head(of.block);
     return {of.tree, head.parent_block, head.parent_lane};
 }
 
@@ -159,6 +160,7 @@ Range Forest::plant(std::int64_t count) {
         roots_.push_back(id);
         tree.root_block = found(tree, 1, kNone, 0, 0);
         add_lanes(std::uint32_t(trees_.size() - 1), tree.root_block, 1, id, nullptr, nullptr);
+        write_blank(store_.bare(tree.root_block));  // every descent begins here
     }
     return {std::int32_t(first), std::int32_t(count)};
 }
@@ -167,7 +169,7 @@ Range Forest::plant(std::int64_t count) {
 std::uint32_t Forest::found(Tree& tree, std::uint32_t capacity, std::uint32_t parent_block,
                             std::uint32_t parent_lane, std::uint32_t depth) {
     const std::uint32_t block = tree.arena.allocate(store_, capacity, agents_);
-    Header& head = *reinterpret_cast<Header*>(store_.base(block));
+    Header& head = store_.head(block);
     head.parent_block = parent_block;
     head.depth = depth;
     head.tally.both = 1;
@@ -175,7 +177,7 @@ std::uint32_t Forest::found(Tree& tree, std::uint32_t capacity, std::uint32_t pa
     head.count = 0;
     head.capacity = std::uint16_t(capacity);
     head.open = 0;
-    if (agents_ > 0) std::fill_n(store_.at(block).arms(), agents_, Arm{});
+    if (agents_ > 0) std::fill_n(store_.bare(block).arms(), agents_, Arm{});
     return block;
 }
 
@@ -189,7 +191,7 @@ std::uint32_t Forest::widen(std::uint32_t tree_index, std::uint32_t block, std::
     Arena& arena = trees_[tree_index].arena;
     const std::uint32_t moved =
         found(trees_[tree_index], capacity, head.parent_block, head.parent_lane, head.depth);
-    const Family to = store_.at(moved);
+    const Family to = store_.bare(moved);
     to.head().tally = head.tally;
     to.head().count = head.count;
     to.head().open = head.open;
@@ -197,19 +199,28 @@ std::uint32_t Forest::widen(std::uint32_t tree_index, std::uint32_t block, std::
     for (std::uint32_t lane = 0; lane < head.count; ++lane) {
         to.copy_lane(lane, from, lane);
         locations_[to.id()[lane]] = Location{tree_index, moved, lane}.pack();
-        if (to.child()[lane] != kNone) store_.at(to.child()[lane]).head().parent_block = moved;
+        if (to.child()[lane] != kNone) store_.head(to.child()[lane]).parent_block = moved;
     }
     store_.at(head.parent_block).child()[head.parent_lane] = moved;
     arena.release(store_, block);
     return moved;
 }
 
+// A family that had none stays blank.
 void Forest::add_lanes(std::uint32_t tree, std::uint32_t block, std::uint32_t count,
                        std::uint32_t first_id, const double* priors, const std::int64_t* tags) {
-    const Family family = store_.at(block);
+    const Family family = store_.bare(block);
     Header& head = family.head();
-    fill_lanes_(family, {head.count, count, first_id, priors, tags,
-                         Location{tree, block, head.count}.pack(), &locations_[first_id]});
+    const std::uint32_t lane = head.count;
+    if (priors != nullptr) std::copy_n(priors, count, family.prior() + lane);
+    if (tags != nullptr) std::copy_n(tags, count, family.tag() + lane);
+    if (lane == 0) {
+        *family.tally() = Blank{first_id, priors != nullptr, tags != nullptr}.tally();
+    } else {
+        fill_lanes_(family, {lane, count, first_id, priors != nullptr, tags != nullptr});
+    }
+    std::iota(&locations_[first_id], &locations_[first_id] + count,
+              Location{tree, block, lane}.pack());
     head.count = std::uint16_t(head.count + count);
     head.open = std::uint16_t(head.open + count);
     trees_[tree].nodes += count;
@@ -223,10 +234,9 @@ void Forest::note_width(std::uint32_t children) {
 }
 
 // Asks for the lines that `grow` will touch.
-void Forest::prepare_growth(const Location& where, std::size_t count) const {
+void Forest::prepare_growth(const Location& where) const {
     prefetch(store_.base(where.block), 3);
-    prefetch(store_.base(trees_[where.tree].arena.next),
-             std::min<std::size_t>(1 + count * 3 / 4, 6));
+    __builtin_prefetch(store_.base(trees_[where.tree].arena.next), 1);
 }
 
 // The children of a call's row.
@@ -318,7 +328,7 @@ void Forest::check_width(Ids nodes, const Growth& growth) const {
     for (std::size_t i = 0; i < nodes.size(); ++i) {
         const Location where = Location::unpack(locations_[std::size_t(nodes[i])]);
         const std::uint32_t block = store_.at(where.block).child()[where.lane];
-        const std::uint64_t had = block == kNone ? 0 : store_.at(block).head().count;
+        const std::uint64_t had = block == kNone ? 0 : store_.head(block).count;
         const std::uint64_t sum = children.try_emplace(nodes[i], had).first->second +=
             growth.count(i);
         if (sum > kMaxChildren) {
@@ -345,7 +355,7 @@ Range Forest::add_children(Ids nodes, const Growth& growth) {
     const auto where = [&](std::size_t i) {
         return Location::unpack(locations_[std::size_t(nodes[i])]);
     };
-    const auto prepare = [&](std::size_t i) { prepare_growth(where(i), growth.count(i)); };
+    const auto prepare = [&](std::size_t i) { prepare_growth(where(i)); };
     const auto add = [&](std::size_t i) { grow(where(i), i, growth); };
     pool_.run(unsigned(chunks()), [&](unsigned chunk) { each(chunk, prepare, add); });
     return {std::int32_t(growth.first_id), std::int32_t(growth.total)};

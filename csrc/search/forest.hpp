@@ -199,7 +199,7 @@ class Forest {
                 Ids tags);
     bool may_exceed_width(const Growth& growth) const;
     void check_width(Ids nodes, const Growth& growth) const;
-    void prepare_growth(const Location& at, std::size_t count) const;
+    void prepare_growth(const Location& at) const;
     void grow(const Location& at, std::size_t row, const Growth& growth);
     Range add_children(Ids nodes, const Growth& growth);
     Tree copy_tree(const Tree& tree, std::uint32_t index, bool drop_pruned, Store& into,
@@ -317,7 +317,7 @@ struct Forest::Landing {
 // A child's first return also counts for the agent that made it.
 inline void Forest::open_arm(const Job& job) {
     if (agents_ == 0) return;
-    const Family family = store_.at(job.block);
+    const Family family = store_.bare(job.block);
     if (family.n(job.lane) != 0) return;
     Arm& arm = family.arms()[family.tag()[job.lane]];
     arm.sum += job.value;
@@ -326,7 +326,7 @@ inline void Forest::open_arm(const Job& job) {
 
 // Adds a return to one edge and goes up; false: that was the root's.
 inline bool Forest::rise(Job& job) {
-    const Family family = store_.at(job.block);
+    const Family family = store_.bare(job.block);
     Header& head = family.head();
     Tally& tally = family.tally()[job.lane];
     double& best = family.best()[job.lane];

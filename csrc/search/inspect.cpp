@@ -43,9 +43,9 @@ Row Forest::row(const Location& at) const {
     row.tree = std::int32_t(roots_[at.tree]);
     row.depth = std::int32_t(family.head().depth);
     row.tag = family.tag()[lane];
-    row.children = below == kNone ? 0 : std::int32_t(store_.at(below).head().count);
+    row.children = below == kNone ? 0 : std::int32_t(store_.head(below).count);
     row.n = std::int32_t(family.n(lane));
-    row.visits = below == kNone ? 1 : std::int32_t(store_.at(below).head().tally.n());
+    row.visits = below == kNone ? 1 : std::int32_t(store_.head(below).tally.n());
     row.pending = std::int32_t(family.pending(lane));
     row.reason = family.reason()[lane];
     row.refined = family.refined()[lane];
@@ -72,7 +72,7 @@ std::vector<Row> Forest::children(std::int64_t node) const {
     const std::uint32_t block = store_.at(where.block).child()[where.lane];
     std::vector<Row> rows;
     if (block == kNone) return rows;
-    for (std::uint32_t lane = 0; lane < store_.at(block).head().count; ++lane) {
+    for (std::uint32_t lane = 0; lane < store_.head(block).count; ++lane) {
         rows.push_back(row({where.tree, block, lane}));
     }
     return rows;
@@ -156,7 +156,7 @@ void Forest::check_tree(const Tree& tree, std::uint32_t index) const {
                 "an id leads to its node");
             const std::uint32_t below = family.child()[lane];
             if (below == kNone) continue;
-            const Header& under = store_.at(below).head();
+            const Header& under = store_.head(below);
             hold(under.parent_block == blocks[next] && under.parent_lane == lane &&
                      under.depth == head.depth + 1,
                  "a family knows its node");

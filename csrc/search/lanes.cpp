@@ -16,12 +16,11 @@ void fill_portable(const Family family, const NewLanes lanes) {
         const std::uint32_t lane = lanes.lane + i;
         family.tally()[lane] = Tally{};
         family.sum()[lane] = family.best()[lane] = 0.0;
-        family.prior()[lane] = lanes.priors != nullptr ? lanes.priors[i] : uniform;
+        if (!lanes.priors) family.prior()[lane] = uniform;
         family.child()[lane] = kNone;
         family.id()[lane] = lanes.id + i;
-        family.tag()[lane] = lanes.tags != nullptr ? std::uint16_t(lanes.tags[i]) : 0;
+        if (!lanes.tags) family.tag()[lane] = 0;
         family.reason()[lane] = family.refined()[lane] = 0;
-        lanes.places[i] = lanes.place + i;
     }
 }
 
@@ -86,30 +85,21 @@ BDC_AVX2 std::uint32_t largest_avx2(const Family& family, const double* score) {
 
 BDC_AVX512 void fill_avx512(const Family family, const NewLanes lanes) {
     const __m512d uniform = _mm512_set1_pd(1.0 / double(lanes.count));
-    const __m512i zero = _mm512_setzero_si512(), step = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m512i zero = _mm512_setzero_si512();
+    const __m256i step = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     for (std::uint32_t i = 0; i < lanes.count; i += 8) {
         const std::uint32_t lane = lanes.lane + i, left = lanes.count - i;
         const auto m = __mmask8(left >= 8 ? 0xFF : (1u << left) - 1);
         _mm512_mask_storeu_epi64(family.tally() + lane, m, zero);
         _mm512_mask_storeu_epi64(family.sum() + lane, m, zero);
         _mm512_mask_storeu_epi64(family.best() + lane, m, zero);
-        _mm512_mask_storeu_pd(
-            family.prior() + lane, m,
-            lanes.priors != nullptr ? _mm512_maskz_loadu_pd(m, lanes.priors + i) : uniform);
+        if (!lanes.priors) _mm512_mask_storeu_pd(family.prior() + lane, m, uniform);
         _mm256_mask_storeu_epi32(family.child() + lane, m, _mm256_set1_epi32(-1));
-        _mm256_mask_storeu_epi32(
-            family.id() + lane, m,
-            _mm256_add_epi32(_mm256_set1_epi32(int(lanes.id + i)), _mm512_cvtepi64_epi32(step)));
-        _mm_mask_storeu_epi16(
-            family.tag() + lane, m,
-            lanes.tags != nullptr
-                ? _mm512_cvtepi64_epi16(_mm512_maskz_loadu_epi64(m, lanes.tags + i))
-                : _mm_setzero_si128());
+        _mm256_mask_storeu_epi32(family.id() + lane, m,
+                                 _mm256_add_epi32(_mm256_set1_epi32(int(lanes.id + i)), step));
+        if (!lanes.tags) _mm_mask_storeu_epi16(family.tag() + lane, m, _mm_setzero_si128());
         _mm_mask_storeu_epi8(family.reason() + lane, m, _mm_setzero_si128());
         _mm_mask_storeu_epi8(family.refined() + lane, m, _mm_setzero_si128());
-        _mm512_mask_storeu_epi64(
-            lanes.places + i, m,
-            _mm512_add_epi64(_mm512_set1_epi64((long long)(lanes.place + i)), step));
     }
 }
 
@@ -118,7 +108,6 @@ BDC_AVX512 void fill_avx512(const Family family, const NewLanes lanes) {
 BDC_AVX2 void fill_avx2(const Family family, const NewLanes lanes) {
     if (lanes.count < 4) return fill_portable(family, lanes);
     const __m256d uniform = _mm256_set1_pd(1.0 / double(lanes.count)), zero = _mm256_setzero_pd();
-    const __m256i steps = _mm256_setr_epi64x(0, 1, 2, 3);
     Tally* const tally = family.tally() + lanes.lane;
     double* const sum = family.sum() + lanes.lane;
     double* const best = family.best() + lanes.lane;
@@ -132,20 +121,14 @@ BDC_AVX2 void fill_avx2(const Family family, const NewLanes lanes) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(tally + i), _mm256_setzero_si256());
         _mm256_storeu_pd(sum + i, zero);
         _mm256_storeu_pd(best + i, zero);
-        _mm256_storeu_pd(prior + i,
-                         lanes.priors != nullptr ? _mm256_loadu_pd(lanes.priors + i) : uniform);
+        if (!lanes.priors) _mm256_storeu_pd(prior + i, uniform);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(child + i), _mm_set1_epi32(-1));
         _mm_storeu_si128(
             reinterpret_cast<__m128i*>(id + i),
             _mm_add_epi32(_mm_set1_epi32(int(lanes.id + i)), _mm_setr_epi32(0, 1, 2, 3)));
-        std::uint16_t tags[4] = {};
-        if (lanes.tags != nullptr) std::copy_n(lanes.tags + i, 4, tags);
-        std::memcpy(tag + i, tags, sizeof tags);
+        if (!lanes.tags) std::memset(tag + i, 0, 4 * sizeof *tag);
         std::memset(reason + i, 0, 4);
         std::memset(refined + i, 0, 4);
-        const __m256i place = _mm256_set1_epi64x((long long)(lanes.place + i));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes.places + i),
-                            _mm256_add_epi64(place, steps));
     };
     for (std::uint32_t i = 0; i + 4 <= lanes.count; i += 4) fill(i);
     fill(lanes.count - 4);
@@ -169,6 +152,12 @@ Largest find_largest([[maybe_unused]] Isa isa) {
     if (isa == Isa::kAvx2) return largest_avx2;
 #endif
     return largest_portable;
+}
+
+void write_blank(const Family& family) {
+    static const FillLanes fill = fill_lanes(machine_isa());
+    const Blank blank = Blank::read(*family.tally());
+    fill(family, {0, family.head().count, blank.id, blank.priors, blank.tags});
 }
 
 const double* inverse_roots() {

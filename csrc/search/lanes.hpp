@@ -30,14 +30,11 @@ bool wins_tie(const Family& family, std::uint32_t a, std::uint32_t b, bool turns
 // Of lanes with equal scores, a bit each, the one that wins the tie.
 std::uint32_t settle(const Family& family, std::uint64_t tied);
 
-// New lanes from `lane` on: no returns, no children, open, ids from `id` on. `priors` null:
-// uniform; `tags` null: 0. Their `places`, one per id, count up from `place`.
+// New lanes from `lane` on: no returns, no children, open, ids from `id` on. Those without `priors`
+// get uniform ones, those without `tags` get 0; what is there already stays.
 struct NewLanes {
     std::uint32_t lane, count, id;
-    const double* priors;
-    const std::int64_t* tags;
-    std::uint64_t place;
-    std::uint64_t* places;
+    bool priors, tags;
 };
 using FillLanes = void (*)(Family family, NewLanes lanes);
 

@@ -141,9 +141,7 @@ class Forest::Descent {
             };
         };
         forest_.each(
-            chunk, by_leaf([&](const Location& at, std::size_t row) {
-                forest_.prepare_growth(at, growth.count(row));
-            }),
+            chunk, by_leaf([&](const Location& at, std::size_t) { forest_.prepare_growth(at); }),
             by_leaf([&](const Location& at, std::size_t row) { forest_.grow(at, row, growth); }));
     }
 
@@ -210,6 +208,7 @@ class Forest::Descent {
     BDC_INLINE bool step(Group& group, Walker& walker, std::int32_t level, std::int32_t* ids) {
         std::byte* base = block(walker.next);
         const Family family(base);
+        if (family.blank()) write_blank(family);
         if (widens_ && wants_width(Family(walker.family), walker.lane, family)) {
             return stop(group, walker, level - 1);
         }

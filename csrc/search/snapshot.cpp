@@ -146,9 +146,9 @@ class Source {
             refuse("has format version " + std::to_string(preamble.version) +
                    ", newer than this bdc reads (" + std::to_string(kVersion) + ")");
         }
-        if (preamble.version < kVersion) {
+        if (preamble.version < kOldest) {
             refuse("has format version " + std::to_string(preamble.version) +
-                   ", older than this bdc reads (" + std::to_string(kVersion) + ")");
+                   ", older than this bdc reads (" + std::to_string(kOldest) + ")");
         }
         insist(preamble.file_bytes == bytes_, "truncated or extended");
         insist(bytes_ >= sizeof preamble + sizeof sections_, "truncated");
@@ -303,7 +303,7 @@ class Snapshot {
         const Arena& arena = forest_.trees_[index].arena;
         const std::size_t used = taken_.size();
         source_.insist(block < used, "a block");
-        const std::uint32_t capacity = forest_.store_.at(block).head().capacity;
+        const std::uint32_t capacity = forest_.store_.head(block).capacity;
         source_.insist(capacity >= 1 && capacity <= kMaxChildren, "a block header");
         const std::uint32_t grains = grains_for(capacity, forest_.agents_);
         source_.insist(grains <= used - block, "a block header");
@@ -323,13 +323,14 @@ class Snapshot {
         std::vector<std::uint32_t> blocks{tree.root_block};
         take(index, tree.root_block);
         for (std::size_t next = 0; next < blocks.size(); ++next) {
+            check_header(forest_.store_.head(blocks[next]));
             const Family family = forest_.store_.at(blocks[next]);
             check_family(family, next == 0);
             for (std::uint32_t lane = 0; lane < family.head().count; ++lane) {
                 const std::uint32_t below = family.child()[lane];
                 if (below == kNone) continue;
                 take(index, below);
-                const Header& head = forest_.store_.at(below).head();
+                const Header& head = forest_.store_.head(below);
                 source_.insist(head.parent_block == blocks[next] && head.parent_lane == lane &&
                                    head.depth == family.head().depth + 1 && head.depth != 0,
                                "a parent");
@@ -340,11 +341,14 @@ class Snapshot {
                        "a root");
     }
 
-    void check_family(const Family& family, bool root) {
-        const Header& head = family.head();
+    void check_header(const Header& head) {
         forest_.note_width(head.count);
         source_.insist(head.count >= 1 && head.count <= head.capacity && head.tally.n() >= 1,
                        "a block header");
+    }
+
+    void check_family(const Family& family, bool root) {
+        const Header& head = family.head();
         if (root) {
             source_.insist(head.parent_block == kNone && head.depth == 0 && head.count == 1 &&
                                family.reason()[0] == 0,
@@ -387,7 +391,7 @@ class Snapshot {
             if (taken_.empty()) continue;  // its author is trusted
             for (std::uint32_t block = free.block; block != kNone;) {
                 take(free.tree, block);
-                const Header& head = forest_.store_.at(block).head();
+                const Header& head = forest_.store_.head(block);
                 source_.insist(head.count == 0 && head.capacity == free.capacity, "a free block");
                 block = head.parent_block;
             }

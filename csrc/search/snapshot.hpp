@@ -9,7 +9,7 @@
 namespace bdc::search {
 
 inline constexpr char kMagic[8] = {'B', 'D', 'C', 'F', 'O', 'R', 'S', 'T'};
-inline constexpr std::uint32_t kVersion = 3;
+inline constexpr std::uint32_t kVersion = 4, kOldest = 3;  // without blank families
 inline constexpr std::uint32_t kEndian = 0x01020304u;
 
 enum SectionKind { kConfig, kTreeTable, kChunks, kFlights, kFree, kLocations, kGrains, kSections };

@@ -130,8 +130,15 @@ class Duet:
         assert self.image() == before
 
     def image(self) -> bytes:
+        """The loader writes the lanes that nobody has looked at: a refused call may have looked at some."""
         self.forest.save(self.file)
+        Forest.load(self.file).save(self.file)
         return self.file.read_bytes()
+
+    def compare(self) -> None:
+        self.forest.check()
+        for tree in self.trees:
+            self.assert_same(tree)
 
     def assert_same(self, tree: int) -> None:
         assert self.forest.nodes(tree)[FIELDS].tolist() == self.model.rows(tree)
@@ -356,21 +363,23 @@ WEIGHTS = {
 
 
 def long_run(name: str, seed: int, steps: int, folder: Path) -> None:
+    """Looked at after every step, or rarely: children that nobody looks at stay unwritten."""
+    every = 1 if seed % 2 == 0 else 25
     dice = Dice(f"{name}{seed}")
     duet = Duet(name, folder, threads=2)
     duet.forest.plant(4)
     duet.model.plant(4)
     seen = 0
-    for _ in range(steps):
+    for done in range(steps):
         (action,) = dice.rng.choices([*WEIGHTS], [*WEIGHTS.values()])
         if action is Duet.drop and len(duet.trees) < 3:
             continue
         action(duet, dice)
-        duet.forest.check()
-        duet.assert_same(dice.pick(duet.trees))
+        if done % every == 0:
+            duet.forest.check()
+            duet.assert_same(dice.pick(duet.trees))
         seen = max(seen, len(duet.model.nodes))
-    for tree in duet.trees:
-        duet.assert_same(tree)
+    duet.compare()
     assert seen > 50
 
 
@@ -390,8 +399,9 @@ def test_longer_random_runs_agree(name: str, tmp_path: Path) -> None:
 class Machine(RuleBasedStateMachine):
     """Any order of any calls; hypothesis shrinks what fails."""
 
-    @initialize(name=st.sampled_from([*SETTINGS]), threads=st.integers(1, 3))
-    def start(self, name: str, threads: int) -> None:
+    @initialize(name=st.sampled_from([*SETTINGS]), threads=st.integers(1, 3), closely=st.booleans())
+    def start(self, name: str, threads: int, closely: bool) -> None:
+        self.closely = closely  # children that nobody looks at stay unwritten
         self.folder = tempfile.TemporaryDirectory()
         self.duet = Duet(name, Path(self.folder.name), threads)
         self.duet.forest.plant(2)
@@ -399,6 +409,7 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
+            self.duet.compare()
             self.folder.cleanup()
 
     @rule(data=st.data())
@@ -464,10 +475,8 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def agree(self) -> None:
-        if hasattr(self, "duet"):
-            self.duet.forest.check()
-            for tree in self.duet.trees:
-                self.duet.assert_same(tree)
+        if hasattr(self, "duet") and self.closely:
+            self.duet.compare()
 
 
 HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
