@@ -107,6 +107,16 @@ class Family {
         return n(lane) ? sum()[lane] / double(n(lane)) : 0.0;
     }
 
+    // And lands so many selections in flight.
+    void add_return(std::uint32_t lane, double value, std::uint32_t flights) const {
+        Tally& edge = tally()[lane];
+        double& top = best()[lane];
+        top = edge.n() == 0 || value > top ? value : top;
+        sum()[lane] += value;
+        edge.add_return(flights);
+        head().tally.add_return(flights);
+    }
+
     void copy_lane(std::uint32_t to, const Family& other, std::uint32_t from) const {
         tally()[to] = other.tally()[from];
         sum()[to] = other.sum()[from];

@@ -1,10 +1,10 @@
 // Building and changing trees: plant, expand, prune, reopen, refine, drop.
-#include "forest.hpp"
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <unordered_map>
+
+#include "grow.hpp"
 
 namespace bdc::search {
 
@@ -165,27 +165,14 @@ Range Forest::plant(std::int64_t count) {
     return {std::int32_t(first), std::int32_t(count)};
 }
 
-// A block for a new family, without lanes in use.
-std::uint32_t Forest::found(Tree& tree, std::uint32_t capacity, std::uint32_t parent_block,
-                            std::uint32_t parent_lane, std::uint32_t depth) {
-    const std::uint32_t block = tree.arena.allocate(store_, capacity, agents_);
-    Header& head = store_.head(block);
-    head.parent_block = parent_block;
-    head.depth = depth;
-    head.tally.both = 1;
-    head.parent_lane = std::uint16_t(parent_lane);
-    head.count = 0;
-    head.capacity = std::uint16_t(capacity);
-    head.open = 0;
-    if (agents_ > 0) std::fill_n(store_.bare(block).arms(), agents_, Arm{});
-    return block;
-}
-
-// Makes room for `needed` lanes; a family that outgrows its block moves to a larger one.
-std::uint32_t Forest::widen(std::uint32_t tree_index, std::uint32_t block, std::uint32_t needed) {
+// Makes room for `more` lanes; a family that outgrows its block moves to a larger one, which becomes
+// its `block`.
+void Forest::widen(std::uint32_t tree_index, std::uint32_t& block, std::uint32_t more) {
     const Family from = store_.at(block);
     const Header& head = from.head();
-    if (needed <= head.capacity) return block;
+    const std::uint32_t needed = head.count + more;
+    note_width(needed);
+    if (needed <= head.capacity) return;
     const std::uint32_t capacity =
         std::min(kMaxChildren, std::max<std::uint32_t>({needed, head.capacity * 2u, 4u}));
     Arena& arena = trees_[tree_index].arena;
@@ -201,29 +188,8 @@ std::uint32_t Forest::widen(std::uint32_t tree_index, std::uint32_t block, std::
         locations_[to.id()[lane]] = Location{tree_index, moved, lane}.pack();
         if (to.child()[lane] != kNone) store_.head(to.child()[lane]).parent_block = moved;
     }
-    store_.at(head.parent_block).child()[head.parent_lane] = moved;
     arena.release(store_, block);
-    return moved;
-}
-
-// A family that had none stays blank.
-void Forest::add_lanes(std::uint32_t tree, std::uint32_t block, std::uint32_t count,
-                       std::uint32_t first_id, const double* priors, const std::int64_t* tags) {
-    const Family family = store_.bare(block);
-    Header& head = family.head();
-    const std::uint32_t lane = head.count;
-    if (priors != nullptr) std::copy_n(priors, count, family.prior() + lane);
-    if (tags != nullptr) std::copy_n(tags, count, family.tag() + lane);
-    if (lane == 0) {
-        *family.tally() = Blank{first_id, priors != nullptr, tags != nullptr}.tally();
-    } else {
-        fill_lanes_(family, {lane, count, first_id, priors != nullptr, tags != nullptr});
-    }
-    std::iota(&locations_[first_id], &locations_[first_id] + count,
-              Location{tree, block, lane}.pack());
-    head.count = std::uint16_t(head.count + count);
-    head.open = std::uint16_t(head.open + count);
-    trees_[tree].nodes += count;
+    block = moved;
 }
 
 void Forest::note_width(std::uint32_t children) {
@@ -237,26 +203,6 @@ void Forest::note_width(std::uint32_t children) {
 void Forest::prepare_growth(const Location& where) const {
     prefetch(store_.base(where.block), 3);
     __builtin_prefetch(store_.base(trees_[where.tree].arena.next), 1);
-}
-
-// The children of a call's row.
-void Forest::grow(const Location& where, std::size_t row, const Growth& growth) {
-    const auto count = std::uint32_t(growth.count(row));
-    if (count == 0) return;
-    const Family above = store_.at(where.block);
-    std::uint32_t& block = above.child()[where.lane];
-    if (block == kNone) {
-        block = found(trees_[where.tree], count, where.block, where.lane, above.head().depth + 1);
-        note_width(count);
-    } else {
-        const std::uint32_t needed = store_.at(block).head().count + count;
-        widen(where.tree, block, needed);
-        note_width(needed);
-    }
-    const std::uint32_t first = item_first_[row];
-    add_lanes(where.tree, block, count, growth.first_id + first,
-              growth.priors ? growth.priors + first : nullptr,
-              growth.tags ? growth.tags + first : nullptr);
 }
 
 // Checks all of a call's children that can be checked without their parents.
@@ -350,6 +296,7 @@ Range Forest::expand(Ids nodes, Ids counts, std::span<const double> priors, Ids 
 // The nodes are shared out; throws with nothing changed where one would get too many children.
 Range Forest::add_children(Ids nodes, const Growth& growth) {
     if (may_exceed_width(growth)) check_width(nodes, growth);
+    note_width(std::uint32_t(growth.most));
     locations_.extend(growth.total);
     // Located anew by each item: an earlier one of this call may have moved the family.
     const auto where = [&](std::size_t i) {

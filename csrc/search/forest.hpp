@@ -180,7 +180,7 @@ class Forest {
                         std::uint32_t parent_lane, std::uint32_t depth);
     void add_lanes(std::uint32_t tree, std::uint32_t block, std::uint32_t count,
                    std::uint32_t first_id, const double* priors, const std::int64_t* tags);
-    std::uint32_t widen(std::uint32_t tree, std::uint32_t block, std::uint32_t needed);
+    void widen(std::uint32_t tree, std::uint32_t& block, std::uint32_t more);
     void note_width(std::uint32_t children);
 
     // The children of a call, row by row and checked.
@@ -327,13 +327,8 @@ inline void Forest::open_arm(const Job& job) {
 // Adds a return to one edge and goes up; false: that was the root's.
 inline bool Forest::rise(Job& job) {
     const Family family = store_.bare(job.block);
-    Header& head = family.head();
-    Tally& tally = family.tally()[job.lane];
-    double& best = family.best()[job.lane];
-    best = tally.n() == 0 || job.value > best ? job.value : best;
-    family.sum()[job.lane] += job.value;
-    tally.add_return(job.own);
-    head.tally.add_return(job.own);
+    const Header& head = family.head();
+    family.add_return(job.lane, job.value, job.own);
     job.own += job.above;
     job.above = 0;
     job.value *= config_.gamma;

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "forest.hpp"
+#include "grow.hpp"
 #include "lanes_avx2.hpp"
 #include "lanes_avx512.hpp"
 
@@ -34,11 +35,10 @@ double* score_room() {
     return room.data();
 }
 
+// Where a descent is.
 struct Walker {
-    std::byte* family;    // the block in which it stands,
-    std::uint32_t lane;   // and where
-    std::uint32_t next;   // the block of the children
-    std::uint32_t place;  // in the group
+    std::uint32_t block, lane;
+    std::uint32_t next;  // the block of the children
 };
 
 // A group of trees in which one descent each is under way.
@@ -80,13 +80,12 @@ class Forest::Descent {
           widens_(wave.forest.config_.widening_c != 0.0),
           in_place_(leaves_in_place(wave)) {}
 
-    BDC_INLINE void run(unsigned chunk) {
+    BDC_INLINE void run(unsigned chunk) const {
         thread_local std::vector<std::int32_t> room(64 * kInStep);  // ids by level and place
         std::vector<std::int32_t>& paths = chunk == 0 ? wave_.into.path : forest_.paths_[chunk];
         paths.clear();
         const Shares& shares = forest_.shares_;
         const std::uint32_t end = shares.starts[chunk + 1];
-        if (wave_.landing != nullptr) expand(chunk);
         for (std::uint32_t next = shares.starts[chunk]; next < end;) {
             Group group;
             for (; next < end && group.count < kInStep; ++next) {
@@ -99,7 +98,7 @@ class Forest::Descent {
                 group.item[group.count] = item;
                 group.tree[group.count++] = tree;
             }
-            if (wave_.landing != nullptr) settle(group);
+            if (wave_.landing != nullptr) land(group);
             for (std::size_t leaf = 0; leaf < wave_.leaves; ++leaf) {
                 descend(group, room);
                 finish(group, leaf, chunk, room, paths);
@@ -111,6 +110,8 @@ class Forest::Descent {
     }
 
   private:
+    static constexpr bool kGenerates = requires(Rule rule) { rule.agents; };
+
     // Are the leaves to land still where `item_leaf_` has them? Not where new ones overwrite those
     // of other trees, or where one of them may have moved the family of another.
     BDC_INLINE static bool leaves_in_place(const Wave& wave) {
@@ -130,21 +131,6 @@ class Forest::Descent {
         prefetch(block(forest_.item_leaf_[item * wave_.leaves].block), 1);
     }
 
-    // Children for the leaves that the chunk's trees selected last.
-    void expand(unsigned chunk) const {
-        const Growth& growth = wave_.landing->growth;
-        const std::size_t leaves = wave_.landing->leaves;
-        const auto by_leaf = [&](const auto& work) {
-            return [&, work](std::size_t item) {
-                for (std::size_t leaf = 0; leaf < leaves; ++leaf)
-                    work(landed(item, leaf), item * leaves + leaf);
-            };
-        };
-        forest_.each(
-            chunk, by_leaf([&](const Location& at, std::size_t) { forest_.prepare_growth(at); }),
-            by_leaf([&](const Location& at, std::size_t row) { forest_.grow(at, row, growth); }));
-    }
-
     // A leaf that was selected last.
     BDC_INLINE Location landed(std::size_t item, std::size_t leaf) const {
         const std::size_t leaves = wave_.landing->leaves;
@@ -154,97 +140,121 @@ class Forest::Descent {
         return Location::unpack(forest_.locations_[flight.node]);
     }
 
-    // Their returns on the way up, in step, and their selections landed.
-    BDC_INLINE void settle(const Group& group) {
-        const std::size_t leaves = wave_.landing->leaves;
-        for (std::size_t leaf = 0; leaf < leaves; ++leaf) {
-            Job jobs[kInStep];
-            for (std::size_t i = 0; i < group.count; ++i) {
-                const Location at = landed(group.item[i], leaf);
-                const double value = wave_.landing->returns[group.item[i] * leaves + leaf];
-                jobs[i] = {at.block, at.lane, 1, 0, value};
-                forest_.open_arm(jobs[i]);
-            }
-            for (std::size_t going = group.count; going > 0;) {
-                std::size_t left = 0;
-                for (std::size_t i = 0; i < going; ++i) {
-                    Job job = jobs[i];
-                    if (!forest_.rise(job)) continue;
-                    prefetch(block(job.block), 1);
-                    jobs[left++] = job;
-                }
-                going = left;
-            }
-        }
+    // Returns and children for the leaves that the group's trees selected last.
+    BDC_INLINE void land(const Group& group) const {
+        const Landing& landing = *wave_.landing;
         for (std::size_t i = 0; i < group.count; ++i) {
+            __builtin_prefetch(block(forest_.trees_[group.tree[i]].arena.next), 1);
+        }
+        for (std::size_t leaf = 0; leaf < landing.leaves; ++leaf) settle(group, leaf);
+        for (std::size_t i = 0; i < group.count; ++i) {
+            for (std::size_t leaf = 0; leaf < landing.leaves; ++leaf) {
+                forest_.grow(landed(group.item[i], leaf), group.item[i] * landing.leaves + leaf,
+                             landing.growth);
+            }
             auto& flights = forest_.trees_[group.tree[i]].flights;
-            flights.resize(flights.size() - leaves);
+            flights.erase(flights.end() - std::ptrdiff_t(landing.leaves), flights.end());
         }
     }
 
-    BDC_INLINE void descend(Group& group, std::vector<std::int32_t>& room) {
+    // A leaf's returns on the way up, in step, and its selections landed.
+    BDC_INLINE void settle(const Group& group, std::size_t leaf) const {
+        struct {
+            std::byte* family;
+            std::uint32_t lane;
+            double value;
+        } climbers[kInStep];
+        for (std::size_t i = 0; i < group.count; ++i) {
+            const Location at = landed(group.item[i], leaf);
+            const double value =
+                wave_.landing->returns[group.item[i] * wave_.landing->leaves + leaf];
+            climbers[i] = {block(at.block), at.lane, value};
+            forest_.open_arm({at.block, at.lane, 1, 0, value});
+        }
+        const double gamma = forest_.config_.gamma;
+        for (std::size_t going = group.count; going > 0;) {
+            std::size_t left = 0;
+            for (std::size_t i = 0; i < going; ++i) {
+                const auto [base, lane, value] = climbers[i];
+                const Family family(base);
+                family.add_return(lane, value, 1);
+                const Header& head = family.head();
+                if (head.parent_block == kNone) continue;
+                std::byte* const above = block(head.parent_block);
+                prefetch(above, 1);
+                climbers[left++] = {above, head.parent_lane, value * gamma};
+            }
+            going = left;
+        }
+    }
+
+    BDC_INLINE void descend(Group& group, std::vector<std::int32_t>& room) const {
         Walker walkers[kInStep];
+        std::uint8_t under_way[kInStep];
         std::size_t going = 0;
         for (std::size_t i = 0; i < group.count; ++i) {
-            std::byte* root = block(forest_.trees_[group.tree[i]].root_block);
-            Walker& walker = walkers[going];
-            walker.place = std::uint32_t(i);
             group.agent[i] = -1;
-            enter(walker, root, 0, 0, room.data());
-            going += goes_on(group, walker, 0);
+            const std::uint32_t root = forest_.trees_[group.tree[i]].root_block;
+            enter(walkers[i], root, Family(block(root)), 0, room[i]);
+            under_way[going] = std::uint8_t(i);
+            going += goes_on(group, walkers[i], i, 0);
         }
         for (std::int32_t level = 1; going > 0; ++level) {
             if (std::size_t(level + 1) * kInStep > room.size()) room.resize(2 * room.size());
+            std::int32_t* const ids = room.data() + std::size_t(level) * kInStep;
             std::size_t left = 0;
             for (std::size_t i = 0; i < going; ++i) {
-                Walker walker = walkers[i];
-                if (step(group, walker, level, room.data())) walkers[left++] = walker;
+                const std::uint8_t place = under_way[i];
+                under_way[left] = place;
+                left += step(group, walkers[place], place, level, ids[place]);
             }
             going = left;
         }
     }
 
     // One level down; false: the walker stands on its leaf.
-    BDC_INLINE bool step(Group& group, Walker& walker, std::int32_t level, std::int32_t* ids) {
-        std::byte* base = block(walker.next);
-        const Family family(base);
+    BDC_INLINE bool step(Group& group, Walker& walker, std::size_t place, std::int32_t level,
+                         std::int32_t& id) const {
+        const std::uint32_t next = walker.next;
+        const Family family(block(next));
         if (family.blank()) write_blank(family);
-        if (widens_ && wants_width(Family(walker.family), walker.lane, family)) {
-            return stop(group, walker, level - 1);
+        if (widens_ && wants_width(Family(block(walker.block)), walker.lane, family)) {
+            return stop(group, walker, place, level - 1);
         }
-        const std::uint32_t lane = choose(group, walker, family);
-        if (group.agent[walker.place] >= 0) return stop(group, walker, level - 1);
-        enter(walker, base, lane, level, ids);
+        const std::uint32_t lane = choose(group, walker, place, family);
+        if (kGenerates && group.agent[place] >= 0) return stop(group, walker, place, level - 1);
+        enter(walker, next, family, lane, id);
         if (walker.next != kNone) prefetch(block(walker.next), family.capacity());
-        return goes_on(group, walker, level);
+        return goes_on(group, walker, place, level);
     }
 
-    BDC_INLINE static void enter(Walker& walker, std::byte* base, std::uint32_t lane,
-                                 std::int32_t level, std::int32_t* ids) {
-        const Family family(base);
+    BDC_INLINE static void enter(Walker& walker, std::uint32_t block, const Family& family,
+                                 std::uint32_t lane, std::int32_t& id) {
         family.head().tally.take_off();
         family.tally()[lane].take_off();
-        ids[std::size_t(level) * kInStep + walker.place] = std::int32_t(family.id()[lane]);
-        walker.family = base;
-        walker.lane = lane;
-        walker.next = family.child()[lane];
+        id = std::int32_t(family.id()[lane]);
+        walker = {block, lane, family.child()[lane]};
     }
 
-    BDC_INLINE bool goes_on(Group& group, const Walker& walker, std::int32_t level) {
+    BDC_INLINE bool goes_on(Group& group, const Walker& walker, std::size_t place,
+                            std::int32_t level) const {
         if (walker.next != kNone) return true;
-        generate(group, walker.place, Family(walker.family).id()[walker.lane], nullptr);
-        return stop(group, walker, level);
+        if constexpr (kGenerates) {
+            generate(group, place, Family(block(walker.block)).id()[walker.lane], nullptr);
+        }
+        return stop(group, walker, place, level);
     }
 
-    BDC_INLINE bool stop(Group& group, const Walker& walker, std::int32_t level) const {
-        const auto grains = std::size_t(walker.family - store_) / kGrain;
-        group.leaf[walker.place] = {group.tree[walker.place], std::uint32_t(grains), walker.lane};
-        group.depth[walker.place] = level;
+    BDC_INLINE bool stop(Group& group, const Walker& walker, std::size_t place,
+                         std::int32_t level) const {
+        group.leaf[place] = {group.tree[place], walker.block, walker.lane};
+        group.depth[place] = level;
         return false;
     }
 
-    BDC_INLINE Site site(const Group& group, const Walker& walker, const Family& family) const {
-        const Family above(walker.family);
+    BDC_INLINE Site site(const Group& group, const Walker& walker, std::size_t place,
+                         const Family& family) const {
+        const Family above(block(walker.block));
         const Config& config = forest_.config_;
         return {family,
                 above.value(walker.lane, config.backup),
@@ -252,28 +262,29 @@ class Forest::Descent {
                 config.backup == Backup::kMean,
                 config.virtual_loss,
                 config.seed,
-                group.tree[walker.place],
+                group.tree[place],
                 above.id()[walker.lane]};
     }
 
-    BDC_INLINE std::uint32_t choose(Group& group, const Walker& walker, const Family& family) {
+    BDC_INLINE std::uint32_t choose(Group& group, const Walker& walker, std::size_t place,
+                                    const Family& family) const {
         if constexpr (Factored<Rule>) {
             const double factor = factor_of(family.head().tally.count());
             if constexpr (std::is_same_v<Form, ByScores>) {
                 double* scores = score_room();
-                score_lanes(rule_, site(group, walker, family), factor, scores);
+                score_lanes(rule_, site(group, walker, place, family), factor, scores);
                 return forest_.largest_(family, scores);
             } else if constexpr (std::is_same_v<Rule, PUCT>) {
-                return Form::pick(family, factor, rule_.unvisited(site(group, walker, family)));
+                return Form::pick(family, factor, rule_.unvisited(site(group, walker, place, family)));
             } else {
                 return Form::pick(family, factor, 0.0);
             }
         } else {
-            const Site here = site(group, walker, family);
+            const Site here = site(group, walker, place, family);
             double* scores = score_room();
             rule_.score(here, scores);
             const std::uint32_t lane = forest_.largest_(family, scores);
-            generate(group, walker.place, here.node, &here, scores[lane]);
+            generate(group, place, here.node, &here, scores[lane]);
             return lane;
         }
     }
@@ -296,10 +307,9 @@ class Forest::Descent {
     }
 
     // Does the rule rather have a new child here, and by which agent?
-    BDC_INLINE void generate(Group& group, std::uint32_t place, std::uint32_t node,
-                             const Site* site,
-                             double best = -std::numeric_limits<double>::infinity()) {
-        if constexpr (requires { rule_.agents; }) {
+    BDC_INLINE void generate(Group& group, std::size_t place, std::uint32_t node, const Site* site,
+                             double best = -std::numeric_limits<double>::infinity()) const {
+        if constexpr (kGenerates) {
             const std::uint32_t visits = site ? site->visits() : 1;
             const std::uint64_t now =
                 rule_.moment(forest_.config_.seed, group.tree[place], node, visits);
@@ -317,7 +327,7 @@ class Forest::Descent {
 
     BDC_INLINE void finish(const Group& group, std::size_t leaf, unsigned chunk,
                            const std::vector<std::int32_t>& room,
-                           std::vector<std::int32_t>& paths) {
+                           std::vector<std::int32_t>& paths) const {
         Selection& into = wave_.into;
         std::size_t at = paths.size(), length = 0;
         for (std::size_t i = 0; i < group.count; ++i) length += std::size_t(group.depth[i]) + 1;
