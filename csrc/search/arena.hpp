@@ -53,7 +53,8 @@ struct Blank {
 
 struct Header {
     std::uint32_t parent_block;  // kNone above a root; in a free block the next free one
-    std::uint32_t depth;         // of these children; a root has 0
+    std::uint32_t depth : 31;    // of these children; a root has 0
+    std::uint32_t even : 1;      // their priors are all the same, and their tags
     Tally tally;                 // n: N of the node whose children these are, 1 + returns through
                                  // them; pending: selections in flight that went through them
     std::uint16_t parent_lane;

@@ -165,8 +165,8 @@ Range Forest::plant(std::int64_t count) {
     return {std::int32_t(first), std::int32_t(count)};
 }
 
-// Makes room for `more` lanes; a family that outgrows its block moves to a larger one, which becomes
-// its `block`.
+// Makes room for `more` lanes; a family that outgrows its block moves to a larger one, which
+// becomes its `block`.
 void Forest::widen(std::uint32_t tree_index, std::uint32_t& block, std::uint32_t more) {
     const Family from = store_.at(block);
     const Header& head = from.head();

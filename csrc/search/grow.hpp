@@ -15,6 +15,7 @@ inline std::uint32_t Forest::found(Tree& tree, std::uint32_t capacity, std::uint
     Header& head = store_.head(block);
     head.parent_block = parent_block;
     head.depth = depth;
+    head.even = 0;
     head.tally.both = 1;
     head.parent_lane = std::uint16_t(parent_lane);
     head.count = 0;
@@ -33,6 +34,7 @@ inline void Forest::add_lanes(std::uint32_t tree, std::uint32_t block, std::uint
     const std::uint32_t lane = head.count;
     if (priors != nullptr) std::copy_n(priors, count, family.prior() + lane);
     if (tags != nullptr) std::copy_n(tags, count, family.tag() + lane);
+    head.even = lane == 0 && priors == nullptr && tags == nullptr;
     if (lane == 0) {
         *family.tally() = Blank{first_id, priors != nullptr, tags != nullptr}.tally();
     } else {
@@ -53,7 +55,7 @@ inline void Forest::grow(const Location& where, std::size_t row, const Growth& g
     const Family above = store_.at(where.block);
     std::uint32_t& block = above.child()[where.lane];
     if (block == kNone) {
-        block = found(trees_[where.tree], count, where.block, where.lane, above.head().depth + 1);
+        block = found(trees_[where.tree], count, where.block, where.lane, above.head().depth + 1u);
     } else {
         widen(where.tree, block, count);
     }

@@ -145,12 +145,15 @@ void Forest::check_tree(const Tree& tree, std::uint32_t index) const {
         const Header& head = family.head();
         std::uint64_t pending = 0;
         std::uint32_t open = 0;
+        bool even = true;
         hold(head.count > 0 && head.count <= head.capacity, "0 < children <= capacity");
         for (std::uint32_t lane = 0; lane < head.count; ++lane) {
             const Location at{index, blocks[next], lane};
             pending += family.pending(lane);
             flights += flights_at(at);
             open += family.reason()[lane] == 0;
+            even &=
+                family.prior()[lane] == family.prior()[0] && family.tag()[lane] == family.tag()[0];
             hold(
                 family.id()[lane] < locations_.size() && locations_[family.id()[lane]] == at.pack(),
                 "an id leads to its node");
@@ -158,7 +161,7 @@ void Forest::check_tree(const Tree& tree, std::uint32_t index) const {
             if (below == kNone) continue;
             const Header& under = store_.head(below);
             hold(under.parent_block == blocks[next] && under.parent_lane == lane &&
-                     under.depth == head.depth + 1,
+                     under.depth == head.depth + 1u,
                  "a family knows its node");
             hold(family.pending(lane) >= under.tally.pending(),
                  "visits in flight below pass through the node");
@@ -168,6 +171,7 @@ void Forest::check_tree(const Tree& tree, std::uint32_t index) const {
         hold(pending == head.tally.pending(),
              "a family's visits in flight are those of its children");
         hold(open == head.open && open > 0, "some child is open");
+        hold(even || !head.even, "an even family's children differ in nothing that was given");
     }
     hold(lanes == tree.nodes, "every node is reachable from the root");
     hold(flights == tree.flights.size() - tree.done, "every visit in flight has a ticket");

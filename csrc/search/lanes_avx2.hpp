@@ -97,11 +97,12 @@ struct Avx2Pick {
     // Are the lanes `at` + `tied` like lane `first` in all that decides ties?
     static BDC_AVX2 bool alike(const Family& family, std::uint32_t at, unsigned tied,
                                std::uint32_t first, const Four& four) {
+        const __m256i counts =
+            _mm256_cmpeq_epi64(four.counts, _mm256_set1_epi64x(family.tally()[first].count()));
+        if (family.head().even) return (tied & ~bits(_mm256_castsi256_pd(counts))) == 0;
         const __m256d prior = _mm256_set1_pd(family.prior()[first]);
         const __m256d priors =
             _mm256_cmp_pd(reals(family.prior() + at, four.open), prior, _CMP_EQ_OQ);
-        const __m256i counts =
-            _mm256_cmpeq_epi64(four.counts, _mm256_set1_epi64x(family.tally()[first].count()));
         const __m128i tags =
             _mm_cmpeq_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(family.tag() + at)),
                             _mm_set1_epi16(short(family.tag()[first])));
@@ -122,6 +123,7 @@ struct Avx2Pick {
                 tied |= std::uint64_t(bits(_mm256_castsi256_pd(fresh))) << (4 * i);
             }
         }
+        if (tied != 0 && family.head().even) return std::uint32_t(__builtin_ctzll(tied));
         if (tied == 0) {
             __m256d scores[kBlocks];
             __m256d top = scores[0] = score(family, 0, fours[0], factor, unvisited);
@@ -137,7 +139,7 @@ struct Avx2Pick {
             }
         }
         const auto first = std::uint32_t(__builtin_ctzll(tied));
-        if (kBlocks > 1 && (tied & (tied - 1)) == 0) return first;
+        if ((tied & (tied - 1)) == 0) return first;
         for (std::uint32_t i = first / 4; i < blocks; ++i) {
             const unsigned here = unsigned(tied >> (4 * i)) & 0xF;
             if (!alike(family, 4 * i, here, first, fours[i])) return settle(family, tied);

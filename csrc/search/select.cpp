@@ -275,7 +275,8 @@ class Forest::Descent {
                 score_lanes(rule_, site(group, walker, place, family), factor, scores);
                 return forest_.largest_(family, scores);
             } else if constexpr (std::is_same_v<Rule, PUCT>) {
-                return Form::pick(family, factor, rule_.unvisited(site(group, walker, place, family)));
+                return Form::pick(family, factor,
+                                  rule_.unvisited(site(group, walker, place, family)));
             } else {
                 return Form::pick(family, factor, 0.0);
             }

@@ -332,7 +332,7 @@ class Snapshot {
                 take(index, below);
                 const Header& head = forest_.store_.head(below);
                 source_.insist(head.parent_block == blocks[next] && head.parent_lane == lane &&
-                                   head.depth == family.head().depth + 1 && head.depth != 0,
+                                   head.depth == family.head().depth + 1u && head.depth != 0,
                                "a parent");
                 blocks.push_back(below);
             }
