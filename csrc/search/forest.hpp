@@ -273,7 +273,6 @@ class Forest {
     double least_return_ = std::numeric_limits<double>::lowest();
     double most_return_ = std::numeric_limits<double>::max();
     Descend descend_;
-    FillLanes fill_lanes_ = fill_lanes(machine_isa());
     Largest largest_ = find_largest(machine_isa());
     std::vector<double> factors_;       // of a factored rule, by N(s)
     std::atomic<bool> outgrown_{true};  // is there an N(s) beyond the table?

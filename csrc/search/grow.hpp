@@ -38,7 +38,7 @@ inline void Forest::add_lanes(std::uint32_t tree, std::uint32_t block, std::uint
     if (lane == 0) {
         *family.tally() = Blank{first_id, priors != nullptr, tags != nullptr}.tally();
     } else {
-        fill_lanes_(family, {lane, count, first_id, priors != nullptr, tags != nullptr});
+        fill_lanes(family, {lane, count, first_id, priors != nullptr, tags != nullptr});
     }
     std::uint64_t* const places = &locations_[first_id];
     const std::uint64_t place = Location{tree, block, lane}.pack();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "lanes_avx2.hpp"
@@ -10,19 +11,7 @@ namespace bdc::search {
 
 namespace {
 
-void fill_portable(const Family family, const NewLanes lanes) {
-    const double uniform = 1.0 / double(lanes.count);
-    for (std::uint32_t i = 0; i < lanes.count; ++i) {
-        const std::uint32_t lane = lanes.lane + i;
-        family.tally()[lane] = Tally{};
-        family.sum()[lane] = family.best()[lane] = 0.0;
-        if (!lanes.priors) family.prior()[lane] = uniform;
-        family.child()[lane] = kNone;
-        family.id()[lane] = lanes.id + i;
-        if (!lanes.tags) family.tag()[lane] = 0;
-        family.reason()[lane] = family.refined()[lane] = 0;
-    }
-}
+using Words = std::uint32_t __attribute__((vector_size(16)));
 
 std::uint32_t largest_portable(const Family& family, const double* score) {
     std::uint32_t best = kNone;
@@ -83,68 +72,9 @@ BDC_AVX2 std::uint32_t largest_avx2(const Family& family, const double* score) {
     return best;
 }
 
-BDC_AVX512 void fill_avx512(const Family family, const NewLanes lanes) {
-    const __m512d uniform = _mm512_set1_pd(1.0 / double(lanes.count));
-    const __m512i zero = _mm512_setzero_si512();
-    const __m256i step = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    for (std::uint32_t i = 0; i < lanes.count; i += 8) {
-        const std::uint32_t lane = lanes.lane + i, left = lanes.count - i;
-        const auto m = __mmask8(left >= 8 ? 0xFF : (1u << left) - 1);
-        _mm512_mask_storeu_epi64(family.tally() + lane, m, zero);
-        _mm512_mask_storeu_epi64(family.sum() + lane, m, zero);
-        _mm512_mask_storeu_epi64(family.best() + lane, m, zero);
-        if (!lanes.priors) _mm512_mask_storeu_pd(family.prior() + lane, m, uniform);
-        _mm256_mask_storeu_epi32(family.child() + lane, m, _mm256_set1_epi32(-1));
-        _mm256_mask_storeu_epi32(family.id() + lane, m,
-                                 _mm256_add_epi32(_mm256_set1_epi32(int(lanes.id + i)), step));
-        if (!lanes.tags) _mm_mask_storeu_epi16(family.tag() + lane, m, _mm_setzero_si128());
-        _mm_mask_storeu_epi8(family.reason() + lane, m, _mm_setzero_si128());
-        _mm_mask_storeu_epi8(family.refined() + lane, m, _mm_setzero_si128());
-    }
-}
-
-// Four lanes at a time, the last of them once more with those before them where four do not divide
-// the number.
-BDC_AVX2 void fill_avx2(const Family family, const NewLanes lanes) {
-    if (lanes.count < 4) return fill_portable(family, lanes);
-    const __m256d uniform = _mm256_set1_pd(1.0 / double(lanes.count)), zero = _mm256_setzero_pd();
-    Tally* const tally = family.tally() + lanes.lane;
-    double* const sum = family.sum() + lanes.lane;
-    double* const best = family.best() + lanes.lane;
-    double* const prior = family.prior() + lanes.lane;
-    std::uint32_t* const child = family.child() + lanes.lane;
-    std::uint32_t* const id = family.id() + lanes.lane;
-    std::uint16_t* const tag = family.tag() + lanes.lane;
-    std::uint8_t* const reason = family.reason() + lanes.lane;
-    std::uint8_t* const refined = family.refined() + lanes.lane;
-    const auto fill = [=](std::uint32_t i) BDC_AVX2 {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(tally + i), _mm256_setzero_si256());
-        _mm256_storeu_pd(sum + i, zero);
-        _mm256_storeu_pd(best + i, zero);
-        if (!lanes.priors) _mm256_storeu_pd(prior + i, uniform);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(child + i), _mm_set1_epi32(-1));
-        _mm_storeu_si128(
-            reinterpret_cast<__m128i*>(id + i),
-            _mm_add_epi32(_mm_set1_epi32(int(lanes.id + i)), _mm_setr_epi32(0, 1, 2, 3)));
-        if (!lanes.tags) std::memset(tag + i, 0, 4 * sizeof *tag);
-        std::memset(reason + i, 0, 4);
-        std::memset(refined + i, 0, 4);
-    };
-    for (std::uint32_t i = 0; i + 4 <= lanes.count; i += 4) fill(i);
-    fill(lanes.count - 4);
-}
-
 #endif
 
 }  // namespace
-
-FillLanes fill_lanes([[maybe_unused]] Isa isa) {
-#if defined(__x86_64__)
-    if (isa == Isa::kAvx512) return fill_avx512;
-    if (isa == Isa::kAvx2) return fill_avx2;
-#endif
-    return fill_portable;
-}
 
 Largest find_largest([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
@@ -154,10 +84,61 @@ Largest find_largest([[maybe_unused]] Isa isa) {
     return largest_portable;
 }
 
+void fill_lanes(const Family& family, const NewLanes& lanes) {
+    const std::uint32_t at = lanes.lane, count = lanes.count;
+    std::fill_n(family.tally() + at, count, Tally{});
+    std::fill_n(family.sum() + at, count, 0.0);
+    std::fill_n(family.best() + at, count, 0.0);
+    if (!lanes.priors) std::fill_n(family.prior() + at, count, 1.0 / double(count));
+    std::fill_n(family.child() + at, count, kNone);
+    std::iota(family.id() + at, family.id() + at + count, lanes.id);
+    if (!lanes.tags) std::fill_n(family.tag() + at, count, std::uint16_t(0));
+    std::fill_n(family.reason() + at, count, std::uint8_t(0));
+    std::fill_n(family.refined() + at, count, std::uint8_t(0));
+}
+
+namespace {
+
+// Copies of four words from `to` on, until they hold `bytes`, and perhaps a part of one too many.
+template <class Next>
+void write_fours(void* to, std::size_t bytes, const Next& next) {
+    auto* at = static_cast<std::byte*>(to);
+    for (std::byte* const end = at + bytes; at < end; at += 16) {
+        const Words four = next();
+        std::memcpy(at, &four, sizeof four);
+    }
+}
+
+// The lanes of a family, two or more, to which nothing was given. Where a field ends the next one
+// begins: what is written too far is written over, and nothing too far by the last.
+void write_even(const Family& family, std::uint32_t id) {
+    const std::size_t count = family.capacity();
+    const double uniform = 1.0 / double(count);
+    const Words zero{}, none{kNone, kNone, kNone, kNone}, step{4, 4, 4, 4};
+    Words priors, ids{id, id + 1, id + 2, id + 3};
+    std::memcpy(&priors, &uniform, sizeof uniform);
+    std::memcpy(reinterpret_cast<std::byte*>(&priors) + sizeof uniform, &uniform, sizeof uniform);
+    write_fours(family.tally(), 24 * count, [&] { return zero; });
+    write_fours(family.prior(), 8 * count, [&] { return priors; });
+    write_fours(family.child(), 4 * count, [&] { return none; });
+    write_fours(family.id(), 4 * count, [&] {
+        const Words now = ids;
+        ids += step;
+        return now;
+    });
+    auto* const rest = reinterpret_cast<std::byte*>(family.tag());
+    const std::size_t whole = count / 4 * 16;
+    write_fours(rest, whole, [&] { return zero; });
+    for (std::size_t at = whole; at < 4 * count; at += 4) std::memcpy(rest + at, &zero, 4);
+}
+
+}  // namespace
+
 void write_blank(const Family& family) {
-    static const FillLanes fill = fill_lanes(machine_isa());
     const Blank blank = Blank::read(*family.tally());
-    fill(family, {0, family.head().count, blank.id, blank.priors, blank.tags});
+    const std::uint32_t count = family.head().count;
+    if (count > 1 && !blank.priors && !blank.tags) return write_even(family, blank.id);
+    fill_lanes(family, {0, count, blank.id, blank.priors, blank.tags});
 }
 
 const double* inverse_roots() {

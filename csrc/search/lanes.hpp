@@ -36,14 +36,13 @@ struct NewLanes {
     std::uint32_t lane, count, id;
     bool priors, tags;
 };
-using FillLanes = void (*)(Family family, NewLanes lanes);
+void fill_lanes(const Family& family, const NewLanes& lanes);
 
 // The open lane with the largest score; there is always one. The scores may be read up to a
 // multiple of eight.
 using Largest = std::uint32_t (*)(const Family& family, const double* score);
 
 // In the form for an instruction set that the processor has.
-FillLanes fill_lanes(Isa isa);
 Largest find_largest(Isa isa);
 
 template <Bonus kBonus, bool kMean>
