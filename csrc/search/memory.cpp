@@ -19,7 +19,7 @@ constexpr std::size_t kHugePage = std::size_t(2) << 20;
 std::size_t rounded(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
 
 constexpr std::size_t kKept = 2;                           // ranges, those of one forest,
-constexpr std::size_t kKeptBytes = std::size_t(64) << 20;  // at most so large each
+constexpr std::size_t kKeptBytes = std::size_t(64) << 20;  // with so many pages each at most
 
 std::mutex spare_mutex;
 std::vector<Reserve>& spares() {
@@ -42,9 +42,14 @@ Reserve Reserve::make(std::size_t bytes) {
 }
 
 void Reserve::keep(Reserve&& range) {
-    if (range.committed_ == 0 || range.committed_ > kKeptBytes || range.maps_file_) return;
+    if (range.committed_ == 0 || range.maps_file_) return;
     const std::lock_guard lock(spare_mutex);
-    if (spares().size() < kKept) spares().push_back(std::move(range));
+    if (spares().size() == kKept) return;
+    if (range.committed_ > kKeptBytes &&
+        madvise(range.data_ + kKeptBytes, range.committed_ - kKeptBytes, MADV_DONTNEED) != 0) {
+        return;
+    }
+    spares().push_back(std::move(range));
 }
 
 Reserve::Reserve(std::size_t bytes) : wanted_(bytes) {
