@@ -114,6 +114,7 @@ struct Avx2Pick {
     template <std::uint32_t kBlocks>
     static BDC_AVX2 std::uint32_t within(const Family& family, double factor, double unvisited) {
         const std::uint32_t blocks = kBlocks <= 2 ? kBlocks : (family.head().count + 3) / 4;
+        if (blocks == 0) __builtin_unreachable();  // a family has a lane
         Four fours[kBlocks];
         std::uint64_t tied = 0;
         for (std::uint32_t i = 0; i < blocks; ++i) {

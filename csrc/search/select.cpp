@@ -100,7 +100,7 @@ class Forest::Descent {
             }
             if (wave_.landing != nullptr) land(group);
             for (std::size_t leaf = 0; leaf < wave_.leaves; ++leaf) {
-                descend(group, room);
+                group.count == 1 ? descend_alone(group, room) : descend(group, room);
                 finish(group, leaf, chunk, room, paths);
             }
             for (std::size_t i = 0; i < group.count; ++i) {
@@ -146,7 +146,9 @@ class Forest::Descent {
         for (std::size_t i = 0; i < group.count; ++i) {
             __builtin_prefetch(block(forest_.trees_[group.tree[i]].arena.next), 1);
         }
-        for (std::size_t leaf = 0; leaf < landing.leaves; ++leaf) settle(group, leaf);
+        for (std::size_t leaf = 0; leaf < landing.leaves; ++leaf) {
+            group.count == 1 ? settle_alone(group, leaf) : settle(group, leaf);
+        }
         for (std::size_t i = 0; i < group.count; ++i) {
             for (std::size_t leaf = 0; leaf < landing.leaves; ++leaf) {
                 forest_.grow(landed(group.item[i], leaf), group.item[i] * landing.leaves + leaf,
@@ -154,6 +156,18 @@ class Forest::Descent {
             }
             auto& flights = forest_.trees_[group.tree[i]].flights;
             flights.erase(flights.end() - std::ptrdiff_t(landing.leaves), flights.end());
+        }
+    }
+
+    BDC_INLINE double landing_return(const Group& group, std::size_t i, std::size_t leaf) const {
+        return wave_.landing->returns[group.item[i] * wave_.landing->leaves + leaf];
+    }
+
+    BDC_INLINE void settle_alone(const Group& group, std::size_t leaf) const {
+        const Location at = landed(group.item[0], leaf);
+        Job job{at.block, at.lane, 1, 0, landing_return(group, 0, leaf)};
+        forest_.open_arm(job);
+        while (forest_.rise(job)) {
         }
     }
 
@@ -166,8 +180,7 @@ class Forest::Descent {
         } climbers[kInStep];
         for (std::size_t i = 0; i < group.count; ++i) {
             const Location at = landed(group.item[i], leaf);
-            const double value =
-                wave_.landing->returns[group.item[i] * wave_.landing->leaves + leaf];
+            const double value = landing_return(group, i, leaf);
             climbers[i] = {block(at.block), at.lane, value};
             forest_.open_arm({at.block, at.lane, 1, 0, value});
         }
@@ -185,6 +198,19 @@ class Forest::Descent {
                 climbers[left++] = {above, head.parent_lane, value * gamma};
             }
             going = left;
+        }
+    }
+
+    BDC_INLINE void descend_alone(Group& group, std::vector<std::int32_t>& room) const {
+        const std::uint32_t root = forest_.trees_[group.tree[0]].root_block;
+        Walker walker;
+        group.agent[0] = -1;
+        enter(walker, root, Family(block(root)), 0, room[0]);
+        bool going = goes_on(group, walker, 0, 0);
+        for (std::int32_t level = 1; going; ++level) {
+            const std::size_t at = std::size_t(level) * kInStep;
+            if (at == room.size()) room.resize(2 * at);
+            going = step(group, walker, 0, level, room[at]);
         }
     }
 
