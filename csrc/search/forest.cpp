@@ -1,5 +1,4 @@
 // Building and changing trees: plant, expand, prune, reopen, refine, drop.
-
 #include <algorithm>
 #include <cmath>
 #include <unordered_map>
@@ -12,10 +11,6 @@ namespace {
 
 void require(bool holds, const std::string& message) {
     if (!holds) throw InputFault(message);
-}
-
-void prefetch(const std::byte* from, std::int64_t lines) {
-    for (std::int64_t line = 0; line < lines; ++line) __builtin_prefetch(from + 64 * line);
 }
 
 }  // namespace
@@ -201,7 +196,7 @@ void Forest::note_width(std::uint32_t children) {
 
 // Asks for the lines that `grow` will touch.
 void Forest::prepare_growth(const Location& where) const {
-    prefetch(store_.base(where.block), 3);
+    for (int line = 0; line < 3; ++line) __builtin_prefetch(store_.base(where.block) + 64 * line);
     __builtin_prefetch(store_.base(trees_[where.tree].arena.next), 1);
 }
 

@@ -201,12 +201,18 @@ class Forest::Descent {
         }
     }
 
+    // Onto the root; false: it is the walker's leaf.
+    BDC_INLINE bool set_out(Group& group, Walker& walker, std::size_t place,
+                            std::int32_t& id) const {
+        const std::uint32_t root = forest_.trees_[group.tree[place]].root_block;
+        group.agent[place] = -1;
+        enter(walker, root, Family(block(root)), 0, id);
+        return goes_on(group, walker, place, 0);
+    }
+
     BDC_INLINE void descend_alone(Group& group, std::vector<std::int32_t>& room) const {
-        const std::uint32_t root = forest_.trees_[group.tree[0]].root_block;
         Walker walker;
-        group.agent[0] = -1;
-        enter(walker, root, Family(block(root)), 0, room[0]);
-        bool going = goes_on(group, walker, 0, 0);
+        bool going = set_out(group, walker, 0, room[0]);
         for (std::int32_t level = 1; going; ++level) {
             const std::size_t at = std::size_t(level) * kInStep;
             if (at == room.size()) room.resize(2 * at);
@@ -219,11 +225,8 @@ class Forest::Descent {
         std::uint8_t under_way[kInStep];
         std::size_t going = 0;
         for (std::size_t i = 0; i < group.count; ++i) {
-            group.agent[i] = -1;
-            const std::uint32_t root = forest_.trees_[group.tree[i]].root_block;
-            enter(walkers[i], root, Family(block(root)), 0, room[i]);
             under_way[going] = std::uint8_t(i);
-            going += goes_on(group, walkers[i], i, 0);
+            going += set_out(group, walkers[i], i, room[i]);
         }
         for (std::int32_t level = 1; going > 0; ++level) {
             if (std::size_t(level + 1) * kInStep > room.size()) room.resize(2 * room.size());
