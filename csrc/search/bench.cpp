@@ -34,7 +34,7 @@ int main(int argc, char** argv) {
     std::int64_t depth = 0;
     std::size_t bytes = 0;  // after the first search
     std::vector<std::int64_t> roots;
-    Selection selection, next;
+    Selection selections[2], *selection = selections, *next = selection + 1;
     std::int64_t wave = 0;
     for (;; ++wave) {
         if (wave % waves == 0) {
@@ -49,11 +49,11 @@ int main(int argc, char** argv) {
             roots.clear();
             const Range planted = forest->plant(trees);
             for (std::int32_t i = 0; i < planted.count; ++i) roots.push_back(planted.first + i);
-            forest->select(roots, 1, selection);
+            forest->select(roots, 1, *selection);
         }
-        forest->step(selection, Ids(&branching, 1), value, {}, {}, 1, next);
+        forest->step(*selection, Ids(&branching, 1), value, {}, {}, 1, *next);
         std::swap(selection, next);
-        depth += selection.depth[0];
+        depth += selection->depth[0];
         if (wave + 1 == waves) bytes = forest->bytes();
     }
     wave -= waves;

@@ -50,6 +50,7 @@ Forest::Forest(const Config& config, unsigned threads)
     : config_(config),
       rule_(make_rule(config.rule)),
       agents_(0),
+      factors_(config.rule),
       pool_(threads),
       store_(pool_.threads()) {
     require(config.backup == Backup::kMax || config.backup == Backup::kMean,
@@ -203,10 +204,10 @@ void Forest::prepare_growth(const Location& where) const {
 // Checks all of a call's children that can be checked without their parents.
 Forest::Growth Forest::plan(const char* call, std::size_t rows, Ids counts,
                             std::span<const double> priors, Ids tags) {
-    const std::string caller(call);
     if (counts.size() != rows && counts.size() != 1) {
-        throw InputFault(caller + " got " + std::to_string(counts.size()) + " counts for " +
-                         std::to_string(rows) + " nodes; give one each, or one for all");
+        throw InputFault(std::string(call) + " got " + std::to_string(counts.size()) +
+                         " counts for " + std::to_string(rows) +
+                         " nodes; give one each, or one for all");
     }
     item_first_.resize(rows);
     std::size_t total = 0, most = 0;
@@ -222,12 +223,12 @@ Forest::Growth Forest::plan(const char* call, std::size_t rows, Ids counts,
         most = std::max(most, std::size_t(count));
     }
     if (locations_.size() + total > kMaxNodes) {
-        throw InputFault(caller + " would exceed 2^30 nodes");
+        throw InputFault(std::string(call) + " would exceed 2^30 nodes");
     }
     const auto check_length = [&](std::size_t given, const char* what) {
         if (given == total) return;
-        throw InputFault(caller + " got " + std::to_string(given) + " " + what + " for " +
-                         std::to_string(total) +
+        throw InputFault(std::string(call) + " got " + std::to_string(given) + " " + what +
+                         " for " + std::to_string(total) +
                          " children; give one per child, in the order of the nodes");
     };
     if (priors.data() != nullptr) check_length(priors.size(), "priors");

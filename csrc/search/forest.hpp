@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "arena.hpp"
+#include "factors.hpp"
 #include "pool.hpp"
 #include "rules.hpp"
 #include "types.hpp"
@@ -53,6 +54,17 @@ struct Selection {
     std::vector<std::int32_t> path;
     Range children{0, 0};     // that `step` added
     std::uint64_t stamp = 0;  // of the call, where `step` can take it up as a whole
+
+    // Room for so many rows, to be filled in.
+    void resize(std::size_t rows) {
+        if (offsets.size() == rows + 1) return;
+        tree.resize(rows);
+        leaf.resize(rows);
+        depth.resize(rows);
+        agent.resize(rows);
+        ticket.resize(rows);
+        offsets.resize(rows + 1);
+    }
 };
 
 // Where every node lies, by id.
@@ -241,8 +253,6 @@ class Forest {
     template <class Work>
     void check_all(std::size_t chunks, const Work& work) const;
 
-    void tabulate();
-
     struct Landing;
     static void check_leaves(const char* call, std::size_t trees, std::int64_t leaves);
     void share_descents(Ids trees, std::size_t leaves);
@@ -274,8 +284,7 @@ class Forest {
     double most_return_ = std::numeric_limits<double>::max();
     Descend descend_;
     Largest largest_ = find_largest(machine_isa());
-    std::vector<double> factors_;       // of a factored rule, by N(s)
-    std::atomic<bool> outgrown_{true};  // is there an N(s) beyond the table?
+    Factors factors_;
     mutable Pool pool_;
     mutable std::mutex mutex_;
     Store store_;
@@ -308,7 +317,7 @@ struct Forest::Job {
 
 // What `step` brings to the leaves of the last select, row by row.
 struct Forest::Landing {
-    Growth growth;
+    const Growth& growth;
     const double* returns;
     std::size_t leaves;  // per tree
 };
@@ -324,7 +333,7 @@ inline void Forest::open_arm(const Job& job) {
 }
 
 // Adds a return to one edge and goes up; false: that was the root's.
-inline bool Forest::rise(Job& job) {
+__attribute__((always_inline)) inline bool Forest::rise(Job& job) {
     const Family family = store_.bare(job.block);
     const Header& head = family.head();
     family.add_return(job.lane, job.value, job.own);

@@ -8,7 +8,7 @@ namespace bdc::search {
 
 std::size_t Forest::bytes() const {
     const std::lock_guard lock(mutex_);
-    std::size_t total = locations_.bytes() + store_.bytes() + factors_.capacity() * sizeof(double);
+    std::size_t total = locations_.bytes() + store_.bytes() + factors_.bytes();
     for (const Tree& tree : trees_) {
         total += sizeof(Tree) + sizeof(std::uint32_t) + tree.flights.capacity() * sizeof(Flight) +
                  tree.arena.chunks.capacity() * sizeof(Chunk) +

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "arena.hpp"
+#include "factors.hpp"
 #include "isa.hpp"
 
 namespace bdc::search {
@@ -16,8 +17,6 @@ enum class Bonus {
     kInverseRoot,  // 1 / sqrt(n), infinite at n = 0
     kPrior,        // p / (1 + n)
 };
-
-inline constexpr std::uint32_t kTabulated = 1u << 16;
 
 // 1 / sqrt(i) for i < kTabulated, from a table: a division and a root less on the critical path.
 const double* inverse_roots();

@@ -76,7 +76,7 @@ class Forest::Descent {
           rule_(std::get<Rule>(wave.forest.rule_)),
           store_(wave.forest.store_.base(0)),
           factors_(wave.forest.factors_.data()),
-          tabulated_(std::uint32_t(wave.forest.factors_.size())),
+          tabulated_(wave.forest.factors_.size()),
           widens_(wave.forest.config_.widening_c != 0.0),
           in_place_(leaves_in_place(wave)) {}
 
@@ -321,7 +321,7 @@ class Forest::Descent {
 
     BDC_INLINE double factor_of(std::uint32_t visits) const {
         if (visits < tabulated_) return factors_[visits];
-        if (visits < kTabulated) forest_.outgrown_.store(true, std::memory_order_relaxed);
+        forest_.factors_.miss(visits);
         return rule_.factor(double(visits));
     }
 
@@ -453,23 +453,6 @@ std::size_t descent_weight(const AnyRule& rule) {
 
 }  // namespace
 
-// Makes the table of a factored rule twice as long.
-void Forest::tabulate() {
-    outgrown_.store(false, std::memory_order_relaxed);
-    std::visit(
-        [&]<class Rule>(const Rule& rule) {
-            if constexpr (Factored<Rule>) {
-                std::size_t visits = factors_.size();
-                factors_.resize(
-                    std::min<std::size_t>(kTabulated, std::max<std::size_t>(256, 2 * visits)));
-                for (; visits < factors_.size(); ++visits) {
-                    factors_[visits] = visits == 0 ? 0.0 : rule.factor(double(visits));
-                }
-            }
-        },
-        rule_);
-}
-
 void Forest::check_leaves(const char* call, std::size_t trees, std::int64_t leaves) {
     if (leaves < 0 || (leaves > 0 && std::int64_t(trees) > (std::int64_t(1) << 31) / leaves)) {
         throw InputFault(std::string(call) + " got leaves = " + std::to_string(leaves) +
@@ -492,18 +475,19 @@ void Forest::share_descents(Ids trees, std::size_t leaves) {
 // Descends in the trees that are shared out, after `landing`.
 void Forest::descend_all(std::size_t leaves, const Landing* landing, Selection& into) {
     const std::size_t trees = item_tree_.size(), rows = trees * leaves;
-    into.tree.resize(rows);
-    into.leaf.resize(rows);
-    into.depth.resize(rows);
-    into.agent.resize(rows);
-    into.ticket.resize(rows);
-    into.offsets.resize(rows + 1);
+    into.resize(rows);
     into.offsets[0] = 0;
     into.path.clear();
     into.children = {0, 0};
     into.stamp = 0;
     if (rows == 0) return;
-    if (outgrown_.load(std::memory_order_relaxed)) tabulate();
+    if (factors_.outgrown()) {
+        std::visit(
+            [&]<class Rule>(const Rule& rule) {
+                if constexpr (Factored<Rule>) factors_.grow(rule);
+            },
+            rule_);
+    }
     const std::size_t chunks = this->chunks();
     const Wave wave{
         *this, landing, leaves, next_ticket_, shares_.order.empty() && (leaves == 1 || trees == 1),

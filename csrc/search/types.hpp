@@ -56,6 +56,8 @@ inline constexpr int kRuleParameters = 8;
 struct RuleSpec {
     std::uint32_t kind = 0;
     double parameters[kRuleParameters] = {};
+
+    bool operator==(const RuleSpec&) const = default;
 };
 
 struct Config {
