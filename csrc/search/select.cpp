@@ -41,10 +41,11 @@ struct Walker {
     std::uint32_t next;  // the block of the children
 };
 
-// A group of trees in which one descent each is under way.
+// A group of trees in which one descent each is under way, or one tree with several.
 struct Group {
-    std::size_t count = 0;
+    std::size_t count = 0;      // trees, in the first places
     std::size_t item[kInStep];  // position in the call's list of trees
+    std::size_t row[kInStep];   // in the selection
     std::uint32_t tree[kInStep];
     std::int32_t depth[kInStep], agent[kInStep];
     Location leaf[kInStep];
@@ -99,9 +100,19 @@ class Forest::Descent {
                 group.tree[group.count++] = tree;
             }
             if (wave_.landing != nullptr) land(group);
-            for (std::size_t leaf = 0; leaf < wave_.leaves; ++leaf) {
-                group.count == 1 ? descend_alone(group, room) : descend(group, room);
-                finish(group, leaf, chunk, room, paths);
+            for (std::size_t leaf = 0; leaf < wave_.leaves;) {
+                const std::size_t together =
+                    group.count == 1 ? std::min(wave_.leaves - leaf, kInStep) : 1;
+                for (std::size_t i = 0; i < group.count; ++i) {
+                    group.row[i] = group.item[i] * wave_.leaves + leaf;
+                }
+                if (together > 1) {
+                    descend_behind(group, together, room);
+                } else {
+                    group.count == 1 ? descend_alone(group, room) : descend(group, room);
+                }
+                finish(group, std::max(group.count, together), chunk, room, paths);
+                leaf += together;
             }
             for (std::size_t i = 0; i < group.count; ++i) {
                 forest_.trees_[group.tree[i]].busy = false;
@@ -241,6 +252,33 @@ class Forest::Descent {
         }
     }
 
+    // So many in one tree, each a level behind the one before: where it chooses, all of those have
+    // chosen, and none that comes later.
+    BDC_INLINE void descend_behind(Group& group, std::size_t together,
+                                   std::vector<std::int32_t>& room) const {
+        Walker walkers[kInStep];
+        std::uint8_t under_way[kInStep];
+        std::size_t going = 0, gone = 0;
+        for (std::size_t now = 0; going > 0 || gone < together; ++now) {
+            if ((now + 1) * kInStep > room.size()) room.resize(2 * room.size());
+            std::size_t left = 0;
+            for (std::size_t i = 0; i < going; ++i) {
+                const std::uint8_t place = under_way[i];
+                const std::size_t level = now - place;
+                under_way[left] = place;
+                left += step(group, walkers[place], place, std::int32_t(level),
+                             room[level * kInStep + place]);
+            }
+            going = left;
+            if (gone == together) continue;
+            group.tree[gone] = group.tree[0];
+            group.row[gone] = group.row[0] + gone;
+            under_way[going] = std::uint8_t(gone);
+            going += set_out(group, walkers[gone], gone, room[gone]);
+            ++gone;
+        }
+    }
+
     // One level down; false: the walker stands on its leaf.
     BDC_INLINE bool step(Group& group, Walker& walker, std::size_t place, std::int32_t level,
                          std::int32_t& id) const {
@@ -355,21 +393,21 @@ class Forest::Descent {
         }
     }
 
-    BDC_INLINE void finish(const Group& group, std::size_t leaf, unsigned chunk,
+    BDC_INLINE void finish(const Group& group, std::size_t descents, unsigned chunk,
                            const std::vector<std::int32_t>& room,
                            std::vector<std::int32_t>& paths) const {
         Selection& into = wave_.into;
         std::size_t at = paths.size(), length = 0;
-        for (std::size_t i = 0; i < group.count; ++i) length += std::size_t(group.depth[i]) + 1;
+        for (std::size_t i = 0; i < descents; ++i) length += std::size_t(group.depth[i]) + 1;
         if (paths.capacity() < at + length) paths.reserve(2 * (at + length));
         paths.resize(at + length);
-        for (std::size_t i = 0; i < group.count; ++i) {
+        for (std::size_t i = 0; i < descents; ++i) {
             const std::int32_t depth = group.depth[i];
             const std::int32_t* ids = room.data() + i;
             for (std::int32_t level = 0; level <= depth; ++level) {
                 paths[at + std::size_t(level)] = ids[std::size_t(level) * kInStep];
             }
-            const std::size_t row = group.item[i] * wave_.leaves + leaf;
+            const std::size_t row = group.row[i];
             if (!wave_.in_order) forest_.path_at_[row] = {chunk, at};
             at += std::size_t(depth) + 1;
             const std::int32_t node = ids[std::size_t(depth) * kInStep];

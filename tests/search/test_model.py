@@ -155,8 +155,13 @@ class Duet:
         chosen = [dice.pick(self.trees) for _ in range(dice.integer(1, 4))]
         if dice.integer(0, 1):
             chosen = sorted(set(chosen))
-        leaves = dice.integer(1, 3)
+        leaves = self.leaves(dice)
         self.selected(self.forest.select(chosen, leaves), chosen, leaves)
+
+    @staticmethod
+    def leaves(dice: Dice | Drawn) -> int:
+        """Few, and now and then more than a lone tree has under way at once."""
+        return dice.integer(4, 40) if dice.integer(0, 15) == 15 else dice.integer(1, 3)
 
     def selected(self, selection: Selection, chosen: Sequence[int], leaves: int) -> None:
         """The model selects too, and finds the same."""
@@ -183,7 +188,7 @@ class Duet:
         given, counts, priors, tags = self.children(dice, len(ids))
         nodes = [self.model.nodes[i] for i in ids if i in self.model.nodes]
         returns = self.returns(dice, ids)
-        leaves = dice.integer(1, 3)
+        leaves = self.leaves(dice)
         made: list[Selection] = []
         new: list[int] = []
 
