@@ -62,6 +62,7 @@ class Thompson:
     At every node one draw per child from the posterior of its returns, and one per agent (`agents` generate arms) from
     the posterior of the first returns of the children this agent generated there (tag = agent). When a generate arm
     wins, selection stops at the node and `Selection.agent` says who shall add a child; `agents=0` only descends.
+    Of 64 or more children most are ruled out by one random number each, which leaves the choice as likely as it was.
     `beta`: Beta(a + sum, b + n - sum), returns must lie in [0, 1]. `normal`: mean `(a + sum) / (1 + n)`, deviation
     `b / sqrt(1 + n)` (a: prior mean, b: scale of the returns).
     """

@@ -6,10 +6,14 @@ namespace bdc::search {
 
 namespace {
 
-void draw_portable(const Posterior& posterior, Family family, std::uint64_t moment, double* out) {
-    for (std::uint32_t i = 0; i < family.head().count; ++i) {
-        out[i] = draw_lane(posterior, family, moment, i);
-    }
+void draw_each(const Posterior& posterior, Family family, std::uint64_t moment, std::uint32_t count,
+               double* out) {
+    for (std::uint32_t i = 0; i < count; ++i) out[i] = draw_lane(posterior, family, moment, i);
+}
+
+Reach all_in_reach(const Posterior&, Family family, std::uint64_t, std::uint32_t from, double) {
+    const std::uint32_t count = family.head().count;
+    return {from, from < count ? (1u << std::min(count - from, kBlock)) - 1 : 0};
 }
 
 #if defined(__x86_64__)
@@ -90,9 +94,8 @@ struct Streams {
     }
 };
 
-BDC_AVX512 void draw_avx512(const Posterior& posterior, Family family, std::uint64_t moment,
-                            double* out) {
-    const std::uint32_t count = family.head().count;
+BDC_AVX512 void draw_each_avx512(const Posterior& posterior, Family family, std::uint64_t moment,
+                                 std::uint32_t count, double* out) {
     const __m512d a = _mm512_set1_pd(posterior.a), b = _mm512_set1_pd(posterior.b);
     const __m512d zero = _mm512_setzero_pd(), one = _mm512_set1_pd(1.0);
     for (std::uint32_t at = 0; at < count; at += 8) {
@@ -129,12 +132,40 @@ BDC_AVX512 void draw_avx512(const Posterior& posterior, Family family, std::uint
 
 }  // namespace
 
-DrawLanes draw_lanes([[maybe_unused]] Isa isa) {
+Drawing drawing([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
-    if (isa == Isa::kAvx512) return draw_avx512;
-    if (isa == Isa::kAvx2) return avx2::draw;
+    if (isa == Isa::kAvx512) return {draw_each_avx512, avx2::in_reach};
+    if (isa == Isa::kAvx2) return {avx2::draw_each, avx2::in_reach};
 #endif
-    return draw_portable;
+    return {draw_each, all_in_reach};
+}
+
+void draw_lanes(const Drawing& form, const Posterior& posterior, Family family,
+                std::uint64_t moment, double* out) {
+    const std::uint32_t count = family.head().count;
+    const std::uint8_t* reason = family.reason();
+    if (count < kMany) return form.each(posterior, family, moment, count, out);
+    form.each(posterior, family, moment, kFirst, out);
+    double most = kBelow;
+    for (std::uint32_t lane = 0; lane < kFirst; ++lane) {
+        if (reason[lane] == 0) most = std::max(most, out[lane]);
+    }
+    std::fill(out + kFirst, out + (count + kBlock - 1) / kBlock * kBlock, kBelow);
+    for (std::uint32_t from = kFirst;; from += kBlock) {
+        const double floor = most;
+        Reach reach = form.in_reach(posterior, family, moment, from, floor);
+        if (reach.lanes == 0) return;
+        from = reach.at;
+        for (; reach.lanes != 0; reach.lanes &= reach.lanes - 1) {
+            const std::uint32_t lane = from + std::uint32_t(__builtin_ctz(reach.lanes));
+            if (reason[lane] != 0) continue;
+            const std::uint64_t key = key_at(moment, family.id()[lane]);
+            Stream own(key);
+            out[lane] = posterior.draw_above(own, Stream::unit(key), family.n(lane),
+                                             family.sum()[lane], floor);
+            most = std::max(most, out[lane]);
+        }
+    }
 }
 
 }  // namespace bdc::search

@@ -44,7 +44,8 @@ class Stream {
     explicit Stream(std::uint64_t key) : state_(key) {}
 
     // In (0, 1): never 0, so that its logarithm is finite.
-    double uniform() { return (double(next() >> 11) + 0.5) * 0x1.0p-53; }
+    static double unit(std::uint64_t bits) { return (double(bits >> 11) + 0.5) * 0x1.0p-53; }
+    double uniform() { return unit(next()); }
 
     double normal() {  // ziggurat of 256 layers (Marsaglia and Tsang 2000)
         const Ziggurat& table = ziggurat();

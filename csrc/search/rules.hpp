@@ -218,7 +218,7 @@ struct GumbelRoot {
 struct Thompson {
     std::uint32_t agents;  // generate arms per node
     Posterior posterior;
-    DrawLanes draw_lanes = search::draw_lanes(machine_isa());
+    Drawing form = drawing(machine_isa());
 
     explicit Thompson(const double* p)
         : agents(std::uint32_t(p[0])), posterior{p[1] != 0.0, p[2], p[3]} {}
@@ -230,7 +230,7 @@ struct Thompson {
 
     void score(const Site& site, double* out) const {
         const std::uint64_t now = moment(site.seed, site.tree, site.node, site.visits());
-        draw_lanes(posterior, site.family, now, out);
+        draw_lanes(form, posterior, site.family, now, out);
     }
 };
 

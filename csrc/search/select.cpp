@@ -382,7 +382,7 @@ class Forest::Descent {
             const std::uint64_t now =
                 rule_.moment(forest_.config_.seed, group.tree[place], node, visits);
             for (std::uint32_t agent = 0; agent < rule_.agents; ++agent) {
-                Stream stream = stream_at(now, (std::uint64_t(1) << 32) + agent);
+                Stream stream(key_at(now, (std::uint64_t(1) << 32) + agent));
                 const Arm arm = site ? site->family.arms()[agent] : Arm{0.0, 0};
                 const double draw = rule_.posterior.draw(stream, double(arm.n), arm.sum);
                 if (draw > best) {

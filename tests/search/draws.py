@@ -37,8 +37,12 @@ class Stream:
         self.state = (self.state + 0x9E3779B97F4A7C15) & MASK
         return finalise(self.state)
 
+    @staticmethod
+    def unit(bits: int) -> float:
+        return ((bits >> 11) + 0.5) * 2.0**-53
+
     def uniform(self) -> float:
-        return ((self.next() >> 11) + 0.5) * 2.0**-53
+        return self.unit(self.next())
 
     def normal(self) -> float:
         while True:

@@ -108,10 +108,26 @@ class Model:
             return {e: self.q(e) + factor * e.prior / (1 + e.count()) for e in node.children}
         if isinstance(rule, GumbelRoot):
             return self.gumbel_scores(node, tree)
-        return {e: self.draw(self.stream(tree, node, e.id), len(e.returns), added(e.returns)) for e in node.children}
+        return self.thompson_scores(node, tree)
 
-    def stream(self, tree: int, node: Node, what: int) -> Stream:
-        return Stream(finalise(mix(self.seed, mix(tree, mix(node.id, node.total()))) ^ what))
+    def thompson_scores(self, node: Node, tree: int) -> dict[Node, float]:
+        """Of many children all but the first are drawn only above the best so far, block by block."""
+        scores: dict[Node, float] = {}
+        most = floor = -math.inf
+        for place, e in enumerate(node.children):
+            if place % 8 == 0:
+                floor = most
+            key, n, total = self.key(tree, node, e.id), len(e.returns), added(e.returns)
+            if place < 32 or len(node.children) < 64:
+                scores[e] = self.draw(Stream(key), n, total)
+            else:
+                scores[e] = self.draw_above(key, n, total, floor)
+            if not e.reason:
+                most = max(most, scores[e])
+        return scores
+
+    def key(self, tree: int, node: Node, what: int) -> int:
+        return finalise(mix(self.seed, mix(tree, mix(node.id, node.total()))) ^ what)
 
     def draw(self, stream: Stream, n: int, total: float) -> float:
         rule = self.rule
@@ -119,6 +135,30 @@ class Model:
         if rule.posterior == "beta":
             return stream.beta(rule.a + max(0.0, total), rule.b + max(0.0, n - total))
         return (rule.a + total) / (1.0 + n) + rule.b / math.sqrt(1.0 + n) * stream.normal()
+
+    def draw_above(self, key: int, n: int, total: float, floor: float) -> float:
+        """A draw above the floor, or minus infinity; the first random number decides most of them."""
+        rule, stream, luck = self.rule, Stream(key), -math.log(Stream.unit(key))
+        assert isinstance(rule, Thompson)
+        if rule.posterior == "beta":
+            hit, miss = rule.a + max(0.0, total), rule.b + max(0.0, n - total)
+            mean = hit / (hit + miss)
+            if not floor > mean:
+                return self.draw(stream, n, total)
+            grown, shrunk = floor / mean, (1.0 - floor) / (1.0 - mean)
+            if floor >= 1.0 or luck <= -hit * math.log(grown) - miss * math.log(shrunk):
+                return -math.inf
+            x, y = grown * stream.gamma(hit), shrunk * stream.gamma(miss)
+            over, tilt = (1.0 - floor) * x - floor * y, (floor - mean) / (floor * (1.0 - floor))
+            return x / (x + y) if over > 0.0 and stream.uniform() < math.exp(-tilt * over) else -math.inf
+        scale = rule.b / math.sqrt(1.0 + n)
+        z = (floor - (rule.a + total) / (1.0 + n)) / scale
+        if not z > 0.5:
+            return self.draw(stream, n, total)
+        if luck <= 0.5 * z * z + math.log(z * 2.5066282746310002):
+            return -math.inf
+        over = -math.log(stream.uniform()) / z
+        return floor + scale * over if stream.uniform() < math.exp(-0.5 * over * over) else -math.inf
 
     def gumbel_scores(self, node: Node, tree: int) -> dict[Node, float]:
         rule, edges = self.rule, node.children
@@ -216,7 +256,7 @@ class Model:
         chosen = -1
         for agent in range(self.rule.agents):
             firsts = node.firsts.get(agent, [])
-            draw = self.draw(self.stream(tree, node, (1 << 32) + agent), len(firsts), added(firsts))
+            draw = self.draw(Stream(self.key(tree, node, (1 << 32) + agent)), len(firsts), added(firsts))
             if draw > best:
                 best, chosen = draw, agent
         return chosen

@@ -76,9 +76,9 @@ bool same_draws(Isa isa, std::mt19937& random, const Family& family) {
     const double shapes[] = {0.3, 0.5, 1.0, 2.0};
     const Posterior posterior{random() % 2 == 0, shapes[random() % 4], shapes[random() % 4]};
     const std::uint64_t moment = std::uint64_t(random()) << 32 | random();
-    std::vector<double> one(80), two(80);
-    draw_lanes(Isa::kPortable)(posterior, family, moment, one.data());
-    draw_lanes(isa)(posterior, family, moment, two.data());
+    std::vector<double> one(144), two(144);
+    draw_lanes(drawing(Isa::kPortable), posterior, family, moment, one.data());
+    draw_lanes(drawing(isa), posterior, family, moment, two.data());
     const std::uint32_t count = family.head().count;
     std::fill(one.begin() + count, one.end(), 0.0);
     std::fill(two.begin() + count, two.end(), 0.0);
@@ -97,7 +97,7 @@ int main(int argc, char** argv) {
     if (machine_isa() < isa) return std::puts("not here") < 0;
     std::mt19937 random(1);
     for (int trial = 0; trial < std::atoi(argv[2]); ++trial) {
-        const std::uint32_t count = 1 + random() % 70;
+        const std::uint32_t count = 1 + random() % 140;
         Block block = random_family(random, count);
         const Family family = view(block);
         const double factor = 0.5 * double(random() % 4), unvisited = 0.5 * double(random() % 2);
