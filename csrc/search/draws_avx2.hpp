@@ -177,10 +177,10 @@ inline BDC_AVX2 __m256d beyond(const Posterior& posterior, const Four& four, dou
     if (posterior.normal) {
         const __m256d seen = _mm256_add_pd(_mm256_set1_pd(1.0), four.n);
         const __m256d total = _mm256_add_pd(_mm256_set1_pd(posterior.a), four.sum);
-        const __m256d far = _mm256_max_pd(_mm256_sub_pd(_mm256_mul_pd(up, seen), total), zero);
-        const __m256d square =
-            _mm256_div_pd(_mm256_mul_pd(far, far),
-                          _mm256_mul_pd(seen, _mm256_set1_pd(posterior.b * posterior.b)));
+        const __m256d far =
+            _mm256_mul_pd(_mm256_max_pd(_mm256_sub_pd(_mm256_mul_pd(up, seen), total), zero),
+                          _mm256_set1_pd(1.0 / posterior.b));
+        const __m256d square = _mm256_div_pd(_mm256_mul_pd(far, far), seen);
         const __m256d log2 =
             least_log2(_mm256_mul_pd(square, _mm256_set1_pd(kRootTwoPi * kRootTwoPi)));
         const __m256d twice =
