@@ -159,10 +159,9 @@ void draw_lanes(const Drawing& form, const Posterior& posterior, Family family,
         for (; reach.lanes != 0; reach.lanes &= reach.lanes - 1) {
             const std::uint32_t lane = from + std::uint32_t(__builtin_ctz(reach.lanes));
             if (reason[lane] != 0) continue;
-            const std::uint64_t key = key_at(moment, family.id()[lane]);
-            Stream own(key);
-            out[lane] = posterior.draw_above(own, Stream::unit(key), family.n(lane),
-                                             family.sum()[lane], floor);
+            Stream own(key_at(moment, family.id()[lane]));
+            const double u = luck(family, moment, lane, own);
+            out[lane] = posterior.draw_above(own, u, family.n(lane), family.sum()[lane], floor);
             most = std::max(most, out[lane]);
         }
     }

@@ -14,8 +14,17 @@
 namespace bdc::search {
 
 inline constexpr double kNear = 0.5;  // standard deviations, where Mills' bound is below 1
-inline constexpr double kRootTwoPi = 2.5066282746310002;
+inline constexpr double kPi = 3.1415926535897932, kRootTwoPi = 2.5066282746310002;
 inline constexpr double kBelow = -std::numeric_limits<double>::infinity();
+
+// What log Gamma(x) has beyond (x - 1/2) log x - x + log(2 pi) / 2; between 0 and 1 / (12 x).
+inline double beyond_stirling(double x) {
+    double more = 0.0;
+    for (; x < 8.0; x += 1.0) more += (x + 0.5) * std::log1p(1.0 / x) - 1.0;
+    const double part = 1.0 / (x * x);
+    return more +
+           (1.0 / 12.0 - part * (1.0 / 360.0 - part * (1.0 / 1260.0 - part * (1.0 / 1680.0)))) / x;
+}
 
 // Of returns whose number and sum is known.
 struct Posterior {
@@ -51,23 +60,36 @@ struct Posterior {
         return floor + scale * over;
     }
 
-    // With Chernoff's bound of two gamma variables' difference: both tilted until the mean of their
-    // share is the floor.
+    // Beyond the floor the logarithm of a beta's density lies below its tangent there, and the
+    // density at the floor below what Stirling's formula makes of it: floor + an exponential.
     double beta_above(Stream& stream, double u, double n, double sum, double floor) const {
-        const double hit = hits(sum), miss = misses(n, sum), share = hit / (hit + miss);
-        if (!(floor > share)) return draw(stream, n, sum);
-        const double grown = floor / share, shrunk = (1.0 - floor) / (1.0 - share);
-        if (-std::log(u) <= -hit * std::log(grown) - miss * std::log(shrunk)) return kBelow;
-        const double x = grown * stream.gamma(hit), y = shrunk * stream.gamma(miss);
-        const double over = (1.0 - floor) * x - floor * y;
-        const double tilt = (floor - share) / (floor * (1.0 - floor));
-        if (!(over > 0.0) || stream.uniform() >= std::exp(-tilt * over)) return kBelow;
-        return x / (x + y);
+        const double hit = hits(sum), miss = misses(n, sum), total = hit + miss;
+        const double rest = 1.0 - floor;
+        const double fall = floor * (miss - 1.0) - rest * std::max(0.0, hit - 1.0);
+        if (!(floor * total > hit && fall > 0.0)) return draw(stream, n, sum);
+        const double exponent =
+            hit * std::log(floor * total / hit) + miss * std::log(rest * total / miss);
+        const double height = hit * miss / (2.0 * kPi * total * fall * fall);
+        if (std::log(u * u / height) >= 2.0 * exponent) return kBelow;
+        if (!(2.0 * exponent < -std::log(height))) return draw(stream, n, sum);
+        const double wait = -std::log(stream.uniform()), over = wait * floor * rest / fall;
+        if (!(over < rest)) return kBelow;
+        const double kept = wait + (hit - 1.0) * std::log1p(over / floor) +
+                            (miss - 1.0) * std::log1p(-over / rest) + beyond_stirling(total) -
+                            beyond_stirling(hit) - beyond_stirling(miss);
+        return std::log(stream.uniform()) < kept ? floor + over : kBelow;
     }
 };
 
 // All draws at a node at one moment are told apart by what is drawn for: a child, by its id.
 inline std::uint64_t key_at(std::uint64_t moment, std::uint64_t what) { return mix(moment ^ what); }
+
+// In (0, 1), for a lane that may be ruled out: the upper 16 bits are shared out from one key for
+// four lanes, those below come from the lane's own stream.
+inline double luck(const Family& family, std::uint64_t moment, std::uint32_t lane, Stream& own) {
+    const std::uint64_t four = key_at(moment, family.id()[lane & ~3u]);
+    return (double(four >> 16 * (lane & 3) & 0xFFFF) + own.uniform()) * 0x1.0p-16;
+}
 
 inline double draw_lane(const Posterior& posterior, const Family& family, std::uint64_t moment,
                         std::uint32_t lane) {
@@ -76,7 +98,7 @@ inline double draw_lane(const Posterior& posterior, const Family& family, std::u
 }
 
 // Many lanes are gone through by blocks of so many; the first few are all drawn.
-inline constexpr std::uint32_t kBlock = 8, kFirst = 32, kMany = 64;
+inline constexpr std::uint32_t kBlock = 8, kFirst = 16, kMany = 32;
 
 // Lanes of the block from `at` on, a bit each.
 struct Reach {

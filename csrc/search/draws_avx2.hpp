@@ -161,61 +161,98 @@ inline BDC_AVX2 void draw_each(const Posterior& posterior, Family family, std::u
     }
 }
 
-// At most the binary logarithm of a positive number: its bits, read with a point below the
-// exponent.
-inline BDC_AVX2 __m256d least_log2(__m256d x) {
-    const __m256d bits = real(_mm256_srli_epi64(_mm256_castpd_si256(x), 20));
-    return _mm256_sub_pd(_mm256_mul_pd(bits, _mm256_set1_pd(0x1.0p-32)), _mm256_set1_pd(1023.0));
+// Eight lanes in single precision, for bounds that err to the safe side.
+struct Eight {
+    __m256 n, sum;
+
+    // Beyond the last lane of a family of many this reads of the fields that follow.
+    BDC_AVX2 Eight(const Family& family, std::uint32_t at) {
+        const auto* tally = reinterpret_cast<const float*>(family.tally() + at);
+        const __m256 counts =  // the lower halves of 0 1 4 5 2 3 6 7
+            _mm256_shuffle_ps(_mm256_loadu_ps(tally), _mm256_loadu_ps(tally + 8), 0x88);
+        n = _mm256_cvtepi32_ps(_mm256_permute4x64_epi64(_mm256_castps_si256(counts), 0xD8));
+        sum = _mm256_set_m128(_mm256_cvtpd_ps(_mm256_loadu_pd(family.sum() + at + 4)),
+                              _mm256_cvtpd_ps(_mm256_loadu_pd(family.sum() + at)));
+    }
+};
+
+inline BDC_AVX2 __m256 fill(double x) { return _mm256_set1_ps(float(x)); }
+
+// 2^23 times a number that is at most the binary logarithm of x and by less than 0.0861 below it:
+// its bits, read with a point below the exponent, which is 127 too large.
+inline BDC_AVX2 __m256i log2_bits(__m256 x) { return _mm256_castps_si256(x); }
+
+inline constexpr double kLn2 = 0.6931471805599453, kPerBit = kLn2 * 0x1.0p-23;
+inline constexpr double kSmall = 1e-6;  // more than a few roundings of single precision make
+
+// Lanes with no draw above the floor: -2 log(u) is at most `twice`, and less than -2 log of the
+// bound that `Posterior::draw_above` has.
+inline BDC_AVX2 __m256 beyond_normal(const Posterior& posterior, const Eight& eight, double floor,
+                                     __m256 twice) {
+    const __m256 seen = _mm256_add_ps(eight.n, fill(1.0));
+    const __m256 total = _mm256_add_ps(eight.sum, fill(posterior.a));
+    const __m256 up = _mm256_mul_ps(fill(floor), seen), sign = fill(-0.0);
+    const __m256 doubt = _mm256_add_ps(_mm256_andnot_ps(sign, up), _mm256_andnot_ps(sign, total));
+    const __m256 far = _mm256_max_ps(
+        _mm256_sub_ps(_mm256_sub_ps(up, total), _mm256_mul_ps(doubt, fill(kSmall))), fill(0.0));
+    const __m256 scaled = _mm256_mul_ps(far, fill(1.0 / posterior.b));
+    const __m256 square = _mm256_div_ps(_mm256_mul_ps(scaled, scaled), seen);
+    const __m256 mills =
+        _mm256_cvtepi32_ps(log2_bits(_mm256_mul_ps(square, fill(kRootTwoPi * kRootTwoPi))));
+    const __m256 exponent = _mm256_add_ps(
+        square, _mm256_add_ps(_mm256_mul_ps(mills, fill(kPerBit)), fill(-127.0 * kLn2)));
+    return _mm256_and_ps(_mm256_cmp_ps(exponent, twice, _CMP_GT_OQ),
+                         _mm256_cmp_ps(square, fill(kNear * kNear * 1.001), _CMP_GT_OQ));
 }
 
-// Is a bound of the probability that a draw is above the floor e^-most or less? For a beta without
-// logarithms: Chernoff's exponent is at least half the distance squared over the variance, the
-// largest between its mean and the floor. Multiplied out, for there is no division then.
-inline BDC_AVX2 __m256d beyond(const Posterior& posterior, const Four& four, double floor,
-                               __m256d most) {
-    const __m256d zero = _mm256_setzero_pd(), up = _mm256_set1_pd(floor);
-    if (posterior.normal) {
-        const __m256d seen = _mm256_add_pd(_mm256_set1_pd(1.0), four.n);
-        const __m256d total = _mm256_add_pd(_mm256_set1_pd(posterior.a), four.sum);
-        const __m256d far =
-            _mm256_mul_pd(_mm256_max_pd(_mm256_sub_pd(_mm256_mul_pd(up, seen), total), zero),
-                          _mm256_set1_pd(1.0 / posterior.b));
-        const __m256d square = _mm256_div_pd(_mm256_mul_pd(far, far), seen);
-        const __m256d log2 =
-            least_log2(_mm256_mul_pd(square, _mm256_set1_pd(kRootTwoPi * kRootTwoPi)));
-        const __m256d twice =
-            _mm256_add_pd(square, _mm256_mul_pd(log2, _mm256_set1_pd(0.6931471805599453)));
-        return _mm256_and_pd(
-            _mm256_cmp_pd(twice, _mm256_add_pd(most, most), _CMP_GT_OQ),
-            _mm256_cmp_pd(square, _mm256_set1_pd(kNear * kNear * 1.001), _CMP_GT_OQ));
-    }
-    const __m256d hits = four.hits(posterior), misses = four.misses(posterior);
-    const __m256d total = _mm256_add_pd(hits, misses);
-    const __m256d far = _mm256_max_pd(_mm256_sub_pd(_mm256_mul_pd(up, total), hits), zero);
-    const __m256d widest = _mm256_set1_pd(floor <= 0.5 ? floor * (1.0 - floor) : 0.25);
-    const __m256d variance =
-        _mm256_blendv_pd(_mm256_mul_pd(widest, _mm256_mul_pd(total, total)),
-                         _mm256_mul_pd(hits, misses), _mm256_cmp_pd(hits, misses, _CMP_GE_OQ));
-    return _mm256_cmp_pd(_mm256_mul_pd(total, _mm256_mul_pd(far, far)),
-                         _mm256_mul_pd(_mm256_add_pd(variance, variance), most), _CMP_GT_OQ);
+// The same; in place of the bound's logarithms half the distance squared over the variance, the
+// largest between the mean and the floor.
+inline BDC_AVX2 __m256 beyond_beta(const Posterior& posterior, const Eight& eight, double floor,
+                                   __m256 twice) {
+    const __m256 zero = fill(0.0);
+    const __m256 hits = _mm256_add_ps(fill(posterior.a), _mm256_max_ps(eight.sum, zero));
+    const __m256 misses =
+        _mm256_add_ps(fill(posterior.b), _mm256_max_ps(_mm256_sub_ps(eight.n, eight.sum), zero));
+    const __m256 total = _mm256_add_ps(hits, misses);
+    const __m256 far = _mm256_sub_ps(_mm256_mul_ps(fill(floor * (1.0 - kSmall)), total), hits);
+    const __m256 lacking = _mm256_max_ps(_mm256_sub_ps(fill(1.0), hits), zero);
+    const __m256 fall = _mm256_sub_ps(_mm256_add_ps(far, fill(1.0 - kSmall - 2.0 * floor)),
+                                      _mm256_mul_ps(lacking, fill(1.0 - floor)));
+    const __m256 whole = _mm256_mul_ps(total, total);
+    const __m256 product =
+        _mm256_add_ps(_mm256_mul_ps(hits, misses), _mm256_mul_ps(whole, fill(kSmall)));
+    const __m256 widest = fill(floor <= 0.5 ? floor * (1.0 - floor) : 0.25);
+    const __m256 variance = _mm256_blendv_ps(_mm256_mul_ps(widest, whole), product,
+                                             _mm256_cmp_ps(hits, misses, _CMP_GE_OQ));
+    const __m256 square = _mm256_div_ps(_mm256_mul_ps(total, _mm256_mul_ps(far, far)), variance);
+    const __m256 steep =
+        _mm256_mul_ps(_mm256_mul_ps(fill(2.0 * kPi), total), _mm256_mul_ps(fall, fall));
+    const __m256 height =
+        _mm256_cvtepi32_ps(_mm256_sub_epi32(log2_bits(steep), log2_bits(product)));
+    const __m256 exponent = _mm256_add_ps(
+        square, _mm256_add_ps(_mm256_mul_ps(height, fill(kPerBit)), fill(-0.0861 * kLn2)));
+    return _mm256_and_ps(_mm256_cmp_ps(_mm256_min_ps(far, fall), zero, _CMP_GT_OQ),
+                         _mm256_cmp_ps(exponent, twice, _CMP_GT_OQ));
 }
 
 inline BDC_AVX2 Reach in_reach(const Posterior& posterior, Family family, std::uint64_t moment,
                                std::uint32_t from, double floor) {
     const std::uint32_t count = family.head().count;
     for (std::uint32_t at = from; at < count; at += kBlock) {
-        unsigned found = 0;
-        for (std::uint32_t i = 0; i < kBlock && at + i < count; i += 4) {
-            const Four four(family, at + i, count);
-            // Of u the upper 31 bits; the factor is for rounding.
-            const __m256d u = real(_mm256_srli_epi64(four.keys(moment), 33));
-            const __m256d most = _mm256_mul_pd(_mm256_sub_pd(_mm256_set1_pd(31.0), least_log2(u)),
-                                               _mm256_set1_pd(0.6931471805599453 * 1.001));
-            const __m256d out = beyond(posterior, four, floor, most);
-            const __m256d in = _mm256_andnot_pd(out, _mm256_castsi256_pd(four.lanes));
-            found |= unsigned(_mm256_movemask_pd(in)) << i;
-        }
-        if (found != 0) return {at, found};
+        const Eight eight(family, at);
+        const __m256i bits =
+            _mm256_cvtepu16_epi32(_mm_set_epi64x((long long)(key_at(moment, family.id()[at + 4])),
+                                                 (long long)(key_at(moment, family.id()[at]))));
+        // -2 log(u) or more, for the least u with these bits; what is added is for rounding.
+        const __m256 luck = _mm256_cvtepi32_ps(log2_bits(_mm256_cvtepi32_ps(bits)));
+        const __m256 twice = _mm256_sub_ps(fill(2.0 * kLn2 * (127.0 + 16.0) + 1e-3),
+                                           _mm256_mul_ps(luck, fill(2.0 * kPerBit)));
+        const __m256 out = posterior.normal ? beyond_normal(posterior, eight, floor, twice)
+                                            : beyond_beta(posterior, eight, floor, twice);
+        // Counts from 2^31 on look negative.
+        unsigned in = ~unsigned(_mm256_movemask_ps(_mm256_andnot_ps(eight.n, out)));
+        in &= (1u << std::min(count - at, kBlock)) - 1;
+        if (in != 0) return {at, in};
     }
     return {count, 0};
 }

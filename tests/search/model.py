@@ -58,6 +58,16 @@ def added(values) -> float:
     return total
 
 
+def beyond_stirling(x: float) -> float:
+    """What log Gamma(x) has beyond Stirling's formula."""
+    more = 0.0
+    while x < 8.0:
+        more += (x + 0.5) * math.log1p(1.0 / x) - 1.0
+        x += 1.0
+    part = 1.0 / (x * x)
+    return more + (1.0 / 12.0 - part * (1.0 / 360.0 - part * (1.0 / 1260.0 - part * (1.0 / 1680.0)))) / x
+
+
 class Model:
     def __init__(
         self,
@@ -117,11 +127,13 @@ class Model:
         for place, e in enumerate(node.children):
             if place % 8 == 0:
                 floor = most
-            key, n, total = self.key(tree, node, e.id), len(e.returns), added(e.returns)
-            if place < 32 or len(node.children) < 64:
-                scores[e] = self.draw(Stream(key), n, total)
+            stream, n, total = Stream(self.key(tree, node, e.id)), len(e.returns), added(e.returns)
+            if place < 16 or len(node.children) < 32:
+                scores[e] = self.draw(stream, n, total)
             else:
-                scores[e] = self.draw_above(key, n, total, floor)
+                four = self.key(tree, node, node.children[place - place % 4].id)
+                u = ((four >> 16 * (place % 4) & 0xFFFF) + stream.uniform()) / 65536
+                scores[e] = self.draw_above(stream, u, n, total, floor)
             if not e.reason:
                 most = max(most, scores[e])
         return scores
@@ -136,26 +148,35 @@ class Model:
             return stream.beta(rule.a + max(0.0, total), rule.b + max(0.0, n - total))
         return (rule.a + total) / (1.0 + n) + rule.b / math.sqrt(1.0 + n) * stream.normal()
 
-    def draw_above(self, key: int, n: int, total: float, floor: float) -> float:
-        """A draw above the floor, or minus infinity; the first random number decides most of them."""
-        rule, stream, luck = self.rule, Stream(key), -math.log(Stream.unit(key))
+    def draw_above(self, stream: Stream, u: float, n: int, total: float, floor: float) -> float:
+        """A draw above the floor, or minus infinity; `u` decides most of them."""
+        rule = self.rule
         assert isinstance(rule, Thompson)
         if rule.posterior == "beta":
-            hit, miss = rule.a + max(0.0, total), rule.b + max(0.0, n - total)
-            mean = hit / (hit + miss)
-            if not floor > mean:
+            hit, miss, rest = rule.a + max(0.0, total), rule.b + max(0.0, n - total), 1.0 - floor
+            both, fall = hit + miss, floor * (miss - 1.0) - rest * max(0.0, hit - 1.0)
+            if not (floor * both > hit and fall > 0.0):
                 return self.draw(stream, n, total)
-            grown, shrunk = floor / mean, (1.0 - floor) / (1.0 - mean)
-            if floor >= 1.0 or luck <= -hit * math.log(grown) - miss * math.log(shrunk):
+            if not rest > 0.0:
                 return -math.inf
-            x, y = grown * stream.gamma(hit), shrunk * stream.gamma(miss)
-            over, tilt = (1.0 - floor) * x - floor * y, (floor - mean) / (floor * (1.0 - floor))
-            return x / (x + y) if over > 0.0 and stream.uniform() < math.exp(-tilt * over) else -math.inf
+            exponent = hit * math.log(floor * both / hit) + miss * math.log(rest * both / miss)
+            height = hit * miss / (2.0 * math.pi * both * fall * fall)
+            if math.log(u * u / height) >= 2.0 * exponent:
+                return -math.inf
+            if not 2.0 * exponent < -math.log(height):
+                return self.draw(stream, n, total)
+            wait = -math.log(stream.uniform())
+            over = wait * floor * rest / fall
+            if not over < rest:
+                return -math.inf
+            kept = wait + (hit - 1.0) * math.log1p(over / floor) + (miss - 1.0) * math.log1p(-over / rest)
+            kept += beyond_stirling(both) - beyond_stirling(hit) - beyond_stirling(miss)
+            return floor + over if math.log(stream.uniform()) < kept else -math.inf
         scale = rule.b / math.sqrt(1.0 + n)
         z = (floor - (rule.a + total) / (1.0 + n)) / scale
         if not z > 0.5:
             return self.draw(stream, n, total)
-        if luck <= 0.5 * z * z + math.log(z * 2.5066282746310002):
+        if -math.log(u) <= 0.5 * z * z + math.log(z * 2.5066282746310002):
             return -math.inf
         over = -math.log(stream.uniform()) / z
         return floor + scale * over if stream.uniform() < math.exp(-0.5 * over * over) else -math.inf

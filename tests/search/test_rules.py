@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from draws import Stream
+from model import Model
 
 from bdc.search import PUCB, PUCT, UCT, Forest, ForestError, GumbelRoot, Thompson, Widening
 
@@ -123,7 +125,7 @@ def test_thompson_draws_among_many_children(posterior: str) -> None:
 
     Two samples of 40000 in 150 classes: chi-square with 149 degrees of freedom, of which 99.9 % lie below 208.1.
     """
-    a, b = (0.8, 1.3) if posterior == "beta" else (0.4, 0.7)
+    a, b = (0.5, 1.3) if posterior == "beta" else (0.4, 0.7)
     forest = Forest(Thompson(0, posterior, a, b), "mean", gamma=1.0, seed=3)
     (root,) = forest.plant(1)
     children = forest.expand([root], 150)
@@ -140,6 +142,26 @@ def test_thompson_draws_among_many_children(posterior: str) -> None:
     seen = ours + theirs > 0
     assert ((ours - theirs)[seen] ** 2 / (ours + theirs)[seen]).sum() < 208.1
     assert ours.max() < 20_000  # it is no matter of one child
+
+
+@pytest.mark.parametrize(
+    ("posterior", "n", "total", "floor", "tail"),
+    [
+        ("beta", 2, 1.0, 0.8, 0.104),  # Beta(2, 2); a binomial's sum
+        ("beta", 1, 0.0, 0.6, 0.16),  # Beta(1, 2)
+        ("beta", 9, 6.0, 0.8, 0.12087),  # Beta(7, 4), not far above the mean
+        ("normal", 3, 1.5, 1.0, 0.05066),  # mean 0.5, deviation 0.25 ** 0.5 * 0.61
+    ],
+)
+def test_a_draw_above_a_floor_is_as_likely_as_the_posterior_says(
+    posterior: str, n: int, total: float, floor: float, tail: float
+) -> None:
+    """Of the model, which the core agrees with in every draw. 60000 draws, four standard errors (99.99 %)."""
+    a, b = (1.0, 1.0) if posterior == "beta" else (0.5, 0.61)
+    model, draws = Model(Thompson(0, posterior, a, b)), 60_000
+    chance = np.random.default_rng(5).random(draws)
+    above = sum(model.draw_above(Stream(key), chance[key], n, total, floor) > floor for key in range(draws))
+    assert abs(above / draws - tail) < 4 * (tail * (1 - tail) / draws) ** 0.5
 
 
 def test_thompson_generates_by_the_better_agent() -> None:
