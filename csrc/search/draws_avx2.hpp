@@ -185,76 +185,98 @@ inline BDC_AVX2 __m256i log2_bits(__m256 x) { return _mm256_castps_si256(x); }
 inline constexpr double kLn2 = 0.6931471805599453, kPerBit = kLn2 * 0x1.0p-23;
 inline constexpr double kSmall = 1e-6;  // more than a few roundings of single precision make
 
-// Lanes with no draw above the floor: -2 log(u) is at most `twice`, and less than -2 log of the
-// bound that `Posterior::draw_above` has.
-inline BDC_AVX2 __m256 beyond_normal(const Posterior& posterior, const Eight& eight, double floor,
-                                     __m256 twice) {
-    const __m256 seen = _mm256_add_ps(eight.n, fill(1.0));
-    const __m256 total = _mm256_add_ps(eight.sum, fill(posterior.a));
-    const __m256 up = _mm256_mul_ps(fill(floor), seen), sign = fill(-0.0);
-    const __m256 doubt = _mm256_add_ps(_mm256_andnot_ps(sign, up), _mm256_andnot_ps(sign, total));
-    const __m256 far = _mm256_max_ps(
-        _mm256_sub_ps(_mm256_sub_ps(up, total), _mm256_mul_ps(doubt, fill(kSmall))), fill(0.0));
-    const __m256 scaled = _mm256_mul_ps(far, fill(1.0 / posterior.b));
-    const __m256 square = _mm256_div_ps(_mm256_mul_ps(scaled, scaled), seen);
-    const __m256 mills =
-        _mm256_cvtepi32_ps(log2_bits(_mm256_mul_ps(square, fill(kRootTwoPi * kRootTwoPi))));
-    const __m256 exponent = _mm256_add_ps(
-        square, _mm256_add_ps(_mm256_mul_ps(mills, fill(kPerBit)), fill(-127.0 * kLn2)));
-    return _mm256_and_ps(_mm256_cmp_ps(exponent, twice, _CMP_GT_OQ),
-                         _mm256_cmp_ps(square, fill(kNear * kNear * 1.001), _CMP_GT_OQ));
-}
+// `beyond` are lanes with no draw above the floor: -2 log(u) is at most `twice`, and less than -2
+// log of the bound that `Posterior::draw_above` has.
+struct NormalBound {
+    __m256 a, scale, floor, zero = fill(0.0), one = fill(1.0), sign = fill(-0.0);
+    __m256 small = fill(kSmall), mills = fill(kRootTwoPi * kRootTwoPi), bit = fill(kPerBit);
+    __m256 bias = fill(127.0 * kLn2), near = fill(kNear * kNear * 1.001);
 
-// The same; in place of the bound's logarithms half the distance squared over the variance, the
-// largest between the mean and the floor.
-inline BDC_AVX2 __m256 beyond_beta(const Posterior& posterior, const Eight& eight, double floor,
-                                   __m256 twice) {
-    const __m256 zero = fill(0.0);
-    const __m256 hits = _mm256_add_ps(fill(posterior.a), _mm256_max_ps(eight.sum, zero));
-    const __m256 misses =
-        _mm256_add_ps(fill(posterior.b), _mm256_max_ps(_mm256_sub_ps(eight.n, eight.sum), zero));
-    const __m256 total = _mm256_add_ps(hits, misses);
-    const __m256 far = _mm256_sub_ps(_mm256_mul_ps(fill(floor * (1.0 - kSmall)), total), hits);
-    const __m256 lacking = _mm256_max_ps(_mm256_sub_ps(fill(1.0), hits), zero);
-    const __m256 fall = _mm256_sub_ps(_mm256_add_ps(far, fill(1.0 - kSmall - 2.0 * floor)),
-                                      _mm256_mul_ps(lacking, fill(1.0 - floor)));
-    const __m256 whole = _mm256_mul_ps(total, total);
-    const __m256 product =
-        _mm256_add_ps(_mm256_mul_ps(hits, misses), _mm256_mul_ps(whole, fill(kSmall)));
-    const __m256 widest = fill(floor <= 0.5 ? floor * (1.0 - floor) : 0.25);
-    const __m256 variance = _mm256_blendv_ps(_mm256_mul_ps(widest, whole), product,
-                                             _mm256_cmp_ps(hits, misses, _CMP_GE_OQ));
-    const __m256 square = _mm256_div_ps(_mm256_mul_ps(total, _mm256_mul_ps(far, far)), variance);
-    const __m256 steep =
-        _mm256_mul_ps(_mm256_mul_ps(fill(2.0 * kPi), total), _mm256_mul_ps(fall, fall));
-    const __m256 height =
-        _mm256_cvtepi32_ps(_mm256_sub_epi32(log2_bits(steep), log2_bits(product)));
-    const __m256 exponent = _mm256_add_ps(
-        square, _mm256_add_ps(_mm256_mul_ps(height, fill(kPerBit)), fill(-0.0861 * kLn2)));
-    return _mm256_and_ps(_mm256_cmp_ps(_mm256_min_ps(far, fall), zero, _CMP_GT_OQ),
-                         _mm256_cmp_ps(exponent, twice, _CMP_GT_OQ));
+    BDC_AVX2 NormalBound(const Posterior& posterior, double at)
+        : a(fill(posterior.a)), scale(fill(1.0 / posterior.b)), floor(fill(at)) {}
+
+    BDC_AVX2 __m256 beyond(const Eight& eight, __m256 twice) const {
+        const __m256 seen = _mm256_add_ps(eight.n, one), total = _mm256_add_ps(eight.sum, a);
+        const __m256 up = _mm256_mul_ps(floor, seen);
+        const __m256 sizes =
+            _mm256_add_ps(_mm256_andnot_ps(sign, up), _mm256_andnot_ps(sign, total));
+        const __m256 far = _mm256_max_ps(
+            _mm256_sub_ps(_mm256_sub_ps(up, total), _mm256_mul_ps(sizes, small)), zero);
+        const __m256 scaled = _mm256_mul_ps(far, scale);
+        const __m256 square = _mm256_div_ps(_mm256_mul_ps(scaled, scaled), seen);
+        const __m256 bits = _mm256_cvtepi32_ps(log2_bits(_mm256_mul_ps(square, mills)));
+        const __m256 exponent =
+            _mm256_add_ps(square, _mm256_sub_ps(_mm256_mul_ps(bits, bit), bias));
+        return _mm256_and_ps(_mm256_cmp_ps(exponent, twice, _CMP_GT_OQ),
+                             _mm256_cmp_ps(square, near, _CMP_GT_OQ));
+    }
+};
+
+// In place of the bound's logarithms half the distance squared over the variance, the largest
+// between the mean and the floor.
+struct BetaBound {
+    __m256 a, b, floor, rest, slope, widest, zero = fill(0.0), one = fill(1.0);
+    __m256 small = fill(kSmall), circle = fill(2.0 * kPi), bit = fill(kPerBit);
+    __m256 apart = fill(0.0861 * kLn2);
+
+    BDC_AVX2 BetaBound(const Posterior& posterior, double at)
+        : a(fill(posterior.a)),
+          b(fill(posterior.b)),
+          floor(fill(at * (1.0 - kSmall))),
+          rest(fill(1.0 - at)),
+          slope(fill(1.0 - kSmall - 2.0 * at)),
+          widest(fill(at <= 0.5 ? at * (1.0 - at) : 0.25)) {}
+
+    BDC_AVX2 __m256 beyond(const Eight& eight, __m256 twice) const {
+        const __m256 hits = _mm256_add_ps(a, _mm256_max_ps(eight.sum, zero));
+        const __m256 misses =
+            _mm256_add_ps(b, _mm256_max_ps(_mm256_sub_ps(eight.n, eight.sum), zero));
+        const __m256 total = _mm256_add_ps(hits, misses);
+        const __m256 far = _mm256_sub_ps(_mm256_mul_ps(floor, total), hits);
+        const __m256 lacking = _mm256_max_ps(_mm256_sub_ps(one, hits), zero);
+        const __m256 fall = _mm256_sub_ps(_mm256_add_ps(far, slope), _mm256_mul_ps(lacking, rest));
+        const __m256 whole = _mm256_mul_ps(total, total);
+        const __m256 product =
+            _mm256_add_ps(_mm256_mul_ps(hits, misses), _mm256_mul_ps(whole, small));
+        const __m256 variance = _mm256_blendv_ps(_mm256_mul_ps(widest, whole), product,
+                                                 _mm256_cmp_ps(hits, misses, _CMP_GE_OQ));
+        const __m256 square =
+            _mm256_div_ps(_mm256_mul_ps(total, _mm256_mul_ps(far, far)), variance);
+        const __m256 steep = _mm256_mul_ps(_mm256_mul_ps(circle, total), _mm256_mul_ps(fall, fall));
+        const __m256 bits =
+            _mm256_cvtepi32_ps(_mm256_sub_epi32(log2_bits(steep), log2_bits(product)));
+        const __m256 exponent =
+            _mm256_add_ps(square, _mm256_sub_ps(_mm256_mul_ps(bits, bit), apart));
+        return _mm256_and_ps(_mm256_cmp_ps(_mm256_min_ps(far, fall), zero, _CMP_GT_OQ),
+                             _mm256_cmp_ps(exponent, twice, _CMP_GT_OQ));
+    }
+};
+
+template <class Bound>
+BDC_AVX2 Reach within(const Bound bound, const Family family, std::uint64_t moment,
+                      std::uint32_t from) {
+    const std::uint32_t count = family.head().count;
+    // What is added is for rounding.
+    const __m256 most = fill(2.0 * kLn2 * (127.0 + 16.0) + 1e-3), bit = fill(2.0 * kPerBit);
+    for (std::uint32_t at = from; at < count; at += kBlock) {
+        const Eight eight(family, at);
+        const __m256i upper =
+            _mm256_cvtepu16_epi32(_mm_set_epi64x((long long)(key_at(moment, family.id()[at + 4])),
+                                                 (long long)(key_at(moment, family.id()[at]))));
+        const __m256 bits = _mm256_cvtepi32_ps(log2_bits(_mm256_cvtepi32_ps(upper)));
+        const __m256 out = bound.beyond(eight, _mm256_sub_ps(most, _mm256_mul_ps(bits, bit)));
+        // Counts from 2^31 on look negative.
+        unsigned in = ~unsigned(_mm256_movemask_ps(_mm256_andnot_ps(eight.n, out)));
+        if (count - at < kBlock) in &= (1u << (count - at)) - 1;
+        if ((in & 0xFF) != 0) return {at, in & 0xFF};
+    }
+    return {count, 0};
 }
 
 inline BDC_AVX2 Reach in_reach(const Posterior& posterior, Family family, std::uint64_t moment,
                                std::uint32_t from, double floor) {
-    const std::uint32_t count = family.head().count;
-    for (std::uint32_t at = from; at < count; at += kBlock) {
-        const Eight eight(family, at);
-        const __m256i bits =
-            _mm256_cvtepu16_epi32(_mm_set_epi64x((long long)(key_at(moment, family.id()[at + 4])),
-                                                 (long long)(key_at(moment, family.id()[at]))));
-        // -2 log(u) or more, for the least u with these bits; what is added is for rounding.
-        const __m256 luck = _mm256_cvtepi32_ps(log2_bits(_mm256_cvtepi32_ps(bits)));
-        const __m256 twice = _mm256_sub_ps(fill(2.0 * kLn2 * (127.0 + 16.0) + 1e-3),
-                                           _mm256_mul_ps(luck, fill(2.0 * kPerBit)));
-        const __m256 out = posterior.normal ? beyond_normal(posterior, eight, floor, twice)
-                                            : beyond_beta(posterior, eight, floor, twice);
-        // Counts from 2^31 on look negative.
-        unsigned in = ~unsigned(_mm256_movemask_ps(_mm256_andnot_ps(eight.n, out)));
-        in &= (1u << std::min(count - at, kBlock)) - 1;
-        if (in != 0) return {at, in};
-    }
-    return {count, 0};
+    return posterior.normal ? within(NormalBound(posterior, floor), family, moment, from)
+                            : within(BetaBound(posterior, floor), family, moment, from);
 }
 
 }  // namespace bdc::search::avx2

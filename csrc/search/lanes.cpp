@@ -50,24 +50,41 @@ BDC_AVX512 std::uint32_t largest_avx512(const Family& family, const double* scor
     return best;
 }
 
-BDC_AVX2 std::uint32_t largest_avx2(const Family& family, const double* score) {
-    const std::uint32_t count = family.head().count;
-    if (family.head().open != count) return largest_portable(family, score);
-    const __m256d nowhere = _mm256_set1_pd(-std::numeric_limits<double>::infinity());
-    __m256d top = nowhere;
-    for (std::uint32_t at = 0; at < count; at += 4) {
-        const __m256d lanes = _mm256_castsi256_pd(avx2::first_lanes(count - at));
-        top = _mm256_max_pd(top, _mm256_blendv_pd(nowhere, _mm256_loadu_pd(score + at), lanes));
+struct Sixteen {
+    __m256d part[4];
+
+    explicit BDC_AVX2 Sixteen(const double* from) {
+        for (int i = 0; i < 4; ++i) part[i] = _mm256_loadu_pd(from + 4 * i);
     }
-    top = avx2::largest(top);
+    BDC_AVX2 __m256d largest() const {
+        return _mm256_max_pd(_mm256_max_pd(part[0], part[1]), _mm256_max_pd(part[2], part[3]));
+    }
+    BDC_AVX2 bool has(__m256d x) const {
+        __m256d found = _mm256_setzero_pd();
+        for (const __m256d some : part) {
+            found = _mm256_or_pd(found, _mm256_cmp_pd(some, x, _CMP_EQ_OQ));
+        }
+        return _mm256_movemask_pd(found) != 0;
+    }
+};
+
+BDC_AVX2 std::uint32_t largest_avx2(const Family& family, const double* score) {
+    const std::uint32_t count = family.head().count, whole = count & ~15u;
+    if (family.head().open != count) return largest_portable(family, score);
+    __m256d tops = _mm256_set1_pd(score[0]);
+    for (std::uint32_t at = 0; at < whole; at += 16) {
+        tops = _mm256_max_pd(tops, Sixteen(score + at).largest());
+    }
+    double top = _mm256_cvtsd_f64(avx2::largest(tops));
+    for (std::uint32_t lane = whole; lane < count; ++lane) top = std::max(top, score[lane]);
     std::uint32_t best = kNone;
-    for (std::uint32_t at = 0; at < count; at += 4) {
-        const __m256d lanes = _mm256_castsi256_pd(avx2::first_lanes(count - at));
-        const __m256d same = _mm256_cmp_pd(_mm256_loadu_pd(score + at), top, _CMP_EQ_OQ);
-        const auto tied = unsigned(_mm256_movemask_pd(_mm256_and_pd(same, lanes)));
-        if (tied == 0) continue;
-        if (best != kNone || (tied & (tied - 1)) != 0) return largest_portable(family, score);
-        best = at + std::uint32_t(__builtin_ctz(tied));
+    for (std::uint32_t at = 0; at < count; at += 16) {
+        if (at < whole && !Sixteen(score + at).has(_mm256_set1_pd(top))) continue;
+        for (std::uint32_t lane = at; lane < std::min(at + 16, count); ++lane) {
+            if (score[lane] != top) continue;
+            if (best != kNone) return largest_portable(family, score);
+            best = lane;
+        }
     }
     return best;
 }
