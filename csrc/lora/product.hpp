@@ -59,13 +59,18 @@ struct Part {
     std::int64_t first_token, last_token, first, last;
 };
 
+// Units of a rank from which on dot products are taken, by the number of tokens: see `order`.
+struct DotsFrom {
+    std::int64_t units[5];
+};
+
 // The two halves for one instruction set: shrink writes h, expand reads it. Parts of one half can
 // run at the same time; they write to different places, and each value is summed in an order that
 // only depends on in, out and rank.
 struct Kernel {
     const char* name;
-    std::int64_t rank_step, out_step;        // a part is best a multiple of these
-    std::int64_t dots_from[5];               // units, by the number of tokens: see `order`
+    std::int64_t rank_step, out_step;  // a part is best a multiple of these
+    DotsFrom dots_from;
     const Kernel* one_token;                 // what is faster for one token, or null,
     bool pairs;                              // but for bfloat16, which this one multiplies in pairs
     std::size_t (*scratch)(const Product&);  // bytes that either half needs
@@ -86,7 +91,7 @@ static inline const Kernel& kernel_for(const Kernel& chosen, const Product& p) {
 static inline Order order(const Kernel& kernel, const Product& p) {
     if (p.count > 4) return Order::kUnits;
     const std::int64_t units = p.storage == Storage::kBFloat16 ? p.rank / 2 : p.rank;
-    return units >= kernel.dots_from[p.count] ? Order::kDots : Order::kEvenAndOdd;
+    return units >= kernel.dots_from.units[p.count] ? Order::kDots : Order::kEvenAndOdd;
 }
 
 extern const Kernel kPortable;
