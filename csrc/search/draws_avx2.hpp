@@ -185,8 +185,8 @@ inline BDC_AVX2 __m256i log2_bits(__m256 x) { return _mm256_castps_si256(x); }
 inline constexpr double kLn2 = 0.6931471805599453, kPerBit = kLn2 * 0x1.0p-23;
 inline constexpr double kSmall = 1e-6;  // more than a few roundings of single precision make
 
-// `beyond` are lanes with no draw above the floor: -2 log(u) is at most `twice`, and less than -2
-// log of the bound that `Posterior::draw_above` has.
+// `beyond` are lanes with no draw above the floor: -2 log(u) is at most `twice`, and that is less
+// than -2 log of the bound that `Posterior::draw_above` has.
 struct NormalBound {
     __m256 a, scale, floor, zero = fill(0.0), one = fill(1.0), sign = fill(-0.0);
     __m256 small = fill(kSmall), mills = fill(kRootTwoPi * kRootTwoPi), bit = fill(kPerBit);
