@@ -89,8 +89,7 @@ struct Streams {
         for (const int k : {15, 13, 11, 9, 7, 5, 3, 1}) {
             series = _mm512_fmadd_pd(series, square, _mm512_set1_pd(2.0 / k));
         }
-        return _mm512_fmadd_pd(_mm512_getexp_pd(x), _mm512_set1_pd(0.6931471805599453),
-                               _mm512_mul_pd(series, t));
+        return _mm512_fmadd_pd(_mm512_getexp_pd(x), _mm512_set1_pd(kLn2), _mm512_mul_pd(series, t));
     }
 };
 

@@ -15,6 +15,7 @@ namespace bdc::search {
 
 inline constexpr double kNear = 0.5;  // standard deviations, where Mills' bound is below 1
 inline constexpr double kPi = 3.1415926535897932, kRootTwoPi = 2.5066282746310002;
+inline constexpr double kLn2 = 0.6931471805599453;
 inline constexpr double kBelow = -std::numeric_limits<double>::infinity();
 
 // What log Gamma(x) has beyond (x - 1/2) log x - x + log(2 pi) / 2; between 0 and 1 / (12 x).

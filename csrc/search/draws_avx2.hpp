@@ -100,7 +100,7 @@ struct Streams {
         for (const int k : {15, 13, 11, 9, 7, 5, 3, 1}) {
             series = _mm256_add_pd(_mm256_mul_pd(series, square), _mm256_set1_pd(2.0 / k));
         }
-        return _mm256_add_pd(_mm256_mul_pd(exponent, _mm256_set1_pd(0.6931471805599453)),
+        return _mm256_add_pd(_mm256_mul_pd(exponent, _mm256_set1_pd(kLn2)),
                              _mm256_mul_pd(series, t));
     }
 };
@@ -182,7 +182,7 @@ inline BDC_AVX2 __m256 fill(double x) { return _mm256_set1_ps(float(x)); }
 // its bits, read with a point below the exponent, which is 127 too large.
 inline BDC_AVX2 __m256i log2_bits(__m256 x) { return _mm256_castps_si256(x); }
 
-inline constexpr double kLn2 = 0.6931471805599453, kPerBit = kLn2 * 0x1.0p-23;
+inline constexpr double kPerBit = kLn2 * 0x1.0p-23;
 inline constexpr double kSmall = 1e-6;  // more than a few roundings of single precision make
 
 // `beyond` are lanes with no draw above the floor: -2 log(u) is at most `twice`, and that is less
