@@ -238,9 +238,12 @@ class Forest:
         """Walks everything and raises where an invariant does not hold (a bug, never bad input)."""
         self._core.check()
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a snapshot (versioned, checksummed) to a temporary file and renames it."""
-        self._core.save(str(Path(path)))
+    def save(self, path: str | os.PathLike[str], *, sync: bool = True) -> None:
+        """Writes a snapshot (versioned, checksummed) to a temporary file and renames it: whenever the process is
+        killed, `path` is the old snapshot or the new one. With `sync=False` it does not wait for the disk, which takes
+        a fraction of the time; a power cut within the next seconds may then lose the new snapshot, or damage it so
+        that `load` refuses it."""
+        self._core.save(str(Path(path)), sync)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, threads: int | None = None, verify: bool = True) -> Forest:

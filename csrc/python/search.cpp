@@ -358,6 +358,7 @@ PYBIND11_MODULE(_search, m) {
                  return to_numpy(released([&] { return self.best_path(tree, Forest::By(by)); }));
              })
         .def("check", [](Self self) { released([&] { self.check(); }); })
-        .def("save",
-             [](Self self, const std::string& path) { released([&] { self.save(path); }); });
+        .def("save", [](Self self, const std::string& path, bool sync) {
+            released([&] { self.save(path, sync); });
+        });
 }

@@ -155,7 +155,8 @@ class Forest {
     std::vector<std::int32_t> best_path(std::int64_t tree, By by) const;
     void check() const;  // throws std::logic_error where an invariant does not hold
 
-    void save(const std::string& path) const;
+    // With `sync` the file is on the disk at the end, else it may be the kernel's still.
+    void save(const std::string& path, bool sync = true) const;
     static Config peek(const std::string& path);
     // `into` is freshly made from peek(). Without `verify` the file is mapped, and only its small
     // sections are checked: its author is trusted.

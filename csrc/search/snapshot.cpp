@@ -22,17 +22,27 @@ namespace {
 
 std::size_t rounded(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
 
-// A file being written; until `commit` it is a temporary that disappears again.
+// A file being written; until `commit` it is a temporary that disappears again. With `sync` the
+// commit waits for the disk.
 class Draft {
   public:
-    explicit Draft(const std::string& path)
-        : path_(path), temporary_(path + ".tmp." + std::to_string(getpid())) {
+    Draft(const std::string& path, bool sync)
+        : path_(path), temporary_(path + ".tmp." + std::to_string(getpid())), sync_(sync) {
         fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
         if (fd_ < 0) fail("open");
     }
     ~Draft() {
         if (fd_ >= 0) close(fd_);
         if (!temporary_.empty()) unlink(temporary_.c_str());
+    }
+
+    // A disk without the room is found out before anything is written.
+    void extend(std::size_t bytes) {
+#if defined(__linux__)
+        if (fallocate(fd_, 0, 0, off_t(bytes)) == 0) return;
+        if (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINTR) fail("write");
+#endif
+        if (ftruncate(fd_, off_t(bytes)) != 0) fail("write");
     }
 
     void write(std::size_t offset, std::span<const std::byte> from) {
@@ -47,14 +57,11 @@ class Draft {
         }
     }
 
-    void extend(std::size_t bytes) {
-        if (ftruncate(fd_, off_t(bytes)) != 0) fail("write");
-    }
-
     void commit() {
-        if (fsync(fd_) != 0) fail("fsync");
+        if (sync_ && fsync(fd_) != 0) fail("fsync");
         if (rename(temporary_.c_str(), path_.c_str()) != 0) fail("rename");
         temporary_.clear();
+        if (!sync_) return;
         const auto slash = path_.rfind('/');
         const std::string folder = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
         const int directory = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -70,7 +77,7 @@ class Draft {
     // The disk works while the next piece is copied and summed.
     void start_writeback([[maybe_unused]] std::size_t offset, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__)
-        if (bytes == kPiece) {
+        if (sync_ && bytes == kPiece) {
             sync_file_range(fd_, off64_t(offset), off64_t(bytes), SYNC_FILE_RANGE_WRITE);
         }
 #endif
@@ -78,6 +85,7 @@ class Draft {
 
     [[noreturn]] void fail(const char* step) const { throw FileFault(errno, path_, step); }
     std::string path_, temporary_;
+    bool sync_;
     int fd_ = -1;
 };
 
@@ -426,7 +434,7 @@ class Snapshot {
     std::vector<bool> taken_;           // by grain; empty for a mapped file
 };
 
-void Forest::save(const std::string& path) const {
+void Forest::save(const std::string& path, bool sync) const {
     const std::lock_guard lock(mutex_);
     ConfigRecord config{};
     config.rule = config_.rule.kind;
@@ -475,7 +483,8 @@ void Forest::save(const std::string& path) const {
         sections[i].offset = offset;
         offset += sections[i].bytes = parts[i].size();
     }
-    Draft draft(path);
+    Draft draft(path, sync);
+    draft.extend(offset);
     for (int i = kSections; i-- > 0;) {  // the largest first: the disk writes it during the rest
         draft.write(sections[i].offset, parts[i]);
         sections[i].checksum = checksum(parts[i].data(), parts[i].size());
@@ -488,7 +497,6 @@ void Forest::save(const std::string& path) const {
     preamble.checksum = checksum(sections, sizeof sections);
     draft.write(0, std::as_bytes(std::span(&preamble, 1)));
     draft.write(sizeof preamble, std::as_bytes(std::span(sections)));
-    draft.extend(offset);  // the last sections may be empty
     draft.commit();
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import struct
 from pathlib import Path
 
@@ -202,6 +203,34 @@ def test_hostile_files_with_good_checksums(snapshot: bytes, tmp_path: Path) -> N
         forest.compact()
     assert outcomes["refused"] > 50
     assert outcomes["loaded"] > 20
+
+
+def test_a_snapshot_is_the_same_without_waiting_for_the_disk(tmp_path: Path) -> None:
+    forest = Forest()
+    forest.plant(3)
+    wave(forest, np.random.default_rng(1))
+    forest.save(tmp_path / "waited")
+    forest.save(tmp_path / "not", sync=False)
+    assert (tmp_path / "not").read_bytes() == (tmp_path / "waited").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["not", "waited"]
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_save_without_room_keeps_the_old_file(sync: bool, tmp_path: Path) -> None:
+    forest = Forest()
+    forest.plant(1)
+    forest.save(tmp_path / "kept")
+    before = (tmp_path / "kept").read_bytes()
+    forest.plant(1000)
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), allowed[1]))
+    try:
+        with pytest.raises(OSError, match="kept"):
+            forest.save(tmp_path / "kept", sync=sync)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert (tmp_path / "kept").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept"]
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
