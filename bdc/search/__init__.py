@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from bdc._search import Selection
 from bdc.search.errors import ForestError
 from bdc.search.export import to_json, to_networkx
 from bdc.search.forest import Forest, TreeStats
 from bdc.search.rules import PUCB, PUCT, UCT, GumbelRoot, Rule, Thompson, Widening
-from bdc.search.selection import Selection
 
 __all__ = [
     "PUCB",

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bdc import _search
+from bdc._search import Selection
 from bdc.search.errors import ForestError
 from bdc.search.rules import PUCB, Rule, Widening, decode, encode
-from bdc.search.selection import Selection
 
 _search.raise_as(ForestError)
 
@@ -120,7 +120,7 @@ class Forest:
     def select(self, trees: ArrayLike, leaves: int = 1) -> Selection:
         """Descends `leaves` times in each tree (root ids), counting the visits already in flight; stops at a node
         without children, or at one that widening or a generate arm picks."""
-        return Selection(self._core.select(trees, leaves))
+        return self._core.select(trees, leaves)
 
     def expand(
         self,
@@ -139,14 +139,11 @@ class Forest:
     ) -> None:
         """Adds one return per leaf, discounted on the way up, and lands the selections in flight.
 
-        A `Selection` resolves its tickets. Node ids resolve `tickets` where given (a ticket of the node, or of its
+        A `Selection` resolves its own tickets. Node ids resolve `tickets` where given (a ticket of the node, or of its
         parent); without, each the node's oldest ticket, or, when it has none, all tickets of its parent: so a wave may
         select leaves, expand them, and back up at the new children. Nodes without tickets take returns just the same.
         """
-        if isinstance(leaves_or_selection, Selection):
-            self._core.backup(leaves_or_selection._core, returns)
-        else:
-            self._core.backup(leaves_or_selection, returns, tickets)
+        self._core.backup(leaves_or_selection, returns, tickets)
 
     def step(
         self,
@@ -166,14 +163,11 @@ class Forest:
         without another change to the forest in between; for some rows of a selection, or after other calls, it takes as
         long as the three. Where a tree has several rows, it comes once, in the order of first rows.
         """
-        return Selection(self._core.step(selection._core, counts, returns, priors, tags, leaves))
+        return self._core.step(selection, counts, returns, priors, tags, leaves)
 
     def abandon(self, leaves_or_selection: ArrayLike | Selection, *, tickets: ArrayLike | None = None) -> None:
         """Takes selections back without a trace in the statistics; by node id, the oldest one of each entry."""
-        if isinstance(leaves_or_selection, Selection):
-            self._core.abandon(leaves_or_selection._core)
-        else:
-            self._core.abandon(leaves_or_selection, tickets)
+        self._core.abandon(leaves_or_selection, tickets)
 
     def prune(self, nodes: ArrayLike, reasons: ArrayLike = 1) -> Ids:
         """Excludes nodes from selection and keeps their records, with a reason in 1..255. Where no sibling is left

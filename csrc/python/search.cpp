@@ -19,6 +19,15 @@ py::array as_array(const py::object& from) {
     return py::array::ensure(from);
 }
 
+// Can its elements be read where they are?
+template <class T>
+bool holds(const py::array& array) {
+    const py::dtype type = array.dtype();
+    return type.kind() == (std::is_floating_point_v<T> ? 'f' : 'i') &&
+           type.itemsize() == py::ssize_t(sizeof(T)) && type.byteorder() == '=' &&
+           (array.flags() & py::array::c_style) != 0;
+}
+
 // Any array, sequence or number of integers as a span of int64, without a copy where it fits.
 class IdArgument {
   public:
@@ -35,12 +44,12 @@ class IdArgument {
             throw InputFault(std::string(what) + " must be integers, got dtype " +
                              std::string(py::str(array.dtype())));
         }
-        if (py::array_t<std::int64_t, py::array::c_style>::check_(array)) {
+        if (holds<std::int64_t>(array)) {
             span_ = {static_cast<const std::int64_t*>(array.data()), std::size_t(array.size())};
             array_ = std::move(array);
             return;
         }
-        if (py::array_t<std::int32_t, py::array::c_style>::check_(array)) {
+        if (holds<std::int32_t>(array)) {
             const auto* ids = static_cast<const std::int32_t*>(array.data());
             copy_.reserve(std::size_t(array.size()) + 1);  // a given but empty span is not null
             copy_.assign(ids, ids + array.size());
@@ -77,11 +86,11 @@ class RealArgument {
   public:
     RealArgument(const py::object& from, const char* what) {
         if (from.is_none()) return;
-        if (Reals::check_(from)) {
-            take(py::reinterpret_borrow<Reals>(from));
+        const py::array array = as_array(from);
+        if (array && holds<double>(array)) {
+            take(py::reinterpret_borrow<Reals>(array));
             return;
         }
-        const py::array array = as_array(from);
         const char kind = array ? array.dtype().kind() : 'O';
         if (kind != 'f' && kind != 'i' && kind != 'u') {
             PyErr_Clear();
@@ -121,10 +130,15 @@ py::array_t<std::int32_t> to_numpy(const Range& range) {
     return ids;
 }
 
-// A column of a result that lives as long as the array.
+// Some of a result that lives as long as the array.
+template <class T>
+py::array_t<T> view(const T* from, std::int64_t count, const py::object& owner) {
+    return py::array_t<T>(py::ssize_t(count), from, owner);
+}
+
 template <class T>
 py::array_t<T> view(const std::vector<T>& column, const py::object& owner) {
-    return py::array_t<T>(py::ssize_t(column.size()), column.data(), owner);
+    return view(column.data(), std::int64_t(column.size()), owner);
 }
 
 // Selections that Python has let go of, with the room of their columns; the GIL guards them.
@@ -163,6 +177,11 @@ Selection take(const Selection& from, Ids rows) {
         taken.offsets.push_back(std::int64_t(taken.path.size()));
     }
     return taken;
+}
+
+void refuse_tickets(const py::object& tickets) {
+    if (tickets.is_none()) return;
+    throw InputFault("tickets belong to node ids; a Selection brings its own");
 }
 
 template <class Call>
@@ -216,20 +235,58 @@ PYBIND11_MODULE(_search, m) {
             return view(self.cast<const Selection&>().*member, self);
         };
     };
-    py::class_<Selection, SelectionHandle>(m, "Selection")
-        .def_property_readonly("tree", column(&Selection::tree))
-        .def_property_readonly("leaf", column(&Selection::leaf))
-        .def_property_readonly("depth", column(&Selection::depth))
-        .def_property_readonly("ticket", column(&Selection::ticket))
-        .def_property_readonly("path_offsets", column(&Selection::offsets))
-        .def_property_readonly("path", column(&Selection::path))
-        .def_property_readonly("agent", column(&Selection::agent))
-        .def_property_readonly("children",
-                               [](const Selection& self) { return to_numpy(self.children); })
+    py::class_<Selection, SelectionHandle> selection(
+        m, "Selection",
+        "What `Forest.select` and `Forest.step` return: selected leaves, one row each (k rows, "
+        "`trees` "
+        "major, `leaves` minor). Pass it, or some of its rows (`selection[mask]`), to "
+        "`Forest.backup` "
+        "or `Forest.abandon`. Its arrays are views, made when asked for.");
+    selection.attr("__module__") = "bdc.search";
+    selection
+        .def_property_readonly("tree", column(&Selection::tree),
+                               "[k] int32, root id of the leaf's tree.")
+        .def_property_readonly("leaf", column(&Selection::leaf),
+                               "[k] int32, node id: without children, or to be given more.")
+        .def_property_readonly("depth", column(&Selection::depth),
+                               "[k] int32, edges from the root.")
+        .def_property_readonly("ticket", column(&Selection::ticket),
+                               "[k] int64, resolved exactly once, by backup or abandon.")
+        .def_property_readonly(
+            "path_offsets", column(&Selection::offsets),
+            "[k + 1] int64; row i's path is `path[path_offsets[i] : path_offsets[i + 1]]`.")
+        .def_property_readonly("path", column(&Selection::path),
+                               "int32 node ids from root to leaf, all rows end to end.")
+        .def_property_readonly("agent", column(&Selection::agent),
+                               "[k] int32, who shall add a child (Thompson), else -1.")
+        .def_property_readonly(
+            "children", [](const Selection& self) { return to_numpy(self.children); },
+            "int32 ids that `Forest.step` added before it selected, in the order of the rows it "
+            "was "
+            "given; none by `select`.")
         .def("__len__", [](const Selection& self) { return self.leaf.size(); })
-        .def("take", [](const Selection& self, const py::array_t<std::int64_t>& rows) {
-            return take(self, {rows.data(), std::size_t(rows.size())});
-        });
+        .def(
+            "path_of",
+            [](const py::object& self, std::int64_t row) {
+                const auto& from = self.cast<const Selection&>();
+                const auto rows = std::int64_t(from.leaf.size());
+                if (row < -rows || row >= rows) {
+                    throw py::index_error("row " + std::to_string(row) + " of a selection of " +
+                                          std::to_string(rows));
+                }
+                const auto at = std::size_t(row < 0 ? row + rows : row);
+                return view(from.path.data() + from.offsets[at],
+                            from.offsets[at + 1] - from.offsets[at], self);
+            },
+            py::arg("row"), "int32 node ids from the root to leaf `row`.")
+        .def(
+            "__getitem__",
+            [](const Selection& self, const py::object& rows) {
+                const auto all = py::module_::import("numpy").attr("arange")(self.leaf.size());
+                const py::array_t<std::int64_t> some(all[rows]);
+                return take(self, {some.data(), std::size_t(some.size())});
+            },
+            py::arg("rows"), "The rows that an index, slice, index array or mask picks.");
 
     using Self = Forest&;
     py::class_<Forest>(m, "Forest")
@@ -292,14 +349,17 @@ PYBIND11_MODULE(_search, m) {
                  return next;
              })
         .def("backup",
-             [](Self self, const Selection& selection, const py::object& returns) {
+             [](Self self, const Selection& selection, const py::object& returns,
+                const py::object& tickets) {
+                 refuse_tickets(tickets);
                  const RealArgument values(returns, "returns");
                  const std::vector<std::int64_t> leaves(selection.leaf.begin(),
                                                         selection.leaf.end());
                  released([&] { self.backup(leaves, values, selection.ticket, true); });
              })
         .def("abandon",
-             [](Self self, const Selection& selection) {
+             [](Self self, const Selection& selection, const py::object& tickets) {
+                 refuse_tickets(tickets);
                  const std::vector<std::int64_t> leaves(selection.leaf.begin(),
                                                         selection.leaf.end());
                  released([&] { self.abandon(leaves, selection.ticket, true); });

@@ -60,6 +60,8 @@ BAD = {
     "backup twice in a call": (lambda f, s: f.backup(s[[0, 1, 0]], [0.5, 0.5, 0.5]), 2),
     "backup foreign ticket": (lambda f, s: f.backup(s.leaf, [0.5, 0.5], tickets=s.ticket[::-1]), 0),
     "backup ticket count": (lambda f, s: f.backup(s.leaf, [0.5, 0.5], tickets=s.ticket[:1]), None),
+    "backup selection and tickets": (lambda f, s: f.backup(s, [0.5, 0.5], tickets=s.ticket), None),
+    "abandon selection and tickets": (lambda f, s: f.abandon(s, tickets=s.ticket), None),
     "step lengths": (lambda f, s: f.step(s, 2, [0.5]), None),
     "step nan": (lambda f, s: f.step(s, 2, [0.5, NAN]), 1),
     "step some rows, inf": (lambda f, s: f.step(s[[1, 0]], 2, [0.5, INF]), 1),

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from bdc.search import PUCB, UCT, Forest, to_json, to_networkx
+from bdc.search import PUCB, UCT, Forest, Selection, to_json, to_networkx
 
 
 def grown(seed: int = 0) -> tuple[Forest, int]:
@@ -41,6 +41,27 @@ def test_columns_of_a_selection_are_views_that_keep_it_alive() -> None:
         forest.abandon(forest.select(roots[:7], 3))
         gc.collect()
     assert (leaf == copy).all()
+
+
+def test_rows_of_a_selection() -> None:
+    forest = Forest(UCT(), threads=1)
+    roots = forest.plant(3)
+    forest.expand(roots, [2, 3, 4])
+    wave = forest.select(roots, 2)
+    mask = wave.tree == roots[1]
+    some = wave[mask]
+    assert isinstance(some, Selection) and len(some) == 2
+    for name in ("tree", "leaf", "depth", "ticket", "agent"):
+        assert (getattr(some, name) == getattr(wave, name)[mask]).all()
+    for picked, rows in ((wave[4], [4]), (wave[-2:], [4, 5]), (wave[[5, 0]], [5, 0]), (wave[:0], [])):
+        assert picked.ticket.tolist() == wave.ticket[rows].tolist()
+        assert [picked.path_of(i).tolist() for i in range(len(rows))] == [wave.path_of(row).tolist() for row in rows]
+    assert wave.path_of(-1).tolist() == [roots[2], wave.leaf[5]]
+    for row in (6, -7):
+        with pytest.raises(IndexError, match=f"row {row} of a selection of 6"):
+            wave.path_of(row)
+    with pytest.raises(IndexError):
+        wave[6]
 
 
 def test_statistics_of_a_tree_in_numbers() -> None:
