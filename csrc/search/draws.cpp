@@ -132,36 +132,46 @@ BDC_AVX512 void draw_each_avx512(const Posterior& posterior, Family family, std:
 }  // namespace
 
 Drawing drawing([[maybe_unused]] Isa isa) {
+    const Largest largest = find_largest(isa);
 #if defined(__x86_64__)
-    if (isa == Isa::kAvx512) return {draw_each_avx512, avx2::in_reach};
-    if (isa == Isa::kAvx2) return {avx2::draw_each, avx2::in_reach};
+    if (isa == Isa::kAvx512) return {draw_each_avx512, avx2::in_reach, largest};
+    if (isa == Isa::kAvx2) return {avx2::draw_each, avx2::in_reach, largest};
 #endif
-    return {draw_each, all_in_reach};
+    return {draw_each, all_in_reach, largest};
 }
 
-void draw_lanes(const Drawing& form, const Posterior& posterior, Family family,
-                std::uint64_t moment, double* out) {
+Drawn largest_draw(const Drawing& form, const Posterior& posterior, Family family,
+                   std::uint64_t moment) {
+    double draws[kMany];
     const std::uint32_t count = family.head().count;
-    const std::uint8_t* reason = family.reason();
-    if (count < kMany) return form.each(posterior, family, moment, count, out);
-    form.each(posterior, family, moment, kFirst, out);
-    double most = kBelow;
-    for (std::uint32_t lane = 0; lane < kFirst; ++lane) {
-        if (reason[lane] == 0) most = std::max(most, out[lane]);
+    if (count < kMany) {
+        form.each(posterior, family, moment, count, draws);
+        const std::uint32_t lane = form.largest(family, draws);
+        return {lane, draws[lane]};
     }
-    std::fill(out + kFirst, out + (count + kBlock - 1) / kBlock * kBlock, kBelow);
+    Drawn best{kNone, kBelow};
+    const auto take = [&](std::uint32_t lane, double draw) {
+        if (best.lane == kNone || draw > best.draw ||
+            (draw == best.draw && wins_tie(family, lane, best.lane, true))) {
+            best = {lane, draw};
+        }
+    };
+    const std::uint8_t* reason = family.reason();
+    form.each(posterior, family, moment, kFirst, draws);
+    for (std::uint32_t lane = 0; lane < kFirst; ++lane) {
+        if (reason[lane] == 0) take(lane, draws[lane]);
+    }
     for (std::uint32_t from = kFirst;; from += kBlock) {
-        const double floor = most;
+        const double floor = best.draw;
         Reach reach = form.in_reach(posterior, family, moment, from, floor);
-        if (reach.lanes == 0) return;
+        if (reach.lanes == 0) return best;
         from = reach.at;
         for (; reach.lanes != 0; reach.lanes &= reach.lanes - 1) {
             const std::uint32_t lane = from + std::uint32_t(__builtin_ctz(reach.lanes));
             if (reason[lane] != 0) continue;
             Stream own(key_at(moment, family.id()[lane]));
             const double u = luck(family, moment, lane, own);
-            out[lane] = posterior.draw_above(own, u, family.n(lane), family.sum()[lane], floor);
-            most = std::max(most, out[lane]);
+            take(lane, posterior.draw_above(own, u, family.n(lane), family.sum()[lane], floor));
         }
     }
 }

@@ -9,6 +9,7 @@
 
 #include "arena.hpp"
 #include "isa.hpp"
+#include "lanes.hpp"
 #include "random.hpp"
 
 namespace bdc::search {
@@ -116,12 +117,17 @@ struct Drawing {
     // `floor`: all those, and few others. No lanes: there is none.
     Reach (*in_reach)(const Posterior& posterior, Family family, std::uint64_t moment,
                       std::uint32_t from, double floor);
+    Largest largest;
 };
 Drawing drawing(Isa isa);
 
-// Draws of which the largest among the open lanes is what it is with a draw for every lane: of many
-// lanes, those that cannot have it get `kBelow`. `out` has room for a multiple of eight.
-void draw_lanes(const Drawing& form, const Posterior& posterior, Family family,
-                std::uint64_t moment, double* out);
+// The largest draw among the open lanes, as it is with a draw for every one; of many lanes, those
+// that cannot have it are not drawn for.
+struct Drawn {
+    std::uint32_t lane;
+    double draw;
+};
+Drawn largest_draw(const Drawing& form, const Posterior& posterior, Family family,
+                   std::uint64_t moment);
 
 }  // namespace bdc::search

@@ -1,7 +1,7 @@
-// Selection rules. A rule is a small struct: either `score` fills in the score of every lane of a
-// family, or the rule is `Factored`. The descent takes the largest score among the open lanes. To
-// add one: write the struct, append it to `AnyRule`, and give it a dataclass in bdc/search/rules.py
-// with the same parameters in the same order.
+// Selection rules. A rule is a small struct: `score` fills in the score of every lane of a family,
+// or it is `Factored`, or `draw` finds the lane. The descent takes the largest score among the open
+// lanes. To add one: write the struct, append it to `AnyRule`, and give it a dataclass in
+// bdc/search/rules.py with the same parameters in the same order.
 #pragma once
 
 #include <algorithm>
@@ -228,9 +228,9 @@ struct Thompson {
         return mix(seed, mix(tree, mix(node, visits)));
     }
 
-    void score(const Site& site, double* out) const {
+    Drawn draw(const Site& site) const {
         const std::uint64_t now = moment(site.seed, site.tree, site.node, site.visits());
-        draw_lanes(form, posterior, site.family, now, out);
+        return largest_draw(form, posterior, site.family, now);
     }
 };
 

@@ -347,13 +347,15 @@ class Forest::Descent {
             } else {
                 return Form::pick(family, factor, 0.0);
             }
-        } else {
+        } else if constexpr (kGenerates) {
             const Site here = site(group, walker, place, family);
+            const Drawn best = rule_.draw(here);
+            generate(group, place, here.node, &here, best.draw);
+            return best.lane;
+        } else {
             double* scores = score_room();
-            rule_.score(here, scores);
-            const std::uint32_t lane = forest_.largest_(family, scores);
-            generate(group, place, here.node, &here, scores[lane]);
-            return lane;
+            rule_.score(site(group, walker, place, family), scores);
+            return forest_.largest_(family, scores);
         }
     }
 
