@@ -37,7 +37,7 @@ def simulation(trees: int, leaves: int, *, waves: int = 300) -> float:
         value = np.full(trees * leaves, 0.5)
         for _ in range(waves):
             selection = forest.select(roots, leaves)
-            forest.expand(np.unique(selection.leaf) if leaves > 1 else selection.leaf, 3)
+            forest.expand(selection.distinct_leaves if leaves > 1 else selection.leaf, 3)
             forest.backup(selection, value)
 
     return median_seconds(search, 7) / (waves * trees * leaves) * 1e6

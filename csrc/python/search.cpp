@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <memory>
 #include <numeric>
@@ -248,6 +249,16 @@ PYBIND11_MODULE(_search, m) {
                                "[k] int32, root id of the leaf's tree.")
         .def_property_readonly("leaf", column(&Selection::leaf),
                                "[k] int32, node id: without children, or to be given more.")
+        .def_property_readonly(
+            "distinct_leaves",
+            [](const Selection& self) {
+                std::vector<std::int32_t> leaves(self.leaf);
+                std::sort(leaves.begin(), leaves.end());
+                leaves.erase(std::unique(leaves.begin(), leaves.end()), leaves.end());
+                return to_numpy(std::move(leaves));
+            },
+            "[at most k] int32, rising: the leaves, each once. With several leaves per tree two "
+            "selections may meet in one, which is expanded once.")
         .def_property_readonly("depth", column(&Selection::depth),
                                "[k] int32, edges from the root.")
         .def_property_readonly("ticket", column(&Selection::ticket),

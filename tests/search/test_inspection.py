@@ -56,6 +56,9 @@ def test_rows_of_a_selection() -> None:
     for picked, rows in ((wave[4], [4]), (wave[-2:], [4, 5]), (wave[[5, 0]], [5, 0]), (wave[:0], [])):
         assert picked.ticket.tolist() == wave.ticket[rows].tolist()
         assert [picked.path_of(i).tolist() for i in range(len(rows))] == [wave.path_of(row).tolist() for row in rows]
+    twice = forest.select(np.repeat(roots, 3))
+    assert twice.distinct_leaves.tolist() == sorted(set(twice.leaf.tolist())) != twice.leaf.tolist()
+    assert twice.distinct_leaves.dtype == np.int32
     assert wave.path_of(-1).tolist() == [roots[2], wave.leaf[5]]
     for row in (6, -7):
         with pytest.raises(IndexError, match=f"row {row} of a selection of 6"):
