@@ -12,8 +12,10 @@ SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml
 quickstart: $(VENV)/.built
 	$(BIN)/bdc quickstart
 
+# Two processes, whole files each: most tests use one core. `make test WORKERS=0` runs them in one.
+WORKERS ?= 2
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest
