@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from bdc.machine import commit, processor, usable_cores
-from bdc.search.bench_calls import measure
+from bdc.search import bench_calls, bench_scaling
 from bdc.search.forest import Forest
 from bdc.search.rules import UCT
 
@@ -135,6 +135,16 @@ def systems(args: argparse.Namespace) -> dict[str, tuple[Rate, int]]:
     return found
 
 
+def scaling(args: argparse.Namespace, cells: list[tuple[int, int]]) -> dict[str, Any]:
+    """Ours with several threads over ours with one."""
+    threads = max(2, args.threads)
+    searches: dict[str, Callable[[int], Rate]] = {"in waves": in_waves}
+    if args.core:
+        searches = {"from C++": lambda count: program(args.core, last=[str(count)])} | searches
+    rows = bench_scaling.measure(searches, threads, args.branching, args.repeats, cells)
+    return {"threads": threads, "rows": rows}
+
+
 def device() -> str:
     """The processor's name and how many of them this process may use."""
     return f"{processor()}, {usable_cores()} processors"
@@ -156,23 +166,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--peers", type=Path, help="a Python with mctx, jax, treequest, numba and gumbel-mcts")
     parser.add_argument("--lightzero", type=Path, help="the folder of LightZero's unpacked wheel")
     parser.add_argument("--calls", action="store_true", help="what single calls cost, instead of the grid")
+    parser.add_argument(
+        "--scaling", action="store_true", help="--threads (default 2) over one, beside what the machine gives"
+    )
     parser.add_argument("--json", type=Path, help="write the rows here, beside those of this commit")
     args = parser.parse_args(argv)
     command = f"bdc bench search {' '.join(sys.argv[1:] if argv is None else argv)}"
-    if args.calls:
-        figures = measure()
+    cells = [(int(trees), int(nodes)) for trees, _, nodes in (cell.partition("x") for cell in args.cells or [])]
+    if args.calls or args.scaling:
+        figures = bench_calls.measure() if args.calls else scaling(args, cells)
         if args.json:
             args.json.write_text(json.dumps(head(command) | figures, indent=1) + "\n", encoding="utf-8")
         return 0
     os.environ.update(OMP_NUM_THREADS="1", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false")
     if args.lightzero:
         os.environ["LIGHTZERO"] = str(args.lightzero)
-    cells = [tuple(map(int, cell.split("x"))) for cell in args.cells] if args.cells else CELLS
     found = systems(args)
     record = head(command)  # of the checkout that starts the run
     rows: list[dict[str, Any]] = []
     print(f"{'trees':>6} {'nodes':>8} {'B':>3}  {'system':24} {'ksim/CPU s':>11} {'min':>8} {'max':>8}")
-    for trees, nodes in cells:
+    for trees, nodes in cells or CELLS:
         for branching in args.branching:
             wanted = {name: rate for name, (rate, most) in found.items() if trees * nodes <= most}
             results: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}

@@ -77,9 +77,9 @@ Forest::~Forest() = default;
 
 // In how many parts a call's items are dealt out.
 std::size_t Forest::parts_for(std::size_t items, std::size_t weight) const {
-    constexpr std::size_t kWorthIt = 128;  // pieces of work that are worth a wake-up,
-    constexpr std::size_t kChunk = 32;     // and that are worth handing over
-    constexpr std::size_t kPerThread = 8;  // whoever is early helps with the last ones
+    constexpr std::size_t kWorthIt = 128;   // pieces of work that are worth a wake-up,
+    constexpr std::size_t kChunk = 16;      // and that are worth handing over
+    constexpr std::size_t kPerThread = 16;  // whoever is early helps with the last ones
     const std::size_t pieces = items * weight;
     if (pool_.threads() == 1 || pieces < kWorthIt) return 1;
     return std::min({pieces / kChunk, items, pool_.threads() * kPerThread});

@@ -50,3 +50,14 @@ def test_calls_are_measured() -> None:
     assert [row["nodes"] for row in figures["thompson"]] == [30, 60, 30, 60]
     assert all(0 < row["root_children"] < row["nodes"] for row in figures["thompson"])
     assert figures["snapshot_ms"]["megabytes"] > 0.05
+
+
+def test_threads_are_compared_with_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = tmp_path / "scaling.json"
+    command = ["--scaling", "--cells", "4x40", "--branching", "4", "--repeats", "2", "--json", str(record)]
+    assert bench.main(command) == 0
+    figures = json.loads(record.read_text())
+    assert figures["threads"] == 2
+    assert [row["what"] for row in figures["rows"]] == ["2 threads copy memory", "in waves, 2 threads"]
+    assert all(0 < row["low"] <= row["ratio"] <= row["high"] for row in figures["rows"])
+    assert "2 over one" in capsys.readouterr().out

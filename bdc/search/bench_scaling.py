@@ -1,0 +1,71 @@
+"""`bdc bench search --scaling`: what N threads make of a search, beside what the machine lets N of anything do.
+
+By the wall clock, each beside the same with one thread just before: the search with N threads, from C++ and from Python
+in waves; N processes of the C++ program, which share nothing but the machine's caches and memory; and N threads that
+copy memory. Ratios are medians over the repeats, with their quartiles.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+Search = Callable[[int, int, int], dict[str, Any]]  # of trees, nodes and branching
+Measured = Callable[[], float]  # work per second
+CELLS = [(256, 1_000), (1024, 1_000)]
+
+
+def copied(threads: int, megabytes: int = 128) -> float:
+    """Megabytes per second that so many threads copy together, each from one array of its own to another."""
+    arrays = [(np.ones(megabytes << 17), np.empty(megabytes << 17)) for _ in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(2):  # the first time the pages are fresh
+            start = time.perf_counter()
+            list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), arrays))
+        return threads * megabytes / (time.perf_counter() - start)
+
+
+def rate(search: Search, cell: dict[str, int]) -> float:
+    return float(search(*cell.values())["per_second"])
+
+
+def together(work: Measured, copies: int) -> float:
+    """The sum of the rates of so many calls of `work` at once."""
+    with ThreadPoolExecutor(copies) as pool:
+        return sum(future.result() for future in [pool.submit(work) for _ in range(copies)])
+
+
+def measure(
+    searches: dict[str, Callable[[int], Search]],
+    threads: int,
+    branching: list[int],
+    repeats: int,
+    cells: list[tuple[int, int]],
+) -> list[dict[str, Any]]:
+    """A row per cell and comparison, printed as they come. `searches` make a search for so many threads, by name."""
+    rows: list[dict[str, Any]] = []
+
+    def compare(name: str, cell: dict[str, int], one: Measured, many: Measured) -> None:
+        found = [1 / one() * many() for _ in range(repeats)]
+        low, middle, high = statistics.quantiles(found, n=4, method="inclusive") if repeats > 1 else found * 3
+        rows.append(cell | {"what": name, "ratio": middle, "low": low, "high": high})
+        where = " x ".join(map(str, cell.values()))
+        print(f"{where:16}  {name:34} {middle:5.2f} {low:5.2f} {high:5.2f}", flush=True)
+
+    print(f"{'trees, nodes, B':16}  {f'{threads} over one':34} ratio   low  high")
+    compare(f"{threads} threads copy memory", {}, partial(copied, 1), partial(copied, threads))
+    for trees, nodes in cells or CELLS:
+        for b in branching:
+            cell = {"trees": trees, "nodes": nodes, "branching": b}
+            for name, make in searches.items():
+                one, many = partial(rate, make(1), cell), partial(rate, make(threads), cell)
+                compare(f"{name}, {threads} threads", cell, one, many)
+                if name == "from C++":
+                    compare(f"{name}, {threads} processes", cell, one, partial(together, one, threads))
+    return rows
