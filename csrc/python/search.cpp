@@ -239,10 +239,8 @@ PYBIND11_MODULE(_search, m) {
     py::class_<Selection, SelectionHandle> selection(
         m, "Selection",
         "What `Forest.select` and `Forest.step` return: selected leaves, one row each (k rows, "
-        "`trees` "
-        "major, `leaves` minor). Pass it, or some of its rows (`selection[mask]`), to "
-        "`Forest.backup` "
-        "or `Forest.abandon`. Its arrays are views, made when asked for.");
+        "`trees` major, `leaves` minor). Pass it, or some of its rows (`selection[mask]`), to "
+        "`Forest.backup` or `Forest.abandon`. Its arrays are views, made when asked for.");
     selection.attr("__module__") = "bdc.search";
     selection
         .def_property_readonly("tree", column(&Selection::tree),

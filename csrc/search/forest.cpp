@@ -75,20 +75,26 @@ Forest::Forest(const Config& config, unsigned threads)
 
 Forest::~Forest() = default;
 
-// In how many parts a call's items are dealt out.
-std::size_t Forest::parts_for(std::size_t items, std::size_t weight) const {
-    constexpr std::size_t kWorthIt = 128;   // pieces of work that are worth a wake-up,
-    constexpr std::size_t kChunk = 16;      // and that are worth handing over
-    constexpr std::size_t kPerThread = 16;  // whoever is early helps with the last ones
-    const std::size_t pieces = items * weight;
-    if (pool_.threads() == 1 || pieces < kWorthIt) return 1;
-    return std::min({pieces / kChunk, items, pool_.threads() * kPerThread});
+// How a call's items are dealt out.
+Forest::Parts Forest::parts_for(std::size_t items, std::size_t weight) const {
+    constexpr std::size_t kWorthIt = 128;  // pieces of work that are worth a wake-up,
+    constexpr std::size_t kChunk = 16;     // and that are worth handing over
+    constexpr std::size_t kPieces = 6;     // whoever is early helps with the last ones
+    const std::size_t work = items * weight;
+    if (pool_.threads() == 1 || work < kWorthIt) return {1, 1};
+    Parts parts{std::min<std::size_t>({pool_.threads(), items, work / kChunk}), 1};
+    while (parts.pieces < kPieces && work / parts.threads >> parts.pieces >= kChunk) ++parts.pieces;
+    return parts;
 }
 
-void Forest::deal(std::size_t parts) {
+void Forest::deal(const Parts& dealt) {
     const std::vector<std::uint32_t>& tree_of = item_tree_;
-    const std::size_t items = tree_of.size();
-    const auto cut = [&](std::size_t part) { return items * part / parts; };
+    const std::size_t items = tree_of.size(), parts = dealt.count();
+    const auto cut = [&](std::size_t part) {
+        const std::size_t thread = part / dealt.pieces, first = items * thread / dealt.threads;
+        const std::size_t all = items * (thread + 1) / dealt.threads - first;
+        return first + all - (all >> part % dealt.pieces);
+    };
     shares_.order.clear();
     shares_.starts.assign(1, 0);
     shares_.sorted = true;

@@ -247,8 +247,14 @@ class Forest {
     // deals the items out.
     template <class Locate>
     void share(std::size_t items, std::size_t weight, const Locate& locate);
-    std::size_t parts_for(std::size_t items, std::size_t weight) const;
-    void deal(std::size_t parts);
+    // Every thread's share is cut into pieces, each half of what is left: a descent in long pieces
+    // sees ahead, and short ones at the end let all threads end together.
+    struct Parts {
+        std::size_t threads, pieces;
+        std::size_t count() const { return threads * pieces; }
+    };
+    Parts parts_for(std::size_t items, std::size_t weight) const;
+    void deal(const Parts& parts);
 
     // Calls work(0..chunks-1); of all the InputFaults the one with the lowest index is thrown.
     template <class Work>
@@ -375,15 +381,15 @@ void Forest::share(std::size_t items, std::size_t weight, const Locate& locate) 
         }
         return sorted;
     };
-    const std::size_t parts = parts_for(items, weight);
-    if (parts == 1) {
+    const Parts parts = parts_for(items, weight);
+    if (parts.count() == 1) {
         shares_.sorted = look(0, items);
         shares_.order.clear();
         shares_.starts.assign({0, std::uint32_t(items)});
         return;
     }
     constexpr std::size_t kManyLooks = 1024;  // that take longer than threads need to agree
-    const std::size_t looks = items < kManyLooks ? 1 : parts;
+    const std::size_t looks = items < kManyLooks ? 1 : parts.count();
     part_sorted_.resize(looks);
     check_all(looks, [&](unsigned part) {
         part_sorted_[part] = look(items * part / looks, items * (part + 1) / looks);
