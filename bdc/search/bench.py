@@ -29,7 +29,9 @@ from typing import Any
 
 import numpy as np
 
+from bdc.errors import InputError
 from bdc.machine import commit, processor, usable_cores
+from bdc.ranges import check_ranges
 from bdc.search import bench_calls, bench_scaling
 from bdc.search.forest import Forest
 from bdc.search.rules import UCT
@@ -135,13 +137,21 @@ def systems(args: argparse.Namespace) -> dict[str, tuple[Rate, int]]:
     return found
 
 
-def scaling(args: argparse.Namespace, cells: list[tuple[int, int]]) -> dict[str, Any]:
+def cell(text: str) -> tuple[int, int]:
+    """Trees and nodes of a command line's TREESxNODES."""
+    trees, _, nodes = text.partition("x")
+    if not (trees.isdecimal() and nodes.isdecimal() and int(trees) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not TREESxNODES, for example 64x1000")
+    return int(trees), int(nodes)
+
+
+def scaling(args: argparse.Namespace) -> dict[str, Any]:
     """Ours with several threads over ours with one."""
     threads = max(2, args.threads)
     searches: dict[str, Callable[[int], Rate]] = {"in waves": in_waves}
     if args.core:
         searches = {"from C++": lambda count: program(args.core, last=[str(count)])} | searches
-    rows = bench_scaling.measure(searches, threads, args.branching, args.repeats, cells)
+    rows = bench_scaling.measure(searches, threads, args.branching, args.repeats, args.cells)
     return {"threads": threads, "rows": rows}
 
 
@@ -154,7 +164,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="bdc bench search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cells", nargs="+", help="TREESxNODES, for example 64x1000 (default: the whole grid)")
+    parser.add_argument(
+        "--cells", nargs="+", type=cell, default=[], help="TREESxNODES, for example 64x1000 (default: the whole grid)"
+    )
     parser.add_argument("--branching", type=int, nargs="+", default=BRANCHING)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="a further row of ours with so many threads")
@@ -172,9 +184,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the rows here, beside those of this commit")
     args = parser.parse_args(argv)
     command = f"bdc bench search {' '.join(sys.argv[1:] if argv is None else argv)}"
-    cells = [(int(trees), int(nodes)) for trees, _, nodes in (cell.partition("x") for cell in args.cells or [])]
+    check_ranges(args, "--", "repeats", "threads", low=1)
+    for size in args.branching:
+        if not 1 <= size <= min((nodes for _, nodes in args.cells), default=size):
+            raise InputError(f"--branching has {size}; it lies between 1 and the nodes of the smallest cell")
     if args.calls or args.scaling:
-        figures = bench_calls.measure() if args.calls else scaling(args, cells)
+        figures = bench_calls.measure() if args.calls else scaling(args)
         if args.json:
             args.json.write_text(json.dumps(head(command) | figures, indent=1) + "\n", encoding="utf-8")
         return 0
@@ -185,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = head(command)  # of the checkout that starts the run
     rows: list[dict[str, Any]] = []
     print(f"{'trees':>6} {'nodes':>8} {'B':>3}  {'system':24} {'ksim/CPU s':>11} {'min':>8} {'max':>8}")
-    for trees, nodes in cells or CELLS:
+    for trees, nodes in args.cells or CELLS:
         for branching in args.branching:
             wanted = {name: rate for name, (rate, most) in found.items() if trees * nodes <= most}
             results: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +62,21 @@ def test_threads_are_compared_with_one(tmp_path: Path, capsys: pytest.CaptureFix
     assert [row["what"] for row in figures["rows"]] == ["2 threads copy memory", "in waves, 2 threads"]
     assert all(0 < row["low"] <= row["ratio"] <= row["high"] for row in figures["rows"])
     assert "2 over one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--cells", "64"], "'64' is not TREESxNODES"),
+        (["--cells", "0x100"], "'0x100' is not TREESxNODES"),
+        (["--cells", "4x40", "--branching", "3", "50"], "--branching has 50"),
+        (["--branching", "0"], "--branching has 0"),
+        (["--repeats", "0"], "--repeats is 0"),
+        (["--threads", "-1"], "--threads is -1"),
+    ],
+)
+def test_bad_options_are_refused_in_a_sentence(words: list[str], said: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "bdc.cli", "bench", "search", *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
