@@ -148,10 +148,13 @@ def cell(text: str) -> tuple[int, int]:
 def scaling(args: argparse.Namespace) -> dict[str, Any]:
     """Ours with several threads over ours with one."""
     threads = max(2, args.threads)
-    searches: dict[str, Callable[[int], Rate]] = {"in waves": in_waves}
+    pairs: dict[str, tuple[Rate, Rate]] = {}
     if args.core:
-        searches = {"from C++": lambda count: program(args.core, last=[str(count)])} | searches
-    rows = bench_scaling.measure(searches, threads, args.branching, args.repeats, args.cells)
+        one = program(args.core)
+        pairs[f"from C++, {threads} threads"] = (one, program(args.core, last=[str(threads)]))
+        pairs[f"from C++, {threads} processes"] = (one, bench_scaling.together(one, threads))
+    pairs[f"in waves, {threads} threads"] = (in_waves(1), in_waves(threads))
+    rows = bench_scaling.measure(pairs, threads, args.branching, args.repeats, args.cells)
     return {"threads": threads, "rows": rows}
 
 

@@ -35,20 +35,25 @@ def rate(search: Search, cell: dict[str, int]) -> float:
     return float(search(*cell.values())["per_second"])
 
 
-def together(work: Measured, copies: int) -> float:
-    """The sum of the rates of so many calls of `work` at once."""
-    with ThreadPoolExecutor(copies) as pool:
-        return sum(future.result() for future in [pool.submit(work) for _ in range(copies)])
+def together(search: Search, copies: int) -> Search:
+    """So many of `search` at once, and the sum of their rates."""
+
+    def searches(trees: int, nodes: int, branching: int) -> dict[str, Any]:
+        with ThreadPoolExecutor(copies) as pool:
+            running = [pool.submit(search, trees, nodes, branching) for _ in range(copies)]
+            return {"per_second": sum(future.result()["per_second"] for future in running)}
+
+    return searches
 
 
 def measure(
-    searches: dict[str, Callable[[int], Search]],
+    pairs: dict[str, tuple[Search, Search]],
     threads: int,
     branching: list[int],
     repeats: int,
     cells: list[tuple[int, int]],
 ) -> list[dict[str, Any]]:
-    """A row per cell and comparison, printed as they come. `searches` make a search for so many threads, by name."""
+    """A row per cell and pair, printed as they come. `pairs` hold a search and, by its name, what is set beside it."""
     rows: list[dict[str, Any]] = []
 
     def compare(name: str, cell: dict[str, int], one: Measured, many: Measured) -> None:
@@ -63,9 +68,6 @@ def measure(
     for trees, nodes in cells or CELLS:
         for b in branching:
             cell = {"trees": trees, "nodes": nodes, "branching": b}
-            for name, make in searches.items():
-                one, many = partial(rate, make(1), cell), partial(rate, make(threads), cell)
-                compare(f"{name}, {threads} threads", cell, one, many)
-                if name == "from C++":
-                    compare(f"{name}, {threads} processes", cell, one, partial(together, one, threads))
+            for name, (one, many) in pairs.items():
+                compare(name, cell, partial(rate, one, cell), partial(rate, many, cell))
     return rows

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <memory>
 #include <numeric>
+#include <type_traits>
 
 #include "forest.hpp"
 

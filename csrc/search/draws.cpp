@@ -140,8 +140,8 @@ Drawing drawing([[maybe_unused]] Isa isa) {
     return {draw_each, all_in_reach, largest};
 }
 
-Drawn largest_draw(const Drawing& form, const Posterior& posterior, Family family,
-                   std::uint64_t moment) {
+Leader largest_draw(const Drawing& form, const Posterior& posterior, Family family,
+                    std::uint64_t moment) {
     double draws[kMany];
     const std::uint32_t count = family.head().count;
     if (count < kMany) {
@@ -149,20 +149,14 @@ Drawn largest_draw(const Drawing& form, const Posterior& posterior, Family famil
         const std::uint32_t lane = form.largest(family, draws);
         return {lane, draws[lane]};
     }
-    Drawn best{kNone, kBelow};
-    const auto take = [&](std::uint32_t lane, double draw) {
-        if (best.lane == kNone || draw > best.draw ||
-            (draw == best.draw && wins_tie(family, lane, best.lane, true))) {
-            best = {lane, draw};
-        }
-    };
+    Leader best;
     const std::uint8_t* reason = family.reason();
     form.each(posterior, family, moment, kFirst, draws);
     for (std::uint32_t lane = 0; lane < kFirst; ++lane) {
-        if (reason[lane] == 0) take(lane, draws[lane]);
+        if (reason[lane] == 0) best.meet(family, lane, draws[lane]);
     }
     for (std::uint32_t from = kFirst;; from += kBlock) {
-        const double floor = best.draw;
+        const double floor = best.score;
         Reach reach = form.in_reach(posterior, family, moment, from, floor);
         if (reach.lanes == 0) return best;
         from = reach.at;
@@ -171,7 +165,8 @@ Drawn largest_draw(const Drawing& form, const Posterior& posterior, Family famil
             if (reason[lane] != 0) continue;
             Stream own(key_at(moment, family.id()[lane]));
             const double u = luck(family, moment, lane, own);
-            take(lane, posterior.draw_above(own, u, family.n(lane), family.sum()[lane], floor));
+            best.meet(family, lane,
+                      posterior.draw_above(own, u, family.n(lane), family.sum()[lane], floor));
         }
     }
 }

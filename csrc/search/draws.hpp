@@ -123,11 +123,7 @@ Drawing drawing(Isa isa);
 
 // The largest draw among the open lanes, as it is with a draw for every one; of many lanes, those
 // that cannot have it are not drawn for.
-struct Drawn {
-    std::uint32_t lane;
-    double draw;
-};
-Drawn largest_draw(const Drawing& form, const Posterior& posterior, Family family,
-                   std::uint64_t moment);
+Leader largest_draw(const Drawing& form, const Posterior& posterior, Family family,
+                    std::uint64_t moment);
 
 }  // namespace bdc::search

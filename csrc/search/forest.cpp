@@ -311,15 +311,13 @@ Range Forest::add_children(Ids nodes, const Growth& growth) {
 }
 
 void Forest::reopen_best(const Family& family, std::vector<std::int32_t>& reopened) {
-    std::uint32_t best = 0;
-    for (std::uint32_t lane = 1; lane < family.head().count; ++lane) {
-        const double value = family.value(lane, config_.backup);
-        const double top = family.value(best, config_.backup);
-        if (value > top || (value == top && wins_tie(family, lane, best, false))) best = lane;
+    Leader best;
+    for (std::uint32_t lane = 0; lane < family.head().count; ++lane) {
+        best.meet(family, lane, family.value(lane, config_.backup), false);
     }
-    family.reason()[best] = 0;
+    family.reason()[best.lane] = 0;
     family.head().open = 1;
-    reopened.push_back(std::int32_t(family.id()[best]));
+    reopened.push_back(std::int32_t(family.id()[best.lane]));
 }
 
 std::vector<std::int32_t> Forest::prune(Ids nodes, Ids reasons) {

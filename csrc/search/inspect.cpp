@@ -114,17 +114,14 @@ std::vector<std::int32_t> Forest::best_path(std::int64_t tree, By by) const {
     std::uint32_t block = store_.at(root.block).child()[root.lane];
     while (block != kNone) {
         const Family family = store_.at(block);
-        std::uint32_t best = kNone;
+        Leader best;
         for (std::uint32_t lane = 0; lane < family.head().count; ++lane) {
             if (family.reason()[lane] != 0 || family.n(lane) == 0) continue;
-            if (best == kNone || key(family, lane) > key(family, best) ||
-                (key(family, lane) == key(family, best) && wins_tie(family, lane, best, false))) {
-                best = lane;
-            }
+            best.meet(family, lane, key(family, lane), false);
         }
-        if (best == kNone) break;
-        path.push_back(std::int32_t(family.id()[best]));
-        block = family.child()[best];
+        if (best.lane == kNone) break;
+        path.push_back(std::int32_t(family.id()[best.lane]));
+        block = family.child()[best.lane];
     }
     return path;
 }

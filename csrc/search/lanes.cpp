@@ -14,15 +14,11 @@ namespace {
 using Words = std::uint32_t __attribute__((vector_size(16)));
 
 std::uint32_t largest_portable(const Family& family, const double* score) {
-    std::uint32_t best = kNone;
+    Leader best;
     for (std::uint32_t i = 0; i < family.head().count; ++i) {
-        if (family.reason()[i] != 0) continue;
-        if (best == kNone || score[i] > score[best] ||
-            (score[i] == score[best] && wins_tie(family, i, best, true))) {
-            best = i;
-        }
+        if (family.reason()[i] == 0) best.meet(family, i, score[i]);
     }
-    return best;
+    return best.lane;
 }
 
 #if defined(__x86_64__)

@@ -26,6 +26,20 @@ const double* inverse_roots();
 // agents; nobody's without `turns`), then the lower id, which is the lower lane.
 bool wins_tie(const Family& family, std::uint32_t a, std::uint32_t b, bool turns);
 
+// The best of the lanes that it has met.
+struct Leader {
+    std::uint32_t lane = kNone;
+    double score = -std::numeric_limits<double>::infinity();
+
+    void meet(const Family& family, std::uint32_t other, double its, bool turns = true) {
+        if (lane == kNone || its > score ||
+            (its == score && wins_tie(family, other, lane, turns))) {
+            lane = other;
+            score = its;
+        }
+    }
+};
+
 // Of lanes with equal scores, a bit each, the one that wins the tie.
 std::uint32_t settle(const Family& family, std::uint64_t tied);
 
@@ -53,8 +67,7 @@ struct PortablePick {
         const double* prior = family.prior();
         const double* table = kBonus == Bonus::kInverseRoot ? inverse_roots() : nullptr;
         const bool all_open = head.open == head.count;
-        double top = -std::numeric_limits<double>::infinity();
-        std::uint32_t best = kNone;
+        Leader best;
         for (std::uint32_t i = 0; i < head.count; ++i) {
             if (!all_open && family.reason()[i] != 0) continue;
             const Tally tally = family.tally()[i];
@@ -68,12 +81,9 @@ struct PortablePick {
             } else {
                 score += factor * prior[i] / (1.0 + double(count));
             }
-            if (score > top || best == kNone || (score == top && wins_tie(family, i, best, true))) {
-                top = score;
-                best = i;
-            }
+            best.meet(family, i, score);
         }
-        return best;
+        return best.lane;
     }
 };
 

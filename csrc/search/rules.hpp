@@ -228,7 +228,7 @@ struct Thompson {
         return mix(seed, mix(tree, mix(node, visits)));
     }
 
-    Drawn draw(const Site& site) const {
+    Leader draw(const Site& site) const {
         const std::uint64_t now = moment(site.seed, site.tree, site.node, site.visits());
         return largest_draw(form, posterior, site.family, now);
     }

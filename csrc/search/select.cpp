@@ -349,8 +349,8 @@ class Forest::Descent {
             }
         } else if constexpr (kGenerates) {
             const Site here = site(group, walker, place, family);
-            const Drawn best = rule_.draw(here);
-            generate(group, place, here.node, &here, best.draw);
+            const Leader best = rule_.draw(here);
+            generate(group, place, here.node, &here, best.score);
             return best.lane;
         } else {
             double* scores = score_room();

@@ -77,9 +77,9 @@ bool same_draws(Isa isa, std::mt19937& random, const Family& family) {
     const Posterior posterior{random() % 2 == 0, shapes[random() % 4], shapes[random() % 4]};
     const std::uint64_t moment = std::uint64_t(random()) << 32 | random();
     const Drawing plain = drawing(Isa::kPortable), form = drawing(isa);
-    const Drawn best = largest_draw(plain, posterior, family, moment);
-    const Drawn other = largest_draw(form, posterior, family, moment);
-    if (other.lane != best.lane || other.draw != best.draw) return false;
+    const Leader best = largest_draw(plain, posterior, family, moment);
+    const Leader other = largest_draw(form, posterior, family, moment);
+    if (other.lane != best.lane || other.score != best.score) return false;
     std::vector<double> one(144), two(144);
     const std::uint32_t count = family.head().count;
     plain.each(posterior, family, moment, count, one.data());
