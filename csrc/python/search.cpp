@@ -151,7 +151,9 @@ struct Recycle {
     }
     void operator()(Selection* selection) const {
         std::unique_ptr<Selection> owned(selection);
-        const bool small = owned->path.capacity() <= (std::size_t(1) << 20);
+        std::size_t ids = owned->joined.ids.capacity();
+        for (const Selection::Piece& piece : owned->pieces) ids += piece.ids.capacity();
+        const bool small = ids <= (std::size_t(1) << 21);
         if (small && kept().size() < 4) kept().push_back(std::move(owned));
     }
 };
@@ -166,7 +168,8 @@ SelectionHandle new_selection() {
 
 Selection take(const Selection& from, Ids rows) {
     Selection taken;
-    taken.offsets.push_back(0);
+    const Paths& paths = from.paths();
+    std::vector<std::int32_t>& ids = taken.pieces.emplace_back().ids;
     for (const std::int64_t index : rows) {
         const auto row = std::size_t(index);
         taken.tree.push_back(from.tree[row]);
@@ -174,9 +177,8 @@ Selection take(const Selection& from, Ids rows) {
         taken.depth.push_back(from.depth[row]);
         taken.ticket.push_back(from.ticket[row]);
         taken.agent.push_back(from.agent[row]);
-        taken.path.insert(taken.path.end(), from.path.begin() + from.offsets[row],
-                          from.path.begin() + from.offsets[row + 1]);
-        taken.offsets.push_back(std::int64_t(taken.path.size()));
+        ids.insert(ids.end(), paths.ids.begin() + paths.offsets[row],
+                   paths.ids.begin() + paths.offsets[row + 1]);
     }
     return taken;
 }
@@ -237,6 +239,11 @@ PYBIND11_MODULE(_search, m) {
             return view(self.cast<const Selection&>().*member, self);
         };
     };
+    const auto path_column = [](auto member) {
+        return [member](const py::object& self) {
+            return view(self.cast<const Selection&>().paths().*member, self);
+        };
+    };
     py::class_<Selection, SelectionHandle> selection(
         m, "Selection",
         "What `Forest.select` and `Forest.step` return: selected leaves, one row each (k rows, "
@@ -263,9 +270,9 @@ PYBIND11_MODULE(_search, m) {
         .def_property_readonly("ticket", column(&Selection::ticket),
                                "[k] int64, resolved exactly once, by backup or abandon.")
         .def_property_readonly(
-            "path_offsets", column(&Selection::offsets),
+            "path_offsets", path_column(&Paths::offsets),
             "[k + 1] int64; row i's path is `path[path_offsets[i] : path_offsets[i + 1]]`.")
-        .def_property_readonly("path", column(&Selection::path),
+        .def_property_readonly("path", path_column(&Paths::ids),
                                "int32 node ids from root to leaf, all rows end to end.")
         .def_property_readonly("agent", column(&Selection::agent),
                                "[k] int32, who shall add a child (Thompson), else -1.")
@@ -285,8 +292,8 @@ PYBIND11_MODULE(_search, m) {
                                           std::to_string(rows));
                 }
                 const auto at = std::size_t(row < 0 ? row + rows : row);
-                return view(from.path.data() + from.offsets[at],
-                            from.offsets[at + 1] - from.offsets[at], self);
+                const auto& [offsets, ids] = from.paths();
+                return view(ids.data() + offsets[at], offsets[at + 1] - offsets[at], self);
             },
             py::arg("row"), "int32 node ids from the root to leaf `row`.")
         .def(

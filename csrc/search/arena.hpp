@@ -184,7 +184,7 @@ class Store {
   private:
     // What a thread may hand out without asking the others. The trees of two threads do not lie
     // side by side then, where each would fetch the other's lines.
-    struct alignas(64) Purse {
+    struct alignas(kLine) Purse {
         Chunk rest{0, 0};
     };
     static constexpr int kClasses = 128;
@@ -216,7 +216,7 @@ class Arena {
     void give_back(Store& store);  // everything
     void add(Chunk chunk);         // the next blocks lie in it
 
-    std::vector<Chunk> chunks;
+    std::vector<Chunk, OwnLines<Chunk>> chunks;
     std::vector<std::pair<std::uint32_t, std::uint32_t>> free;  // first free block by capacity
     std::uint32_t next = 0, end = 0;                            // what is left of the last chunk
     std::uint32_t grains = 0;                                   // of all chunks

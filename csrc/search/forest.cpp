@@ -215,10 +215,11 @@ Forest::Growth Forest::plan(const char* call, std::size_t rows, Ids counts,
                          " counts for " + std::to_string(rows) +
                          " nodes; give one each, or one for all");
     }
-    item_first_.resize(rows);
+    const std::size_t each = counts.size();
+    item_first_.resize(each);
     std::size_t total = 0, most = 0;
-    for (std::size_t i = 0; i < rows; ++i) {
-        const std::int64_t count = counts[counts.size() == 1 ? 0 : i];
+    for (std::size_t i = 0; i < each; ++i) {
+        const std::int64_t count = counts[i];
         if (count < 0 || count > kMaxChildren) {
             throw InputFault(item("counts", std::int64_t(i)) + " is " + std::to_string(count) +
                                  "; a count lies in 0.." + std::to_string(kMaxChildren),
@@ -228,6 +229,7 @@ Forest::Growth Forest::plan(const char* call, std::size_t rows, Ids counts,
         total += std::size_t(count);
         most = std::max(most, std::size_t(count));
     }
+    if (each == 1) total = most * rows;
     if (locations_.size() + total > kMaxNodes) {
         throw InputFault(std::string(call) + " would exceed 2^30 nodes");
     }
@@ -254,7 +256,13 @@ Forest::Growth Forest::plan(const char* call, std::size_t rows, Ids counts,
                              std::int64_t(i));
         }
     }
-    return {counts, priors.data(), tags.data(), total, most, std::uint32_t(locations_.size())};
+    return {counts,
+            item_first_.data(),
+            priors.data(),
+            tags.data(),
+            total,
+            most,
+            std::uint32_t(locations_.size())};
 }
 
 // Without a look at each node: could one of a call's get too many children?

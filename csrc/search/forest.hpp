@@ -33,8 +33,9 @@ struct Flight {
 };
 
 // What the thread that works on a tree changes; the rest is in lists by tree, which all may read.
-struct alignas(64) Tree {
-    std::vector<Flight> flights;  // by ticket, the done ones are swept from time to time
+struct alignas(kLine) Tree {
+    std::vector<Flight, OwnLines<Flight>>
+        flights;  // by ticket, the done ones are swept from time to time
     std::uint32_t done = 0;
     std::uint32_t root_block = kNone;  // a family of one lane
     std::uint32_t nodes = 0;
@@ -47,23 +48,41 @@ struct Range {
     std::int32_t first, count;
 };
 
-// Columns of `select`, one row per leaf; `path` holds node ids from the root to the leaf.
+// Node ids from the root to the leaf, row after row; row i's are those of offsets[i] ..
+// offsets[i + 1].
+struct Paths {
+    std::vector<std::int64_t> offsets;
+    std::vector<std::int32_t> ids;
+};
+
+// Columns of `select`, one row per leaf.
 struct Selection {
     std::vector<std::int32_t> tree, leaf, depth, agent;
-    std::vector<std::int64_t> ticket, offsets;
-    std::vector<std::int32_t> path;
+    std::vector<std::int64_t> ticket;
     Range children{0, 0};     // that `step` added
     std::uint64_t stamp = 0;  // of the call, where `step` can take it up as a whole
 
+    // The paths as the threads left them, each on lines of its own: a piece per chunk, in the order
+    // of the rows where `places` is empty, else row i's path is at places[i], (piece, position).
+    struct alignas(kLine) Piece {
+        std::vector<std::int32_t> ids;
+    };
+    std::vector<Piece> pieces;
+    std::vector<std::pair<std::uint32_t, std::size_t>> places;
+
+    // The pieces put together, when first asked for; not by two threads at once.
+    const Paths& paths() const;
+    mutable Paths joined;  // without offsets: not yet
+
     // Room for so many rows, to be filled in.
     void resize(std::size_t rows) {
-        if (offsets.size() == rows + 1) return;
+        joined.offsets.clear();
+        if (tree.size() == rows) return;
         tree.resize(rows);
         leaf.resize(rows);
         depth.resize(rows);
         agent.resize(rows);
         ticket.resize(rows);
-        offsets.resize(rows + 1);
     }
 };
 
@@ -198,7 +217,8 @@ class Forest {
 
     // The children of a call, row by row and checked.
     struct Growth {
-        Ids counts;  // one each, or one for all
+        Ids counts;                   // one each, or one for all
+        const std::uint32_t* firsts;  // of one each: the children of the rows before
         const double* priors;
         const std::int64_t* tags;
         std::size_t total, most;  // in all, and of one row
@@ -206,6 +226,9 @@ class Forest {
 
         std::size_t count(std::size_t row) const {
             return std::size_t(counts[counts.size() == 1 ? 0 : row]);
+        }
+        std::uint32_t first(std::size_t row) const {
+            return counts.size() == 1 ? std::uint32_t(row * count(0)) : firsts[row];
         }
     };
     Growth plan(const char* call, std::size_t rows, Ids counts, std::span<const double> priors,
@@ -309,9 +332,7 @@ class Forest {
     std::vector<std::uint32_t> item_tree_, item_first_;
     std::vector<Location> item_leaf_;
     std::vector<Job> jobs_;
-    std::vector<std::vector<Claimed>> claimed_;                   // by chunk
-    std::vector<std::vector<std::int32_t>> paths_;                // by chunk
-    std::vector<std::pair<std::uint32_t, std::size_t>> path_at_;  // by row: chunk, place in it
+    std::vector<std::vector<Claimed>> claimed_;  // by chunk
 };
 
 // A return on its way up, with the selections in flight that land under way.

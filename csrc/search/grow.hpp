@@ -59,7 +59,7 @@ inline void Forest::grow(const Location& where, std::size_t row, const Growth& g
     } else {
         widen(where.tree, block, count);
     }
-    const std::uint32_t first = item_first_[row];
+    const std::uint32_t first = growth.first(row);
     add_lanes(where.tree, block, count, growth.first_id + first,
               growth.priors ? growth.priors + first : nullptr,
               growth.tags ? growth.tags + first : nullptr);

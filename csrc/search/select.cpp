@@ -20,8 +20,6 @@ struct Forest::Wave {
     const Landing* landing;  // comes first; null: nothing does
     std::size_t leaves;
     std::uint64_t first_ticket;
-    bool in_order;  // a chunk's rows end in their order; else their paths are put in order at the
-                    // end
     Selection& into;
 };
 
@@ -83,7 +81,7 @@ class Forest::Descent {
 
     BDC_INLINE void run(unsigned chunk) const {
         thread_local std::vector<std::int32_t> room(64 * kInStep);  // ids by level and place
-        std::vector<std::int32_t>& paths = chunk == 0 ? wave_.into.path : forest_.paths_[chunk];
+        std::vector<std::int32_t>& paths = wave_.into.pieces[chunk].ids;
         paths.clear();
         const Shares& shares = forest_.shares_;
         const std::uint32_t end = shares.starts[chunk + 1];
@@ -410,7 +408,7 @@ class Forest::Descent {
                 paths[at + std::size_t(level)] = ids[std::size_t(level) * kInStep];
             }
             const std::size_t row = group.row[i];
-            if (!wave_.in_order) forest_.path_at_[row] = {chunk, at};
+            if (!into.places.empty()) into.places[row] = {chunk, at};
             at += std::size_t(depth) + 1;
             const std::int32_t node = ids[std::size_t(depth) * kInStep];
             const std::uint64_t ticket = wave_.first_ticket + row;
@@ -516,8 +514,8 @@ void Forest::share_descents(Ids trees, std::size_t leaves) {
 void Forest::descend_all(std::size_t leaves, const Landing* landing, Selection& into) {
     const std::size_t trees = item_tree_.size(), rows = trees * leaves;
     into.resize(rows);
-    into.offsets[0] = 0;
-    into.path.clear();
+    into.pieces.resize(rows == 0 ? 0 : chunks());
+    into.places.clear();
     into.children = {0, 0};
     into.stamp = 0;
     if (rows == 0) return;
@@ -528,35 +526,42 @@ void Forest::descend_all(std::size_t leaves, const Landing* landing, Selection& 
             },
             rule_);
     }
-    const std::size_t chunks = this->chunks();
-    const Wave wave{
-        *this, landing, leaves, next_ticket_, shares_.order.empty() && (leaves == 1 || trees == 1),
-        into};
+    if (!shares_.order.empty() || (leaves > 1 && trees > 1)) into.places.resize(rows);
+    const Wave wave{*this, landing, leaves, next_ticket_, into};
     next_ticket_ += rows;
     item_leaf_.resize(rows);
-    paths_.resize(std::max(paths_.size(), chunks));
-    if (!wave.in_order) path_at_.resize(rows);
-    pool_.run(unsigned(chunks), [&](unsigned chunk) { descend_(wave, chunk); });
+    pool_.run(unsigned(chunks()), [&](unsigned chunk) { descend_(wave, chunk); });
     if (landing != nullptr || rising()) {
         static std::atomic<std::uint64_t> stamps{0};
         into.stamp = last_ = ++stamps;
         last_leaves_ = leaves;
     }
+}
 
+const Paths& Selection::paths() const {
+    if (!joined.offsets.empty()) return joined;
+    const std::size_t rows = leaf.size();
+    joined.offsets.resize(rows + 1);
     std::int64_t end = 0;
-    for (std::size_t row = 0; row < rows; ++row) into.offsets[row + 1] = end += into.depth[row] + 1;
-    if (wave.in_order) {
-        for (std::size_t chunk = 1; chunk < chunks; ++chunk) {
-            into.path.insert(into.path.end(), paths_[chunk].begin(), paths_[chunk].end());
-        }
-        return;
-    }
-    paths_[0].swap(into.path);
-    into.path.resize(std::size_t(into.offsets[rows]));
     for (std::size_t row = 0; row < rows; ++row) {
-        std::copy_n(paths_[path_at_[row].first].begin() + std::ptrdiff_t(path_at_[row].second),
-                    into.depth[row] + 1, into.path.begin() + into.offsets[row]);
+        joined.offsets[row] = end;
+        end += depth[row] + 1;
     }
+    joined.offsets[rows] = end;
+    joined.ids.clear();
+    joined.ids.reserve(std::size_t(end));
+    if (places.empty()) {
+        for (const Piece& piece : pieces) {
+            joined.ids.insert(joined.ids.end(), piece.ids.begin(), piece.ids.end());
+        }
+    } else {
+        for (std::size_t row = 0; row < rows; ++row) {
+            const auto [piece, at] = places[row];
+            const auto first = pieces[piece].ids.begin() + std::ptrdiff_t(at);
+            joined.ids.insert(joined.ids.end(), first, first + depth[row] + 1);
+        }
+    }
+    return joined;
 }
 
 }  // namespace bdc::search
