@@ -55,9 +55,7 @@ Chunk Store::refill(Purse& purse, std::uint32_t grains) {
         free_[i].pop_back();
         return chunk;
     }
-    // Trees that grow side by side ask for about the same size: whole ones leave no rest.
-    const std::uint32_t wanted = std::min(used_ / kSlabPart, kMostSlab);
-    const Chunk fresh = append(std::max(wanted / grains, 1u) * grains);
+    const Chunk fresh = slab(purse, grains);
     Chunk& rest = purse.rest;
     if (rest.first + rest.grains == fresh.first) {
         rest.grains += fresh.grains;
@@ -66,6 +64,25 @@ Chunk Store::refill(Purse& purse, std::uint32_t grains) {
     }
     rest = {rest.first + grains, rest.grains - grains};
     return {rest.first - grains, grains};
+}
+
+// Memory for the purse, and for those of others that have none put aside.
+Chunk Store::slab(Purse& purse, std::uint32_t grains) {
+    Chunk own = std::exchange(purse.next, {0, 0});
+    if (own.grains >= grains) return own;
+    shelve(own);
+    shared_ |= &purse != purses_.data();
+    const std::uint32_t wanted = shared_ ? kMostSlab : std::min(used_ / kSlabPart, kMostSlab);
+    // Trees that grow side by side ask for about the same size: whole ones leave no rest.
+    const std::uint32_t size = std::max(wanted / grains, 1u) * grains;
+    for (Purse& each : purses_) {
+        if (&each == &purse) {
+            own = append(size);
+        } else if (each.next.grains == 0) {
+            each.next = append(size);
+        }
+    }
+    return own;
 }
 
 Chunk Store::append(std::uint32_t grains) {
@@ -100,10 +117,17 @@ bool Store::map(int file, std::size_t offset, std::uint32_t grains) {
     return true;
 }
 
+std::size_t Store::bytes() const {
+    std::size_t grains = used_;
+    for (const Purse& purse : purses_) grains -= purse.next.grains;
+    return grains * kGrain;
+}
+
 void Store::swap(Store& other) noexcept {
     std::swap(memory_, other.memory_);
     std::swap(used_, other.used_);
     std::swap(purses_, other.purses_);
+    std::swap(shared_, other.shared_);
     std::swap(free_, other.free_);
 }
 

@@ -167,7 +167,7 @@ class Store {
         return family;
     }
     std::uint32_t used() const { return used_; }  // grains; every chunk lies below
-    std::size_t bytes() const { return std::size_t(used_) * kGrain; }
+    std::size_t bytes() const;                    // less what nobody has touched
 
     // A chunk of at least so many grains. What was given back is used again for about the same
     // size: never cut up for small trees, it does not get lost to large ones.
@@ -183,18 +183,22 @@ class Store {
 
   private:
     // What a thread may hand out without asking the others. The trees of two threads do not lie
-    // side by side then, where each would fetch the other's lines.
+    // side by side then, where each would fetch the other's lines; and forests that grow alike,
+    // one after the other in the same memory, give a thread the places that it wrote before.
     struct alignas(kLine) Purse {
         Chunk rest{0, 0};
+        Chunk next{0, 0};  // put aside, and empty until `rest` is used up
     };
     static constexpr int kClasses = 128;
 
     Chunk refill(Purse& purse, std::uint32_t grains);
+    Chunk slab(Purse& purse, std::uint32_t grains);
     void shelve(Chunk chunk);
 
     Reserve memory_;
     std::uint32_t used_ = 0;
     std::vector<Purse> purses_;          // by the worker's number
+    bool shared_ = false;                // has a helper taken any?
     std::mutex mutex_;                   // over the rest
     std::vector<Chunk> free_[kClasses];  // by size, four classes to a power of two
 };

@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "memory.hpp"
+
 namespace bdc::search {
 
 namespace {
@@ -24,13 +26,13 @@ unsigned Pool::worker() { return own_number; }
 struct Pool::Crew {
     // All that a helper and the caller say to each other: one word, no lock on the way.
     enum State : int { kIdle, kOffered, kTaken, kStop };
-    struct alignas(64) Seat {
+    struct alignas(kLine) Seat {
         std::atomic<int> state{kIdle};
         std::exception_ptr error;
     };
     // A thread's own chunks. In the calls of a wave they hold the same trees, which stay in its
     // cache; who has done his own helps the others.
-    struct alignas(64) Range {
+    struct alignas(kLine) Range {
         std::atomic<unsigned> next{0};
         unsigned end = 0;
     };

@@ -475,7 +475,7 @@ void Forest::save(const std::string& path, bool sync) const {
     parts[kFlights] = std::as_bytes(std::span(flights));
     parts[kFree] = std::as_bytes(std::span(free));
     parts[kLocations] = std::as_bytes(std::span(locations_.data(), locations_.size()));
-    parts[kGrains] = Bytes(store_.base(0), store_.bytes());
+    parts[kGrains] = Bytes(store_.base(0), std::size_t(store_.used()) * kGrain);
     Section sections[kSections];
     std::size_t offset = sizeof(Preamble) + sizeof sections;
     for (int i = 0; i < kSections; ++i) {
