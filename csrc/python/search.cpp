@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <type_traits>
@@ -153,7 +154,7 @@ struct Recycle {
         std::unique_ptr<Selection> owned(selection);
         std::size_t ids = owned->joined.ids.capacity();
         for (const Selection::Piece& piece : owned->pieces) ids += piece.ids.capacity();
-        const bool small = ids <= (std::size_t(1) << 21);
+        const bool small = ids <= (std::size_t(1) << 20);
         if (small && kept().size() < 4) kept().push_back(std::move(owned));
     }
 };
@@ -234,15 +235,13 @@ PYBIND11_MODULE(_search, m) {
     PYBIND11_NUMPY_DTYPE(Row, id, parent, tree, depth, tag, children, n, visits, pending, reason,
                          refined, reserved, prior, value, max, mean);
 
-    const auto column = [](auto member) {
-        return [member](const py::object& self) {
-            return view(self.cast<const Selection&>().*member, self);
+    const auto column = [](auto of) {
+        return [of](const py::object& self) {
+            return view(std::invoke(of, self.cast<const Selection&>()), self);
         };
     };
-    const auto path_column = [](auto member) {
-        return [member](const py::object& self) {
-            return view(self.cast<const Selection&>().paths().*member, self);
-        };
+    const auto path_column = [column](auto member) {
+        return column([member](const Selection& of) -> auto& { return of.paths().*member; });
     };
     py::class_<Selection, SelectionHandle> selection(
         m, "Selection",

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "memory.hpp"
+#include "own_lines.hpp"
 #include "types.hpp"
 
 namespace bdc::search {

@@ -215,10 +215,9 @@ Forest::Growth Forest::plan(const char* call, std::size_t rows, Ids counts,
                          " counts for " + std::to_string(rows) +
                          " nodes; give one each, or one for all");
     }
-    const std::size_t each = counts.size();
-    item_first_.resize(each);
+    item_first_.resize(counts.size());
     std::size_t total = 0, most = 0;
-    for (std::size_t i = 0; i < each; ++i) {
+    for (std::size_t i = 0; i < counts.size(); ++i) {
         const std::int64_t count = counts[i];
         if (count < 0 || count > kMaxChildren) {
             throw InputFault(item("counts", std::int64_t(i)) + " is " + std::to_string(count) +
@@ -229,7 +228,7 @@ Forest::Growth Forest::plan(const char* call, std::size_t rows, Ids counts,
         total += std::size_t(count);
         most = std::max(most, std::size_t(count));
     }
-    if (each == 1) total = most * rows;
+    if (counts.size() == 1) total = most * rows;
     if (locations_.size() + total > kMaxNodes) {
         throw InputFault(std::string(call) + " would exceed 2^30 nodes");
     }

@@ -17,6 +17,7 @@
 
 #include "arena.hpp"
 #include "factors.hpp"
+#include "own_lines.hpp"
 #include "pool.hpp"
 #include "rules.hpp"
 #include "types.hpp"
@@ -34,8 +35,8 @@ struct Flight {
 
 // What the thread that works on a tree changes; the rest is in lists by tree, which all may read.
 struct alignas(kLine) Tree {
-    std::vector<Flight, OwnLines<Flight>>
-        flights;  // by ticket, the done ones are swept from time to time
+    // By ticket; the done ones are swept from time to time.
+    std::vector<Flight, OwnLines<Flight>> flights;
     std::uint32_t done = 0;
     std::uint32_t root_block = kNone;  // a family of one lane
     std::uint32_t nodes = 0;

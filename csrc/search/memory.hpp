@@ -4,29 +4,8 @@
 #pragma once
 
 #include <cstddef>
-#include <new>
 
 namespace bdc::search {
-
-inline constexpr std::size_t kLine = 64;
-
-// Arrays on cache lines of their own, which no other thread's array shares.
-template <class T>
-struct OwnLines {
-    using value_type = T;
-    OwnLines() = default;
-    template <class U>
-    OwnLines(const OwnLines<U>&) {}
-
-    static std::size_t bytes(std::size_t count) {
-        return (count * sizeof(T) + kLine - 1) / kLine * kLine;
-    }
-    T* allocate(std::size_t count) {
-        return static_cast<T*>(::operator new(bytes(count), std::align_val_t(kLine)));
-    }
-    void deallocate(T* array, std::size_t) { ::operator delete(array, std::align_val_t(kLine)); }
-    bool operator==(const OwnLines&) const { return true; }
-};
 
 class Reserve {
   public:

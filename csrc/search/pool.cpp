@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "memory.hpp"
+#include "own_lines.hpp"
 
 namespace bdc::search {
 
