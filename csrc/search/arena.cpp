@@ -15,8 +15,10 @@ namespace {
 // cost about as much then.
 constexpr std::uint32_t kPart = 28;
 constexpr std::uint32_t kSmallest = 16, kLargest = 8192;  // grains, 512 bytes to 256 KiB
-// And a forest by such a part of itself for each thread.
-constexpr std::uint32_t kSlabPart = 256, kMostSlab = 2048;
+// And a forest by such a part of itself while one thread works on it, else by slabs, of which no
+// thread is so many ahead of another.
+constexpr std::uint32_t kForestPart = 256, kSlab = kLargest, kMostAhead = 4;
+static_assert(kSlab >= (kMaxChildren * (kLaneBytes + 1) + 64 * sizeof(Arm)) / kGrain);
 
 int size_class(std::uint32_t grains) {
     const int power = std::bit_width(grains) - 1;
@@ -39,14 +41,24 @@ std::uint32_t chunk_for(std::uint32_t needed, std::uint32_t part) {
 
 }  // namespace
 
-Chunk Store::take(std::uint32_t grains) {
+Chunk Store::take(std::uint32_t needed, std::uint32_t grains) {
     Purse& purse = purses_[Pool::worker()];
-    if (purse.rest.grains < grains) return refill(purse, grains);
-    purse.rest = {purse.rest.first + grains, purse.rest.grains - grains};
-    return {purse.rest.first - grains, grains};
+    if (purse.rest.grains < needed) return refill(purse, needed, grains);
+    return cut(purse.rest, needed, grains);
 }
 
-Chunk Store::refill(Purse& purse, std::uint32_t grains) {
+// All that is left goes in one piece where what stayed would be too little for a block.
+Chunk Store::cut(Chunk& rest, std::uint32_t needed, std::uint32_t grains) {
+    const Chunk all = rest;
+    if (all.grains < grains + needed) {
+        rest = {all.first + all.grains, 0};
+        return all;
+    }
+    rest = {all.first + grains, all.grains - grains};
+    return {all.first, grains};
+}
+
+Chunk Store::refill(Purse& purse, std::uint32_t needed, std::uint32_t grains) {
     const std::lock_guard lock(mutex_);
     const int least = size_class(grains);
     for (int i = least; i <= least + 4; ++i) {
@@ -55,34 +67,47 @@ Chunk Store::refill(Purse& purse, std::uint32_t grains) {
         free_[i].pop_back();
         return chunk;
     }
-    const Chunk fresh = slab(purse, grains);
+    Chunk fresh{0, 0};
+    if (!in_slabs_ && &purse != purses_.data()) fresh = first_slabs(needed);
+    if (fresh.grains == 0) {
+        // Trees that grow side by side ask for about the same size: whole ones leave no rest.
+        const std::uint32_t part = std::min(used_ / kForestPart, kLargest);
+        fresh = in_slabs_ ? slab(purse) : append(std::max(part / grains, 1u) * grains);
+    }
     Chunk& rest = purse.rest;
     if (rest.first + rest.grains == fresh.first) {
         rest.grains += fresh.grains;
     } else {
         shelve(std::exchange(rest, fresh));
     }
-    rest = {rest.first + grains, rest.grains - grains};
-    return {rest.first - grains, grains};
+    return cut(rest, needed, grains);
 }
 
-// Memory for the purse, and for those of others that have none put aside.
-Chunk Store::slab(Purse& purse, std::uint32_t grains) {
-    Chunk own = std::exchange(purse.next, {0, 0});
-    if (own.grains >= grains) return own;
-    shelve(own);
-    shared_ |= &purse != purses_.data();
-    const std::uint32_t wanted = shared_ ? kMostSlab : std::min(used_ / kSlabPart, kMostSlab);
-    // Trees that grow side by side ask for about the same size: whole ones leave no rest.
-    const std::uint32_t size = std::max(wanted / grains, 1u) * grains;
-    for (Purse& each : purses_) {
-        if (&each == &purse) {
-            own = append(size);
-        } else if (each.next.grains == 0) {
-            each.next = append(size);
-        }
+// From here on memory comes in slabs. Returns what lies before the first one, or nothing where that
+// is too little.
+Chunk Store::first_slabs(std::uint32_t needed) {
+    const std::uint32_t first = (used_ + kSlab - 1) / kSlab;
+    const Chunk before = append(first * kSlab - used_);
+    in_slabs_ = true;
+    for (std::size_t i = 0; i < purses_.size(); ++i) {
+        purses_[(first + i) % purses_.size()].next = std::uint32_t(first + i);
     }
-    return own;
+    if (before.grains >= needed) return before;
+    shelve(before);
+    return {0, 0};
+}
+
+// A purse's next slab, or that of the last one where it is too far ahead or no memory is left.
+Chunk Store::slab(Purse& purse) {
+    const auto threads = std::uint32_t(purses_.size());
+    Purse& last = *std::min_element(purses_.begin(), purses_.end(),
+                                    [](const Purse& a, const Purse& b) { return a.next < b.next; });
+    const std::uint32_t most = std::min(last.next + kMostAhead * threads, kMaxGrains / kSlab - 1);
+    std::uint32_t& next = purse.next <= most ? purse.next : last.next;
+    const Chunk found{next * kSlab, kSlab};
+    if (found.first + kSlab > used_) append(found.first + kSlab - used_);
+    next += threads;
+    return found;
 }
 
 Chunk Store::append(std::uint32_t grains) {
@@ -119,7 +144,13 @@ bool Store::map(int file, std::size_t offset, std::uint32_t grains) {
 
 std::size_t Store::bytes() const {
     std::size_t grains = used_;
-    for (const Purse& purse : purses_) grains -= purse.next.grains;
+    for (const Purse& purse : purses_) {
+        grains -= purse.rest.grains;
+        if (!in_slabs_) continue;
+        for (std::size_t next = purse.next; next * kSlab < used_; next += purses_.size()) {
+            grains -= kSlab;
+        }
+    }
     return grains * kGrain;
 }
 
@@ -127,7 +158,7 @@ void Store::swap(Store& other) noexcept {
     std::swap(memory_, other.memory_);
     std::swap(used_, other.used_);
     std::swap(purses_, other.purses_);
-    std::swap(shared_, other.shared_);
+    std::swap(in_slabs_, other.in_slabs_);
     std::swap(free_, other.free_);
 }
 
@@ -140,10 +171,14 @@ std::uint32_t* Arena::first_free(std::uint32_t capacity) {
 
 void Arena::reserve(Store& store, std::uint32_t needed) {
     const std::uint32_t part = std::clamp(grains / kPart, kSmallest, kLargest);
-    add(store.take(chunk_for(needed, part)));
+    add(store.take(needed, std::min(chunk_for(needed, part), kLargest)));
 }
 
 void Arena::add(Chunk chunk) {
+    // A whole line at first, and few moves: they cost more than a block.
+    if (chunks.size() == chunks.capacity()) {
+        chunks.reserve(std::max(kLine / sizeof(Chunk), 4 * chunks.size()));
+    }
     chunks.push_back(chunk);
     grains += chunk.grains;
     next = chunk.first;

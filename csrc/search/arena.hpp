@@ -170,9 +170,9 @@ class Store {
     std::uint32_t used() const { return used_; }  // grains; every chunk lies below
     std::size_t bytes() const;                    // less what nobody has touched
 
-    // A chunk of at least so many grains. What was given back is used again for about the same
-    // size: never cut up for small trees, it does not get lost to large ones.
-    Chunk take(std::uint32_t grains);
+    // A chunk of about `grains`, and of `needed` at least. What was given back is used again for
+    // about the same size: never cut up for small trees, it does not get lost to large ones.
+    Chunk take(std::uint32_t needed, std::uint32_t grains);
     Chunk append(std::uint32_t grains);  // of any size; not beside other calls
     void give(Chunk chunk);
 
@@ -183,23 +183,26 @@ class Store {
     void swap(Store& other) noexcept;
 
   private:
-    // What a thread may hand out without asking the others. The trees of two threads do not lie
-    // side by side then, where each would fetch the other's lines; and forests that grow alike,
-    // one after the other in the same memory, give a thread the places that it wrote before.
+    // What a thread may hand out without asking the others. As soon as helpers take memory, it
+    // comes in slabs, and those of a thread are the ones at every so manieth place: the trees of
+    // two threads do not lie side by side then, where each would fetch the other's lines, and a
+    // thread finds the lines that it wrote in the forest before, which had the same memory.
     struct alignas(kLine) Purse {
         Chunk rest{0, 0};
-        Chunk next{0, 0};  // put aside, and empty until `rest` is used up
+        std::uint32_t next = 0;  // the number of its next slab
     };
     static constexpr int kClasses = 128;
 
-    Chunk refill(Purse& purse, std::uint32_t grains);
-    Chunk slab(Purse& purse, std::uint32_t grains);
+    static Chunk cut(Chunk& rest, std::uint32_t needed, std::uint32_t grains);
+    Chunk refill(Purse& purse, std::uint32_t needed, std::uint32_t grains);
+    Chunk first_slabs(std::uint32_t needed);
+    Chunk slab(Purse& purse);
     void shelve(Chunk chunk);
 
     Reserve memory_;
     std::uint32_t used_ = 0;
     std::vector<Purse> purses_;          // by the worker's number
-    bool shared_ = false;                // has a helper taken any?
+    bool in_slabs_ = false;              // has a helper taken any?
     std::mutex mutex_;                   // over the rest
     std::vector<Chunk> free_[kClasses];  // by size, four classes to a power of two
 };

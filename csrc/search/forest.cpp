@@ -81,8 +81,8 @@ Forest::Parts Forest::parts_for(std::size_t items, std::size_t weight) const {
     constexpr std::size_t kChunk = 16;     // and that are worth handing over
     constexpr std::size_t kPieces = 6;     // whoever is early helps with the last ones
     const std::size_t work = items * weight;
-    if (pool_.threads() == 1 || work < kWorthIt) return {1, 1};
-    Parts parts{std::min<std::size_t>({pool_.threads(), items, work / kChunk}), 1};
+    if (pool_.threads() == 1 || work < kWorthIt) return {items, 1, 1};
+    Parts parts{items, std::min<std::size_t>({pool_.threads(), items, work / kChunk}), 1};
     while (parts.pieces < kPieces && work / parts.threads >> parts.pieces >= kChunk) ++parts.pieces;
     return parts;
 }
@@ -90,11 +90,6 @@ Forest::Parts Forest::parts_for(std::size_t items, std::size_t weight) const {
 void Forest::deal(const Parts& dealt) {
     const std::vector<std::uint32_t>& tree_of = item_tree_;
     const std::size_t items = tree_of.size(), parts = dealt.count();
-    const auto cut = [&](std::size_t part) {
-        const std::size_t thread = part / dealt.pieces, first = items * thread / dealt.threads;
-        const std::size_t all = items * (thread + 1) / dealt.threads - first;
-        return first + all - (all >> part % dealt.pieces);
-    };
     shares_.order.clear();
     shares_.starts.assign(1, 0);
     shares_.sorted = true;
@@ -105,7 +100,7 @@ void Forest::deal(const Parts& dealt) {
     }
     if (shares_.sorted) {
         for (std::size_t part = 1; part < parts; ++part) {
-            std::size_t at = std::max<std::size_t>(cut(part), shares_.starts.back());
+            std::size_t at = std::max<std::size_t>(dealt.first(part), shares_.starts.back());
             while (at > 0 && at < items && tree_of[at] == tree_of[at - 1]) ++at;
             if (at > shares_.starts.back() && at < items)
                 shares_.starts.push_back(std::uint32_t(at));
@@ -147,6 +142,14 @@ Location Forest::parent(const Location& of) const {
     return {of.tree, head.parent_block, head.parent_lane};
 }
 
+void Forest::plant_one(std::uint32_t index, std::uint32_t root) {
+    Tree& tree = trees_[index];
+    roots_[index] = root;
+    tree.root_block = found(tree, 1, kNone, 0, 0);
+    add_lanes(index, tree.root_block, 1, root, nullptr, nullptr);
+    write_blank(store_.bare(tree.root_block));  // every descent begins here
+}
+
 Range Forest::plant(std::int64_t count) {
     const Change change(*this);
     require(count >= 0, "plant got " + std::to_string(count) +
@@ -155,15 +158,16 @@ Range Forest::plant(std::int64_t count) {
     require(std::size_t(count) + trees_.size() < kMaxTrees &&
                 std::size_t(count) + locations_.size() <= kMaxNodes,
             "plant would exceed 2^22 trees or 2^30 nodes; use another forest");
-    const auto first = std::uint32_t(locations_.size());
+    const auto first = std::uint32_t(locations_.size()), old = std::uint32_t(trees_.size());
     locations_.extend(std::size_t(count));
-    for (std::uint32_t id = first; id < locations_.size(); ++id) {
-        Tree& tree = trees_.emplace_back();
-        roots_.push_back(id);
-        tree.root_block = found(tree, 1, kNone, 0, 0);
-        add_lanes(std::uint32_t(trees_.size() - 1), tree.root_block, 1, id, nullptr, nullptr);
-        write_blank(store_.bare(tree.root_block));  // every descent begins here
-    }
+    trees_.resize(old + std::size_t(count));
+    roots_.resize(trees_.size());
+    const Parts parts = parts_for(std::size_t(count), 1);
+    pool_.run(unsigned(parts.count()), [&](unsigned part) {
+        for (std::size_t i = parts.first(part); i < parts.first(part + 1); ++i) {
+            plant_one(old + std::uint32_t(i), first + std::uint32_t(i));
+        }
+    });
     return {std::int32_t(first), std::int32_t(count)};
 }
 

@@ -209,6 +209,7 @@ class Forest {
     std::uint32_t id_at(const Location& at) const { return store_.at(at.block).id()[at.lane]; }
     Row row(const Location& at) const;
     void check_tree(const Tree& tree, std::uint32_t index) const;
+    void plant_one(std::uint32_t index, std::uint32_t root);
     std::uint32_t found(Tree& tree, std::uint32_t capacity, std::uint32_t parent_block,
                         std::uint32_t parent_lane, std::uint32_t depth);
     void add_lanes(std::uint32_t tree, std::uint32_t block, std::uint32_t count,
@@ -251,6 +252,11 @@ class Forest {
     void check_return(std::size_t i, double value) const {
         if (!(value >= least_return_ && value <= most_return_)) refuse_return(i, value);
     }
+    void check_returns(std::span<const double> returns) const {
+        bool good = true;  // without a branch each
+        for (const double value : returns) good &= value >= least_return_ && value <= most_return_;
+        for (std::size_t i = 0; !good && i < returns.size(); ++i) check_return(i, returns[i]);
+    }
     [[noreturn]] static void refuse_return(std::size_t i, double value);
     Job job(Claims& claims, std::size_t i, std::int64_t id, double value,
             const std::int64_t* ticket);
@@ -274,8 +280,13 @@ class Forest {
     // Every thread's share is cut into pieces, each half of what is left: a descent in long pieces
     // sees ahead, and short ones at the end let all threads end together.
     struct Parts {
-        std::size_t threads, pieces;
+        std::size_t items, threads, pieces;
         std::size_t count() const { return threads * pieces; }
+        std::size_t first(std::size_t part) const {
+            const std::size_t thread = part / pieces, begin = items * thread / threads;
+            const std::size_t all = items * (thread + 1) / threads - begin;
+            return begin + all - (all >> part % pieces);
+        }
     };
     Parts parts_for(std::size_t items, std::size_t weight) const;
     void deal(const Parts& parts);

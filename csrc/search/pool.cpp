@@ -31,7 +31,8 @@ struct Pool::Crew {
         std::exception_ptr error;
     };
     // A thread's own chunks. In the calls of a wave they hold the same trees, which stay in its
-    // cache; who has done his own helps the others.
+    // cache: who has done his own helps one who is far behind, but leaves him the last one, which
+    // takes less time than its lines to go from cache to cache and back.
     struct alignas(kLine) Range {
         std::atomic<unsigned> next{0};
         unsigned end = 0;
@@ -63,19 +64,28 @@ struct Pool::Crew {
         }
     }
 
-    std::exception_ptr take_chunks(std::size_t self) {
+    // Chunks of a range, until so many are left.
+    void take_chunks(Range& range, unsigned left) {
+        for (unsigned i = range.next.load(std::memory_order_relaxed); i + left < range.end;) {
+            if (!range.next.compare_exchange_weak(i, i + 1, std::memory_order_relaxed)) continue;
+            task.call(task.of, i++);
+        }
+    }
+
+    template <class Work>
+    static std::exception_ptr caught(const Work& work) {
         try {
-            for (std::size_t k = 0; k < ranges.size(); ++k) {
-                Range& range = ranges[(self + k) % ranges.size()];
-                for (unsigned i;
-                     (i = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;) {
-                    task.call(task.of, i);
-                }
-            }
+            work();
         } catch (...) {
             return std::current_exception();
         }
         return nullptr;
+    }
+
+    // True: the helper has not taken up what it was offered, and will not.
+    static bool withdraw(Seat& seat) {
+        int seen = kOffered;
+        return seat.state.compare_exchange_strong(seen, kIdle, std::memory_order_acq_rel);
     }
 
     void serve(unsigned index) {
@@ -85,7 +95,11 @@ struct Pool::Crew {
             leave(state, kIdle);
             int seen = kOffered;
             if (state.compare_exchange_strong(seen, kTaken, std::memory_order_acquire)) {
-                seats[index].error = take_chunks(index + 1);
+                seats[index].error = caught([&] {
+                    const auto all = unsigned(ranges.size());
+                    take_chunks(ranges[index + 1], 0);
+                    for (unsigned k = 2; k <= all; ++k) take_chunks(ranges[(index + k) % all], 1);
+                });
                 state.store(kIdle, std::memory_order_release);
                 state.notify_one();
             } else if (seen == kStop) {
@@ -165,11 +179,15 @@ void Pool::share(unsigned chunks, Task task) {
         seat.state.store(Crew::kOffered, std::memory_order_release);
         seat.state.notify_one();
     }
-    std::exception_ptr failed = crew_->take_chunks(0);
+    std::exception_ptr failed = Crew::caught([&] {
+        crew_->take_chunks(crew_->ranges[0], 0);
+        for (unsigned i = 0; i < crew_->helpers(); ++i) {
+            const bool alone = Crew::withdraw(crew_->seats[i]);
+            crew_->take_chunks(crew_->ranges[i + 1], alone ? 0 : 1);
+        }
+    });
     for (auto& seat : crew_->seats) {
-        int seen = Crew::kOffered;  // not taken up: withdrawn
-        if (seat.state.compare_exchange_strong(seen, Crew::kIdle, std::memory_order_acq_rel))
-            continue;
+        if (Crew::withdraw(seat)) continue;
         Crew::leave(seat.state, Crew::kTaken);
         std::exception_ptr error = std::exchange(seat.error, nullptr);
         if (!failed) failed = error;
