@@ -252,11 +252,6 @@ class Forest {
     void check_return(std::size_t i, double value) const {
         if (!(value >= least_return_ && value <= most_return_)) refuse_return(i, value);
     }
-    void check_returns(std::span<const double> returns) const {
-        bool good = true;  // without a branch each
-        for (const double value : returns) good &= value >= least_return_ && value <= most_return_;
-        for (std::size_t i = 0; !good && i < returns.size(); ++i) check_return(i, returns[i]);
-    }
     [[noreturn]] static void refuse_return(std::size_t i, double value);
     Job job(Claims& claims, std::size_t i, std::int64_t id, double value,
             const std::int64_t* ticket);

@@ -130,9 +130,10 @@ struct Avx512Pick {
     template <class V>
     static BDC_AVX512 bool alike(const Family& family, std::uint32_t at, typename V::Mask tied,
                                  std::uint32_t first, typename V::Words counts) {
+        const auto equal = V::same(tied, counts, family.tally()[first].count());
+        if (family.head().even) return equal == tied;
         const auto priors =
             V::same(tied, V::reals(tied, family.prior() + at), V::all(family.prior()[first]));
-        const auto equal = V::same(tied, counts, family.tally()[first].count());
         const __m128i tags = _mm_maskz_loadu_epi16(tied, family.tag() + at);
         const __m128i tag = _mm_set1_epi16(short(family.tag()[first]));
         return (priors & equal & _mm_mask_cmpeq_epi16_mask(tied, tags, tag)) == tied;
@@ -145,6 +146,7 @@ struct Avx512Pick {
         const typename V::Words n = V::low(both), counts = V::add(n, V::high(both));
         typename V::Mask tied = 0;
         if constexpr (kBonus == Bonus::kInverseRoot) tied = V::zeros(lanes, counts);
+        if (tied != 0 && family.head().even) return std::uint32_t(__builtin_ctz(tied));
         if (tied == 0) {
             const auto scores = score<V>(family, 0, lanes, factor, unvisited, n, counts);
             tied = V::same(lanes, scores, V::largest(scores));
@@ -167,6 +169,7 @@ struct Avx512Pick {
                 tied |= std::uint64_t(Eight::zeros(open[i], counts[i])) << (8 * i);
             }
         }
+        if (tied != 0 && family.head().even) return std::uint32_t(__builtin_ctzll(tied));
         if (tied == 0) {
             __m512d scores[8];
             __m512d top = Eight::all(-std::numeric_limits<double>::infinity());

@@ -15,7 +15,7 @@ void Forest::step(const Selection& from, Ids counts, std::span<const double> ret
     const Growth growth = plan("step", rows, counts, priors, tags);
     const bool untouched = from.stamp != 0 && from.stamp == change.last;
     if (untouched && leaves > 0 && widest_ + growth.most * last_leaves_ <= kMaxChildren) {
-        check_returns(returns);
+        for (std::size_t i = 0; i < rows; ++i) check_return(i, returns[i]);
         note_width(std::uint32_t(growth.most));
         locations_.extend(growth.total);
         const Landing landing{growth, returns.data(), last_leaves_};
