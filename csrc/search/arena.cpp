@@ -15,9 +15,8 @@ namespace {
 // cost about as much then.
 constexpr std::uint32_t kPart = 28;
 constexpr std::uint32_t kSmallest = 16, kLargest = 8192;  // grains, 512 bytes to 256 KiB
-// And a forest by such a part of itself while one thread works on it, else by slabs, of which no
-// thread is so many ahead of another.
-constexpr std::uint32_t kForestPart = 256, kSlab = kLargest, kMostAhead = 4;
+// And a forest by such a part of itself while one thread works on it, else by slabs.
+constexpr std::uint32_t kForestPart = 256, kSlab = kLargest;
 static_assert(kSlab >= (kMaxChildren * (kLaneBytes + 1) + 64 * sizeof(Arm)) / kGrain);
 
 int size_class(std::uint32_t grains) {
@@ -72,7 +71,7 @@ Chunk Store::refill(Purse& purse, std::uint32_t needed, std::uint32_t grains) {
     if (fresh.grains == 0) {
         // Trees that grow side by side ask for about the same size: whole ones leave no rest.
         const std::uint32_t part = std::min(used_ / kForestPart, kLargest);
-        fresh = in_slabs_ ? slab(purse) : append(std::max(part / grains, 1u) * grains);
+        fresh = in_slabs_ ? slab() : append(std::max(part / grains, 1u) * grains);
     }
     Chunk& rest = purse.rest;
     if (rest.first + rest.grains == fresh.first) {
@@ -89,25 +88,16 @@ Chunk Store::first_slabs(std::uint32_t needed) {
     const std::uint32_t first = (used_ + kSlab - 1) / kSlab;
     const Chunk before = append(first * kSlab - used_);
     in_slabs_ = true;
-    for (std::size_t i = 0; i < purses_.size(); ++i) {
-        purses_[(first + i) % purses_.size()].next = std::uint32_t(first + i);
-    }
+    slabs_.start(first);
     if (before.grains >= needed) return before;
     shelve(before);
     return {0, 0};
 }
 
-// A purse's next slab, or that of the last one where it is too far ahead or no memory is left.
-Chunk Store::slab(Purse& purse) {
-    const auto threads = std::uint32_t(purses_.size());
-    Purse& last = *std::min_element(purses_.begin(), purses_.end(),
-                                    [](const Purse& a, const Purse& b) { return a.next < b.next; });
-    const std::uint32_t most = std::min(last.next + kMostAhead * threads, kMaxGrains / kSlab - 1);
-    std::uint32_t& next = purse.next <= most ? purse.next : last.next;
-    const Chunk found{next * kSlab, kSlab};
-    if (found.first + kSlab > used_) append(found.first + kSlab - used_);
-    next += threads;
-    return found;
+Chunk Store::slab() {
+    const std::uint32_t first = slabs_.take(Pool::worker(), kMaxGrains / kSlab) * kSlab;
+    if (first + kSlab > used_) append(first + kSlab - used_);
+    return {first, kSlab};
 }
 
 Chunk Store::append(std::uint32_t grains) {
@@ -144,13 +134,8 @@ bool Store::map(int file, std::size_t offset, std::uint32_t grains) {
 
 std::size_t Store::bytes() const {
     std::size_t grains = used_;
-    for (const Purse& purse : purses_) {
-        grains -= purse.rest.grains;
-        if (!in_slabs_) continue;
-        for (std::size_t next = purse.next; next * kSlab < used_; next += purses_.size()) {
-            grains -= kSlab;
-        }
-    }
+    for (const Purse& purse : purses_) grains -= purse.rest.grains;
+    if (in_slabs_) grains -= std::size_t(slabs_.left_below(used_ / kSlab)) * kSlab;
     return grains * kGrain;
 }
 
@@ -158,6 +143,7 @@ void Store::swap(Store& other) noexcept {
     std::swap(memory_, other.memory_);
     std::swap(used_, other.used_);
     std::swap(purses_, other.purses_);
+    std::swap(slabs_, other.slabs_);
     std::swap(in_slabs_, other.in_slabs_);
     std::swap(free_, other.free_);
 }
@@ -175,13 +161,17 @@ void Arena::reserve(Store& store, std::uint32_t needed) {
 }
 
 void Arena::add(Chunk chunk) {
-    // A whole line at first, and few moves: they cost more than a block.
-    if (chunks.size() == chunks.capacity()) {
-        chunks.reserve(std::max(kLine / sizeof(Chunk), 4 * chunks.size()));
-    }
-    chunks.push_back(chunk);
     grains += chunk.grains;
-    next = chunk.first;
+    if (chunk.first == end && !chunks.empty()) {  // as in a forest of one tree
+        chunks.back().grains += chunk.grains;
+    } else {
+        // A whole line at first, and few moves: they cost more than a block.
+        if (chunks.size() == chunks.capacity()) {
+            chunks.reserve(std::max(kLine / sizeof(Chunk), 4 * chunks.size()));
+        }
+        chunks.push_back(chunk);
+        next = chunk.first;
+    }
     end = chunk.first + chunk.grains;
 }
 
@@ -206,7 +196,7 @@ void Arena::release(Store& store, std::uint32_t block) {
 
 void Arena::give_back(Store& store) {
     for (const Chunk& chunk : chunks) store.give(chunk);
-    *this = Arena{};
+    *this = Arena(*chunks.get_allocator().memory);
 }
 
 }  // namespace bdc::search

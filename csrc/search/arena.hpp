@@ -10,8 +10,9 @@
 #include <utility>
 #include <vector>
 
+#include "lists.hpp"
 #include "memory.hpp"
-#include "own_lines.hpp"
+#include "slabs.hpp"
 #include "types.hpp"
 
 namespace bdc::search {
@@ -152,7 +153,9 @@ struct Chunk {
 class Store {
   public:
     explicit Store(unsigned threads)
-        : memory_(Reserve::make(std::size_t(kMaxGrains) * kGrain)), purses_(threads) {}
+        : memory_(Reserve::make(std::size_t(kMaxGrains) * kGrain)),
+          purses_(threads),
+          slabs_(threads) {}
     ~Store() { Reserve::keep(std::move(memory_)); }
     Store(const Store&) = delete;
 
@@ -184,24 +187,22 @@ class Store {
 
   private:
     // What a thread may hand out without asking the others. As soon as helpers take memory, it
-    // comes in slabs, and those of a thread are the ones at every so manieth place: the trees of
-    // two threads do not lie side by side then, where each would fetch the other's lines, and a
-    // thread finds the lines that it wrote in the forest before, which had the same memory.
+    // comes in slabs.
     struct alignas(kLine) Purse {
         Chunk rest{0, 0};
-        std::uint32_t next = 0;  // the number of its next slab
     };
     static constexpr int kClasses = 128;
 
     static Chunk cut(Chunk& rest, std::uint32_t needed, std::uint32_t grains);
     Chunk refill(Purse& purse, std::uint32_t needed, std::uint32_t grains);
     Chunk first_slabs(std::uint32_t needed);
-    Chunk slab(Purse& purse);
+    Chunk slab();
     void shelve(Chunk chunk);
 
     Reserve memory_;
     std::uint32_t used_ = 0;
-    std::vector<Purse> purses_;          // by the worker's number
+    std::vector<Purse> purses_;  // by the worker's number
+    Slabs slabs_;
     bool in_slabs_ = false;              // has a helper taken any?
     std::mutex mutex_;                   // over the rest
     std::vector<Chunk> free_[kClasses];  // by size, four classes to a power of two
@@ -210,6 +211,8 @@ class Store {
 // One tree's part of the store.
 class Arena {
   public:
+    explicit Arena(ListMemory& lists) : chunks(lists), free(lists) {}
+
     // A block for so many lanes and generate arms; it holds anything.
     std::uint32_t allocate(Store& store, std::uint32_t capacity, std::uint32_t arms) {
         if (!free.empty()) {
@@ -224,10 +227,10 @@ class Arena {
     void give_back(Store& store);  // everything
     void add(Chunk chunk);         // the next blocks lie in it
 
-    std::vector<Chunk, OwnLines<Chunk>> chunks;
-    std::vector<std::pair<std::uint32_t, std::uint32_t>> free;  // first free block by capacity
-    std::uint32_t next = 0, end = 0;                            // what is left of the last chunk
-    std::uint32_t grains = 0;                                   // of all chunks
+    List<Chunk> chunks;
+    List<std::pair<std::uint32_t, std::uint32_t>> free;  // first free block by capacity
+    std::uint32_t next = 0, end = 0;                     // what is left of the last chunk
+    std::uint32_t grains = 0;                            // of all chunks
 
   private:
     void reserve(Store& store, std::uint32_t needed);

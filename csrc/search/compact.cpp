@@ -24,7 +24,7 @@ bool stays(const Family& family, std::uint32_t lane, bool drop_pruned) {
 // `places`.
 Tree Forest::copy_tree(const Tree& tree, std::uint32_t index, bool drop_pruned, Store& into,
                        std::vector<std::pair<std::uint32_t, Location>>& places) const {
-    Tree copy;
+    Tree copy(*tree.flights.get_allocator().memory);
     std::vector<Moved> families{{tree.root_block, kNone, 0, 0}};
     std::uint32_t grains = 0;
     for (std::size_t next = 0; next < families.size(); ++next) {  // breadth first
@@ -84,7 +84,7 @@ std::vector<std::int32_t> Forest::compact(bool drop_pruned) {
         }
     }
     Store store(pool_.threads());
-    std::vector<Tree> trees(trees_.size());
+    std::vector<Tree> trees(trees_.size(), Tree(lists_));
     std::vector<std::vector<std::pair<std::uint32_t, Location>>> places(trees_.size());
     std::vector<std::int32_t> renamed(locations_.size(), -1);
     for (std::uint32_t index = 0; index < trees_.size(); ++index) {

@@ -52,7 +52,8 @@ Forest::Forest(const Config& config, unsigned threads)
       agents_(0),
       factors_(config.rule),
       pool_(threads),
-      store_(pool_.threads()) {
+      store_(pool_.threads()),
+      lists_(pool_.threads()) {
     require(config.backup == Backup::kMax || config.backup == Backup::kMean,
             "backup must be 'max' or 'mean'");
     require(finite(config.gamma) && config.gamma >= 0.0 && config.gamma <= 1.0,
@@ -73,7 +74,7 @@ Forest::Forest(const Config& config, unsigned threads)
     descend_ = descent(machine_isa());
 }
 
-Forest::~Forest() = default;
+Forest::~Forest() { lists_.close(); }
 
 // How a call's items are dealt out.
 Forest::Parts Forest::parts_for(std::size_t items, std::size_t weight) const {
@@ -160,7 +161,7 @@ Range Forest::plant(std::int64_t count) {
             "plant would exceed 2^22 trees or 2^30 nodes; use another forest");
     const auto first = std::uint32_t(locations_.size()), old = std::uint32_t(trees_.size());
     locations_.extend(std::size_t(count));
-    trees_.resize(old + std::size_t(count));
+    trees_.resize(old + std::size_t(count), Tree(lists_));
     roots_.resize(trees_.size());
     const Parts parts = parts_for(std::size_t(count), 1);
     pool_.run(unsigned(parts.count()), [&](unsigned part) {
@@ -403,7 +404,7 @@ void Forest::drop(Ids trees) {
     for (const std::int64_t root : trees) {
         const std::uint32_t tree = Location::unpack(locations_[root]).tree;
         trees_[tree].arena.give_back(store_);
-        trees_[tree] = Tree{};
+        trees_[tree] = Tree(lists_);
         roots_[tree] = kNone;
     }
 }

@@ -17,7 +17,7 @@
 
 #include "arena.hpp"
 #include "factors.hpp"
-#include "own_lines.hpp"
+#include "lists.hpp"
 #include "pool.hpp"
 #include "rules.hpp"
 #include "types.hpp"
@@ -35,8 +35,9 @@ struct Flight {
 
 // What the thread that works on a tree changes; the rest is in lists by tree, which all may read.
 struct alignas(kLine) Tree {
-    // By ticket; the done ones are swept from time to time.
-    std::vector<Flight, OwnLines<Flight>> flights;
+    explicit Tree(ListMemory& lists) : flights(lists), arena(lists) {}
+
+    List<Flight> flights;  // by ticket; the done ones are swept from time to time
     std::uint32_t done = 0;
     std::uint32_t root_block = kNone;  // a family of one lane
     std::uint32_t nodes = 0;
@@ -325,6 +326,7 @@ class Forest {
     mutable Pool pool_;
     mutable std::mutex mutex_;
     Store store_;
+    ListMemory lists_;
     std::vector<Tree> trees_;
     std::vector<std::uint32_t> roots_;      // by tree: its root's id; kNone once dropped
     std::atomic<std::uint32_t> widest_{0};  // no family has more children

@@ -10,10 +10,8 @@ std::size_t Forest::bytes() const {
     const std::lock_guard lock(mutex_);
     std::size_t total = locations_.bytes() + store_.bytes() + factors_.bytes();
     for (const Tree& tree : trees_) {
-        total += sizeof(Tree) + sizeof(std::uint32_t) +
-                 OwnLines<Flight>::bytes(tree.flights.capacity()) +
-                 OwnLines<Chunk>::bytes(tree.arena.chunks.capacity()) +
-                 tree.arena.free.capacity() * sizeof(tree.arena.free[0]);
+        total += sizeof(Tree) + sizeof(std::uint32_t) + bytes_of(tree.flights) +
+                 bytes_of(tree.arena.chunks) + bytes_of(tree.arena.free);
     }
     return total;
 }

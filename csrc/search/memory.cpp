@@ -18,7 +18,7 @@ constexpr std::size_t kHugePage = std::size_t(2) << 20;
 
 std::size_t rounded(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
 
-constexpr std::size_t kKept = 2;                           // ranges, those of one forest,
+constexpr std::size_t kKept = 3;                           // ranges, those of one forest,
 constexpr std::size_t kKeptBytes = std::size_t(64) << 20;  // with so many pages each at most
 
 std::mutex spare_mutex;

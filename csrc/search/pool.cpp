@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "own_lines.hpp"
+#include "types.hpp"
 
 namespace bdc::search {
 

@@ -260,7 +260,7 @@ class Snapshot {
         const auto chunks = source_.section<Chunk>(kChunks);
         const std::uint32_t used = forest_.store_.used();
         source_.insist(records.size() < kMaxTrees, "too many trees");
-        forest_.trees_.resize(records.size());
+        forest_.trees_.resize(records.size(), Tree(forest_.lists_));
         forest_.roots_.assign(records.size(), kNone);
         std::size_t at = 0;
         for (std::uint32_t index = 0; index < records.size(); ++index) {
