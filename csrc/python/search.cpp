@@ -139,8 +139,8 @@ py::array_t<T> view(const T* from, std::int64_t count, const py::object& owner) 
     return py::array_t<T>(py::ssize_t(count), from, owner);
 }
 
-template <class T>
-py::array_t<T> view(const std::vector<T>& column, const py::object& owner) {
+template <class T, class Allocator>
+py::array_t<T> view(const std::vector<T, Allocator>& column, const py::object& owner) {
     return view(column.data(), std::int64_t(column.size()), owner);
 }
 
@@ -257,7 +257,7 @@ PYBIND11_MODULE(_search, m) {
         .def_property_readonly(
             "distinct_leaves",
             [](const Selection& self) {
-                std::vector<std::int32_t> leaves(self.leaf);
+                std::vector<std::int32_t> leaves(self.leaf.begin(), self.leaf.end());
                 std::sort(leaves.begin(), leaves.end());
                 leaves.erase(std::unique(leaves.begin(), leaves.end()), leaves.end());
                 return to_numpy(std::move(leaves));

@@ -59,10 +59,8 @@ struct Paths {
 
 // Columns of `select`, one row per leaf.
 struct Selection {
-    std::vector<std::int32_t> tree, leaf, depth, agent;
-    std::vector<std::int64_t> ticket;
-    Range children{0, 0};     // that `step` added
-    std::uint64_t stamp = 0;  // of the call, where `step` can take it up as a whole
+    Column<std::int32_t> tree, leaf, depth, agent;
+    Column<std::int64_t> ticket;
 
     // The paths as the threads left them, each on lines of its own: a piece per chunk, in the order
     // of the rows where `places` is empty, else row i's path is at places[i], (piece, position).
@@ -74,7 +72,11 @@ struct Selection {
 
     // The pieces put together, when first asked for; not by two threads at once.
     const Paths& paths() const;
-    mutable Paths joined;  // without offsets: not yet
+
+    // What every call writes, on a line that helpers do not read.
+    alignas(kLine) Range children{0, 0};  // that `step` added
+    std::uint64_t stamp = 0;              // of the call, where `step` can take it up as a whole
+    mutable Paths joined;                 // without offsets: not yet
 
     // Room for so many rows, to be filled in.
     void resize(std::size_t rows) {
@@ -117,7 +119,7 @@ class Locations {
 
   private:
     Reserve memory_;
-    std::size_t size_ = 0;
+    alignas(kLine) std::size_t size_ = 0;  // that every call changes
 };
 
 // One node with the statistics of the edge into it, as users see it.
@@ -279,9 +281,16 @@ class Forest {
         std::size_t items, threads, pieces;
         std::size_t count() const { return threads * pieces; }
         std::size_t first(std::size_t part) const {
-            const std::size_t thread = part / pieces, begin = items * thread / threads;
-            const std::size_t all = items * (thread + 1) / threads - begin;
+            const std::size_t begin = share(part / pieces), all = share(part / pieces + 1) - begin;
             return begin + all - (all >> part % pieces);
+        }
+
+      private:
+        std::size_t share(std::size_t thread) const {  // begins here
+            const std::size_t begin = items * thread / threads;
+            return thread == threads || items < 8 * kLineRows * threads
+                       ? begin
+                       : begin / kLineRows * kLineRows;
         }
     };
     Parts parts_for(std::size_t items, std::size_t weight) const;
@@ -301,7 +310,7 @@ class Forest {
     }
     void step_by_calls(const Selection& from, const Growth& growth, std::span<const double> returns,
                        std::size_t leaves, Selection& into);
-    void descend_all(std::size_t leaves, const Landing* landing, Selection& into);
+    void descend_all(std::size_t leaves, const Landing& landing, Selection& into);
     struct Wave;
     template <class Rule, class Form>
     class Descent;
@@ -324,22 +333,24 @@ class Forest {
     Largest largest_ = find_largest(machine_isa());
     Factors factors_;
     mutable Pool pool_;
-    mutable std::mutex mutex_;
     Store store_;
     ListMemory lists_;
     std::vector<Tree> trees_;
     std::vector<std::uint32_t> roots_;      // by tree: its root's id; kNone once dropped
     std::atomic<std::uint32_t> widest_{0};  // no family has more children
     Locations locations_;                   // packed
+
+    // What every call changes, on a line that helpers do not read.
+    alignas(kLine) mutable std::mutex mutex_;
     std::uint64_t next_ticket_ = 0;
     std::uint64_t last_ = 0;       // the last select's stamp; 0: something has changed since
     std::size_t last_leaves_ = 0;  // and its leaves per tree
 
     // Room that calls use again and again.
-    Shares shares_;
+    alignas(kLine) Shares shares_;
     std::vector<char> part_sorted_;
     std::vector<std::uint32_t> item_tree_, item_first_;
-    std::vector<Location> item_leaf_;
+    Column<Location> item_leaf_;
     std::vector<Job> jobs_;
     std::vector<std::vector<Claimed>> claimed_;  // by chunk
 };
@@ -354,9 +365,9 @@ struct Forest::Job {
 
 // What `step` brings to the leaves of the last select, row by row.
 struct Forest::Landing {
-    const Growth& growth;
+    Growth growth;
     const double* returns;
-    std::size_t leaves;  // per tree
+    std::size_t leaves;  // per tree; 0: nothing comes
 };
 
 // A child's first return also counts for the agent that made it.

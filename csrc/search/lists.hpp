@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "lines.hpp"
 #include "memory.hpp"
 #include "slabs.hpp"
-#include "types.hpp"
 
 namespace bdc::search {
 

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -11,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "types.hpp"
+#include "lines.hpp"
 
 namespace bdc::search {
 
@@ -24,20 +25,34 @@ thread_local unsigned own_number = 0;
 unsigned Pool::worker() { return own_number; }
 
 struct Pool::Crew {
-    // All that a helper and the caller say to each other: one word, no lock on the way.
+    // All that a helper and the caller say to each other is on one line, and no lock on the way.
     enum State : int { kIdle, kOffered, kTaken, kStop };
     struct alignas(kLine) Seat {
         std::atomic<int> state{kIdle};
+        unsigned chunks = 0;
+        Task task{};
         std::exception_ptr error;
     };
-    // A thread's own chunks. In the calls of a wave they hold the same trees, which stay in its
-    // cache: who has done his own helps one who is far behind, but leaves him the last one, which
-    // takes less time than its lines to go from cache to cache and back.
+    // A thread's own chunks, which it puts here when it begins. In the calls of a wave they hold
+    // the same trees, which stay in its cache: who has done his own helps one who is far behind,
+    // but leaves him the last one, which takes less time than its lines to go from cache to cache
+    // and back.
     struct alignas(kLine) Range {
-        std::atomic<unsigned> next{0};
-        unsigned end = 0;
+        std::atomic<std::uint64_t> left{0};  // the next one, and above it the end
+
+        void set(unsigned first, unsigned end) {
+            left.store(first | std::uint64_t(end) << 32, std::memory_order_relaxed);
+        }
+        // Calls the task with chunks until so many are left.
+        void take(const Task& task, unsigned spared) {
+            for (std::uint64_t seen = left.load(std::memory_order_relaxed);
+                 unsigned(seen) + spared < unsigned(seen >> 32);) {
+                if (!left.compare_exchange_weak(seen, seen + 1, std::memory_order_relaxed))
+                    continue;
+                task.call(task.of, unsigned(seen++));
+            }
+        }
     };
-    Task task{};
     std::vector<Range> ranges;  // the caller's first
     std::vector<Seat> seats;
     std::vector<std::thread> threads;
@@ -56,20 +71,10 @@ struct Pool::Crew {
 
     unsigned helpers() const { return unsigned(seats.size()); }
 
-    void deal(unsigned chunks) {
+    Range& begin(unsigned self, unsigned chunks) {  // with all of its own
         const auto all = unsigned(ranges.size());
-        for (unsigned i = 0; i < all; ++i) {
-            ranges[i].end = chunks * (i + 1) / all;
-            ranges[i].next.store(chunks * i / all, std::memory_order_relaxed);
-        }
-    }
-
-    // Chunks of a range, until so many are left.
-    void take_chunks(Range& range, unsigned left) {
-        for (unsigned i = range.next.load(std::memory_order_relaxed); i + left < range.end;) {
-            if (!range.next.compare_exchange_weak(i, i + 1, std::memory_order_relaxed)) continue;
-            task.call(task.of, i++);
-        }
+        ranges[self].set(chunks * self / all, chunks * (self + 1) / all);
+        return ranges[self];
     }
 
     template <class Work>
@@ -95,10 +100,13 @@ struct Pool::Crew {
             leave(state, kIdle);
             int seen = kOffered;
             if (state.compare_exchange_strong(seen, kTaken, std::memory_order_acquire)) {
-                seats[index].error = caught([&] {
+                Seat& seat = seats[index];
+                seat.error = caught([&] {
                     const auto all = unsigned(ranges.size());
-                    take_chunks(ranges[index + 1], 0);
-                    for (unsigned k = 2; k <= all; ++k) take_chunks(ranges[(index + k) % all], 1);
+                    begin(index + 1, seat.chunks).take(seat.task, 0);
+                    for (unsigned k = 2; k <= all; ++k) {
+                        ranges[(index + k) % all].take(seat.task, 1);
+                    }
                 });
                 state.store(kIdle, std::memory_order_release);
                 state.notify_one();
@@ -173,26 +181,32 @@ void Pool::gather() {
 
 void Pool::share(unsigned chunks, Task task) {
     if (crew_ == nullptr || owner_ != getpid()) gather();
-    crew_->task = task;
-    crew_->deal(chunks);
     for (auto& seat : crew_->seats) {
+        seat.chunks = chunks;
+        seat.task = task;
         seat.state.store(Crew::kOffered, std::memory_order_release);
         seat.state.notify_one();
     }
     std::exception_ptr failed = Crew::caught([&] {
-        crew_->take_chunks(crew_->ranges[0], 0);
+        crew_->begin(0, chunks).take(task, 0);
         for (unsigned i = 0; i < crew_->helpers(); ++i) {
-            const bool alone = Crew::withdraw(crew_->seats[i]);
-            crew_->take_chunks(crew_->ranges[i + 1], alone ? 0 : 1);
+            if (Crew::withdraw(crew_->seats[i])) {
+                crew_->begin(i + 1, chunks).take(task, 0);
+            } else {
+                crew_->ranges[i + 1].take(task, 1);
+            }
         }
     });
     for (auto& seat : crew_->seats) {
         if (Crew::withdraw(seat)) continue;
         Crew::leave(seat.state, Crew::kTaken);
+        if (!seat.error) continue;
         std::exception_ptr error = std::exchange(seat.error, nullptr);
         if (!failed) failed = error;
     }
-    if (failed) std::rethrow_exception(failed);
+    if (!failed) return;
+    for (auto& range : crew_->ranges) range.set(0, 0);  // what was left is not the next call's
+    std::rethrow_exception(failed);
 }
 
 }  // namespace bdc::search

@@ -14,13 +14,15 @@
 
 namespace bdc::search {
 
-// One call of `select`, or the descents of one of `step`.
-struct Forest::Wave {
+// One call of `select`, or the descents of one of `step`. On lines of its own: helpers read it.
+struct alignas(kLine) Forest::Wave {
     Forest& forest;
-    const Landing* landing;  // comes first; null: nothing does
+    Selection& into;
     std::size_t leaves;
     std::uint64_t first_ticket;
-    Selection& into;
+    Landing landing;  // comes first
+
+    void operator()(unsigned chunk) const { forest.descend_(*this, chunk); }
 };
 
 namespace {
@@ -97,7 +99,7 @@ class Forest::Descent {
                 group.item[group.count] = item;
                 group.tree[group.count++] = tree;
             }
-            if (wave_.landing != nullptr) land(group);
+            if (wave_.landing.leaves > 0) land(group);
             for (std::size_t leaf = 0; leaf < wave_.leaves;) {
                 const std::size_t together =
                     group.count == 1 ? std::min(wave_.leaves - leaf, kInStep) : 1;
@@ -124,7 +126,7 @@ class Forest::Descent {
     // Are the leaves to land still where `item_leaf_` has them? Not where new ones overwrite those
     // of other trees, or where one of them may have moved the family of another.
     BDC_INLINE static bool leaves_in_place(const Wave& wave) {
-        if (wave.landing == nullptr || wave.landing->leaves != wave.leaves) return false;
+        if (wave.landing.leaves == 0 || wave.landing.leaves != wave.leaves) return false;
         const bool inner = wave.forest.config_.widening_c != 0.0 || wave.forest.agents_ > 0;
         return wave.leaves == 1 || !inner;
     }
@@ -142,7 +144,7 @@ class Forest::Descent {
 
     // A leaf that was selected last.
     BDC_INLINE Location landed(std::size_t item, std::size_t leaf) const {
-        const std::size_t leaves = wave_.landing->leaves;
+        const std::size_t leaves = wave_.landing.leaves;
         if (in_place_) return forest_.item_leaf_[item * leaves + leaf];
         const auto& flights = forest_.trees_[forest_.item_tree_[item]].flights;
         const Flight& flight = flights[flights.size() - leaves + leaf];
@@ -151,7 +153,7 @@ class Forest::Descent {
 
     // Returns and children for the leaves that the group's trees selected last.
     BDC_INLINE void land(const Group& group) const {
-        const Landing& landing = *wave_.landing;
+        const Landing& landing = wave_.landing;
         for (std::size_t i = 0; i < group.count; ++i) {
             __builtin_prefetch(block(forest_.trees_[group.tree[i]].arena.next), 1);
         }
@@ -169,7 +171,7 @@ class Forest::Descent {
     }
 
     BDC_INLINE double landing_return(const Group& group, std::size_t i, std::size_t leaf) const {
-        return wave_.landing->returns[group.item[i] * wave_.landing->leaves + leaf];
+        return wave_.landing.returns[group.item[i] * wave_.landing.leaves + leaf];
     }
 
     BDC_INLINE void settle_alone(const Group& group, std::size_t leaf) const {
@@ -502,7 +504,7 @@ void Forest::select(Ids trees, std::int64_t leaves, Selection& into) {
     const Change change(*this);
     check_leaves("select", trees.size(), leaves);
     share_descents(trees, std::size_t(leaves));
-    descend_all(std::size_t(leaves), nullptr, into);
+    descend_all(std::size_t(leaves), {}, into);
 }
 
 void Forest::share_descents(Ids trees, std::size_t leaves) {
@@ -511,7 +513,7 @@ void Forest::share_descents(Ids trees, std::size_t leaves) {
 }
 
 // Descends in the trees that are shared out, after `landing`.
-void Forest::descend_all(std::size_t leaves, const Landing* landing, Selection& into) {
+void Forest::descend_all(std::size_t leaves, const Landing& landing, Selection& into) {
     const std::size_t trees = item_tree_.size(), rows = trees * leaves;
     into.resize(rows);
     into.pieces.resize(rows == 0 ? 0 : chunks());
@@ -527,11 +529,11 @@ void Forest::descend_all(std::size_t leaves, const Landing* landing, Selection& 
             rule_);
     }
     if (!shares_.order.empty() || (leaves > 1 && trees > 1)) into.places.resize(rows);
-    const Wave wave{*this, landing, leaves, next_ticket_, into};
+    const Wave wave{*this, into, leaves, next_ticket_, landing};
     next_ticket_ += rows;
     item_leaf_.resize(rows);
-    pool_.run(unsigned(chunks()), [&](unsigned chunk) { descend_(wave, chunk); });
-    if (landing != nullptr || rising()) {
+    pool_.run(unsigned(chunks()), wave);
+    if (landing.leaves > 0 || rising()) {
         static std::atomic<std::uint64_t> stamps{0};
         into.stamp = last_ = ++stamps;
         last_leaves_ = leaves;

@@ -18,8 +18,7 @@ void Forest::step(const Selection& from, Ids counts, std::span<const double> ret
         for (std::size_t i = 0; i < rows; ++i) check_return(i, returns[i]);
         note_width(std::uint32_t(growth.most));
         locations_.extend(growth.total);
-        const Landing landing{growth, returns.data(), last_leaves_};
-        descend_all(std::size_t(leaves), &landing, into);
+        descend_all(std::size_t(leaves), {growth, returns.data(), last_leaves_}, into);
     } else {
         step_by_calls(from, growth, returns, std::size_t(leaves), into);
     }
@@ -47,7 +46,7 @@ void Forest::step_by_calls(const Selection& from, const Growth& growth,
     }
     add_returns();
     share_descents(trees, leaves);
-    descend_all(leaves, nullptr, into);
+    descend_all(leaves, {}, into);
 }
 
 }  // namespace bdc::search

@@ -15,10 +15,6 @@ inline constexpr std::uint32_t kMaxTrees = 1u << 22;
 inline constexpr std::uint32_t kMaxNodes = 1u << 30;
 inline constexpr std::uint32_t kMaxGrains = 1u << 30;  // of 32 bytes
 
-// Of a processor's cache. What one thread writes lies on lines that no other thread writes: each
-// would wait for the other's.
-inline constexpr std::size_t kLine = 64;  // bytes
-
 // Bad input: nothing has been changed. `index` is the offending position in the argument, or -1.
 struct InputFault : std::runtime_error {
     InputFault(std::string message, std::int64_t at = -1)
