@@ -86,13 +86,14 @@ class Forest::Descent {
         std::vector<std::int32_t>& paths = wave_.into.pieces[chunk].ids;
         paths.clear();
         const Shares& shares = forest_.shares_;
-        const std::uint32_t end = shares.starts[chunk + 1];
-        for (std::uint32_t next = shares.starts[chunk]; next < end;) {
+        const std::uint32_t begin = shares.starts[chunk], end = shares.starts[chunk + 1];
+        if (shares.starts.size() > 2) look_ahead(begin, end);
+        for (std::uint32_t next = begin; next < end;) {
             Group group;
+            look_ahead(next + kInStep, end);
             for (; next < end && group.count < kInStep; ++next) {
                 const std::size_t item = shares.order.empty() ? next : shares.order[next];
                 const std::uint32_t tree = forest_.item_tree_[item];
-                if (shares.order.empty() && next + kInStep < end) look_ahead(next + kInStep);
                 // Named again: its next descent must see this one's.
                 if (forest_.trees_[tree].busy) break;
                 forest_.trees_[tree].busy = true;
@@ -135,11 +136,36 @@ class Forest::Descent {
         return store_ + std::size_t(at) * kGrain;
     }
 
-    // Asks for what the next group will touch first.
-    BDC_INLINE void look_ahead(std::uint32_t item) const {
-        __builtin_prefetch(&forest_.trees_[forest_.item_tree_[item]]);
-        if (!in_place_) return;
-        prefetch(block(forest_.item_leaf_[item * wave_.leaves].block), 1);
+    // Asks for the lines of some entries, to be written: the processor itself reads ahead, and
+    // across the border between two threads' entries it takes lines from the other thread's cache.
+    template <class T>
+    BDC_INLINE static void claim(const T* from, std::size_t count) {
+        const auto* const bytes = reinterpret_cast<const std::byte*>(from);
+        for (std::size_t at = 0; at < count * sizeof(T); at += kLine) {
+            __builtin_prefetch(bytes + at, 1);
+        }
+    }
+
+    // Asks for what the group from item `first` on will touch first.
+    BDC_INLINE void look_ahead(std::size_t first, std::size_t end) const {
+        if (first >= end || !forest_.shares_.order.empty()) return;
+        const std::size_t items = std::min(end - first, kInStep), leaves = wave_.leaves;
+        for (std::size_t item = first; item < first + items; ++item) {
+            claim(&forest_.trees_[forest_.item_tree_[item]], 1);
+            if (in_place_) prefetch(block(forest_.item_leaf_[item * leaves].block), 1);
+        }
+        const std::size_t row = first * leaves, rows = std::min(items * leaves, kInStep);
+        const Selection& into = wave_.into;
+        for (const auto* column : {&into.tree, &into.leaf, &into.depth, &into.agent}) {
+            claim(column->data() + row, rows);
+        }
+        claim(into.ticket.data() + row, rows);
+        claim(forest_.item_leaf_.data() + row, rows);
+        const Growth& growth = wave_.landing.growth;
+        if (wave_.landing.leaves == 1 && growth.counts.size() == 1) {
+            const std::size_t child = growth.first_id + growth.first(first);
+            claim(forest_.locations_.data() + child, items * growth.count(first));
+        }
     }
 
     // A leaf that was selected last.
