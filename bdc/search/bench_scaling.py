@@ -2,7 +2,9 @@
 
 By the wall clock, each beside the same with one thread just before: the search with N threads, from C++ and from Python
 in waves; N processes of the C++ program, which share nothing but the machine's caches and memory; and N threads that
-copy memory. Ratios are medians over the repeats, with their quartiles.
+copy memory. Ratios are medians over the repeats, with their quartiles. Beside those of the C++ program's threads is
+the median of what a cache line takes from one thread to the other, before and after: a virtual machine's processors
+may come to lie on different caches from one second to the next, and threads that share a search exchange lines.
 """
 
 from __future__ import annotations
@@ -31,8 +33,18 @@ def copied(threads: int, megabytes: int = 128) -> float:
         return threads * megabytes / (time.perf_counter() - start)
 
 
-def rate(search: Search, cell: dict[str, int]) -> float:
-    return float(search(*cell.values())["per_second"])
+class Rate:
+    """The rate of a search in a cell, each time it is called; it remembers what lines took."""
+
+    def __init__(self, search: Search, cell: dict[str, int]) -> None:
+        self.search, self.cell = search, cell
+        self.line_ns: list[float] = []
+
+    def __call__(self) -> float:
+        found = self.search(*self.cell.values())
+        if found.get("line_ns"):
+            self.line_ns.append(float(found["line_ns"]))
+        return float(found["per_second"])
 
 
 def together(search: Search, copies: int) -> Search:
@@ -59,15 +71,20 @@ def measure(
     def compare(name: str, cell: dict[str, int], one: Measured, many: Measured) -> None:
         found = [1 / one() * many() for _ in range(repeats)]
         low, middle, high = statistics.quantiles(found, n=4, method="inclusive") if repeats > 1 else found * 3
-        rows.append(cell | {"what": name, "ratio": middle, "low": low, "high": high})
+        row = cell | {"what": name, "ratio": middle, "low": low, "high": high}
         where = " x ".join(map(str, cell.values()))
-        print(f"{where:16}  {name:34} {middle:5.2f} {low:5.2f} {high:5.2f}", flush=True)
+        text = f"{where:16}  {name:34} {middle:5.2f} {low:5.2f} {high:5.2f}"
+        if lines := getattr(many, "line_ns", None):
+            row |= {"line_ns": statistics.median(lines), "pairs": list(zip(found, lines, strict=True))}
+            text += f"  {row['line_ns']:5.0f}"
+        rows.append(row)
+        print(text, flush=True)
 
-    print(f"{'trees, nodes, B':16}  {f'{threads} over one':34} ratio   low  high")
+    print(f"{'trees, nodes, B':16}  {f'{threads} over one':34} ratio   low  high  line, ns")
     compare(f"{threads} threads copy memory", {}, partial(copied, 1), partial(copied, threads))
     for trees, nodes in cells or CELLS:
         for b in branching:
             cell = {"trees": trees, "nodes": nodes, "branching": b}
             for name, (one, many) in pairs.items():
-                compare(name, cell, partial(rate, one, cell), partial(rate, many, cell))
+                compare(name, cell, Rate(one, cell), Rate(many, cell))
     return rows
