@@ -80,7 +80,7 @@ Forest::~Forest() { lists_.close(); }
 Forest::Parts Forest::parts_for(std::size_t items, std::size_t weight) const {
     constexpr std::size_t kWorthIt = 128;  // pieces of work that are worth a wake-up,
     constexpr std::size_t kChunk = 16;     // and that are worth handing over
-    constexpr std::size_t kPieces = 6;     // whoever is early helps with the last ones
+    constexpr std::size_t kPieces = 4;     // whoever is early helps with the last ones
     const std::size_t work = items * weight;
     if (pool_.threads() == 1 || work < kWorthIt) return {items, 1, 1};
     Parts parts{items, std::min<std::size_t>({pool_.threads(), items, work / kChunk}), 1};
