@@ -276,7 +276,8 @@ class Forest {
     template <class Locate>
     void share(std::size_t items, std::size_t weight, const Locate& locate);
     // Every thread's share is cut into pieces, each half of what is left: a descent in long pieces
-    // sees ahead, and short ones at the end let all threads end together.
+    // sees ahead, and short ones at the end let all threads end together. Of many items, shares
+    // begin at whole lines of the columns.
     struct Parts {
         std::size_t items, threads, pieces;
         std::size_t count() const { return threads * pieces; }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,6 +126,34 @@ def test_memory_of_small_trees(branching: int) -> None:
         forest.expand(wave.leaf, branching)
         forest.backup(wave, np.full(64, 0.5))
     assert forest.nbytes / len(forest) <= 64
+
+
+@pytest.mark.parametrize("branching", [3, 8, 32])
+def test_memory_of_small_trees_on_two_threads(branching: int) -> None:
+    forest = Forest(UCT(), "mean", threads=2)
+    wave = forest.select(forest.plant(256))
+    for _ in range(1000 // branching):
+        wave = forest.step(wave, branching, np.full(256, 0.5))
+    assert forest.nbytes / len(forest) <= 64
+
+
+def test_one_thread_goes_on_alone_where_others_worked(tmp_path: Path) -> None:
+    """Memory comes to threads in turns of slabs: one that has no need of its own leaves them to the others."""
+    forest = Forest(UCT(), "mean", threads=4)
+    roots = forest.plant(256)
+    for _ in range(3):
+        forest.expand(forest.select(roots).leaf, 4)
+    nodes, size = len(forest), forest.nbytes
+    for _ in range(100):  # one tree, hence on the caller's thread: some 20 of its slabs
+        forest.expand(forest.select(roots[:1]).leaf, 1000)
+    assert len(forest) == nodes + 100_000
+    assert forest.nbytes - size <= 60 * 100_000
+    forest.check()
+    forest.save(tmp_path / "forest")
+    loaded = Forest.load(tmp_path / "forest", threads=4)
+    loaded.check()
+    assert len(loaded) == len(forest) and loaded.in_flight == forest.in_flight
+    assert (tmp_path / "forest").stat().st_size <= forest.nbytes + (4 << 20)
 
 
 def test_dropped_trees_make_room_for_the_next() -> None:
