@@ -136,6 +136,7 @@ void Forest::put_back() {
 
 // Resolves what was claimed.
 void Forest::add_returns() {
+    torn_ = true;
     pool_.run(unsigned(chunks()), [&](unsigned chunk) {
         Claims(*this, claimed_[chunk]).resolve();
         each(
@@ -147,6 +148,7 @@ void Forest::add_returns() {
                 }
             });
     });
+    torn_ = false;
 }
 
 void Forest::backup(Ids nodes, std::span<const double> returns, Ids tickets, bool by_ticket) {

@@ -98,6 +98,7 @@ std::vector<std::int32_t> Forest::compact(bool drop_pruned) {
     }
     Locations locations;
     locations.extend(std::size_t(fresh));
+    torn_ = true;
     for (std::uint32_t index = 0; index < trees.size(); ++index) {
         Tree& tree = trees[index];
         if (!alive(index)) continue;
@@ -116,6 +117,7 @@ std::vector<std::int32_t> Forest::compact(bool drop_pruned) {
     trees_ = std::move(trees);
     store_.swap(store);
     locations_.swap(locations);
+    torn_ = false;
     return renamed;
 }
 

@@ -13,6 +13,13 @@ void require(bool holds, const std::string& message) {
     if (!holds) throw InputFault(message);
 }
 
+// For `count` more, as push_back would.
+template <class T>
+void make_room(std::vector<T>& entries, std::size_t count) {
+    const std::size_t needed = entries.size() + count;
+    if (entries.capacity() < needed) entries.reserve(std::max(needed, 2 * entries.size()));
+}
+
 }  // namespace
 
 AnyRule make_rule(const RuleSpec& spec) {
@@ -160,7 +167,10 @@ Range Forest::plant(std::int64_t count) {
                 std::size_t(count) + locations_.size() <= kMaxNodes,
             "plant would exceed 2^22 trees or 2^30 nodes; use another forest");
     const auto first = std::uint32_t(locations_.size()), old = std::uint32_t(trees_.size());
+    make_room(trees_, std::size_t(count));
+    make_room(roots_, std::size_t(count));
     locations_.extend(std::size_t(count));
+    torn_ = true;
     trees_.resize(old + std::size_t(count), Tree(lists_));
     roots_.resize(trees_.size());
     const Parts parts = parts_for(std::size_t(count), 1);
@@ -169,6 +179,7 @@ Range Forest::plant(std::int64_t count) {
             plant_one(old + std::uint32_t(i), first + std::uint32_t(i));
         }
     });
+    torn_ = false;
     return {std::int32_t(first), std::int32_t(count)};
 }
 
@@ -312,6 +323,7 @@ Range Forest::add_children(Ids nodes, const Growth& growth) {
     if (may_exceed_width(growth)) check_width(nodes, growth);
     note_width(std::uint32_t(growth.most));
     locations_.extend(growth.total);
+    torn_ = true;
     // Located anew by each item: an earlier one of this call may have moved the family.
     const auto where = [&](std::size_t i) {
         return Location::unpack(locations_[std::size_t(nodes[i])]);
@@ -319,6 +331,7 @@ Range Forest::add_children(Ids nodes, const Growth& growth) {
     const auto prepare = [&](std::size_t i) { prepare_growth(where(i)); };
     const auto add = [&](std::size_t i) { grow(where(i), i, growth); };
     pool_.run(unsigned(chunks()), [&](unsigned chunk) { each(chunk, prepare, add); });
+    torn_ = false;
     return {std::int32_t(growth.first_id), std::int32_t(growth.total)};
 }
 
@@ -401,12 +414,14 @@ void Forest::refine(Ids nodes) {
 void Forest::drop(Ids trees) {
     const Change change(*this);
     for (std::size_t i = 0; i < trees.size(); ++i) locate_root(trees[i], std::int64_t(i));
+    torn_ = true;
     for (const std::int64_t root : trees) {
         const std::uint32_t tree = Location::unpack(locations_[root]).tree;
         trees_[tree].arena.give_back(store_);
         trees_[tree] = Tree(lists_);
         roots_[tree] = kNone;
     }
+    torn_ = false;
 }
 
 }  // namespace bdc::search

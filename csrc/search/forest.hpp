@@ -188,11 +188,14 @@ class Forest {
   private:
     friend class Snapshot;
 
+    // Held by a call: another one has not left the forest half changed.
+    std::unique_lock<std::mutex> look() const;
+
     // Held by a call that changes the forest: nothing that the last select left is as it was.
     struct Change {
         explicit Change(Forest& forest)
-            : lock(forest.mutex_), last(std::exchange(forest.last_, 0)) {}
-        const std::lock_guard<std::mutex> lock;
+            : lock(forest.look()), last(std::exchange(forest.last_, 0)) {}
+        const std::unique_lock<std::mutex> lock;
         const std::uint64_t last;  // what it was
     };
 
@@ -343,6 +346,7 @@ class Forest {
 
     // What every call changes, on a line that helpers do not read.
     alignas(kLine) mutable std::mutex mutex_;
+    bool torn_ = false;  // half changed, and so for good where that call ended by an exception
     std::uint64_t next_ticket_ = 0;
     std::uint64_t last_ = 0;       // the last select's stamp; 0: something has changed since
     std::size_t last_leaves_ = 0;  // and its leaves per tree

@@ -6,8 +6,19 @@
 
 namespace bdc::search {
 
+std::unique_lock<std::mutex> Forest::look() const {
+    std::unique_lock lock(mutex_);
+    if (torn_) {
+        throw InputFault(
+            "this forest ran out of memory in an earlier call and is half changed; load a snapshot "
+            "of "
+            "it, or begin anew");
+    }
+    return lock;
+}
+
 std::size_t Forest::bytes() const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = look();
     std::size_t total = locations_.bytes() + store_.bytes() + factors_.bytes();
     for (const Tree& tree : trees_) {
         total += sizeof(Tree) + sizeof(std::uint32_t) + bytes_of(tree.flights) +
@@ -17,7 +28,7 @@ std::size_t Forest::bytes() const {
 }
 
 std::vector<std::int32_t> Forest::trees() const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = look();
     std::vector<std::int32_t> roots;
     for (const std::uint32_t root : roots_) {
         if (root != kNone) roots.push_back(std::int32_t(root));
@@ -26,7 +37,7 @@ std::vector<std::int32_t> Forest::trees() const {
 }
 
 std::uint64_t Forest::in_flight() const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = look();
     std::uint64_t total = 0;
     for (const Tree& tree : trees_) total += tree.flights.size() - tree.done;
     return total;
@@ -56,7 +67,7 @@ Row Forest::row(const Location& at) const {
 }
 
 std::vector<Row> Forest::rows(Ids nodes) const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = look();
     std::vector<Row> rows;
     rows.reserve(nodes.size());
     for (std::size_t i = 0; i < nodes.size(); ++i) {
@@ -66,7 +77,7 @@ std::vector<Row> Forest::rows(Ids nodes) const {
 }
 
 std::vector<Row> Forest::children(std::int64_t node) const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = look();
     const Location where = locate(node, 0, "nodes");
     const std::uint32_t block = store_.at(where.block).child()[where.lane];
     std::vector<Row> rows;
@@ -78,7 +89,7 @@ std::vector<Row> Forest::children(std::int64_t node) const {
 }
 
 std::vector<Row> Forest::nodes(std::int64_t tree) const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = look();
     const Location root = locate_root(tree, 0);
     std::vector<Row> rows;
     rows.reserve(trees_[root.tree].nodes);
@@ -94,7 +105,7 @@ std::vector<Row> Forest::nodes(std::int64_t tree) const {
 }
 
 std::vector<std::int32_t> Forest::best_path(std::int64_t tree, By by) const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = look();
     const Location root = locate_root(tree, 0);
     const auto key = [&](const Family& family, std::uint32_t lane) {
         switch (by) {
@@ -174,7 +185,7 @@ void Forest::check_tree(const Tree& tree, std::uint32_t index) const {
 }
 
 void Forest::check() const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = look();
     std::uint64_t nodes = 0, located = 0;
     for (std::uint32_t index = 0; index < trees_.size(); ++index) {
         if (!alive(index)) continue;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <mutex>
 #include <type_traits>
 #include <utility>
@@ -33,16 +34,31 @@ class ListMemory {
     };
     static constexpr std::size_t kMost = std::size_t(4) << 30;
     static constexpr int kClasses = 8;  // 1, 2, 4 .. 128 lines; what is longer, the system keeps
+    // Free pieces by size.
+    struct Heap {
+        Free* first[kClasses] = {};
+        void push(int index, Free* piece) {
+            piece->next = first[index];
+            first[index] = piece;
+        }
+        Free* pop(int index) {
+            Free* const piece = first[index];
+            if (piece != nullptr) first[index] = piece->next;
+            return piece;
+        }
+    };
     struct alignas(kLine) Part {
         std::byte *next = nullptr, *end = nullptr;
-        Free* free[kClasses] = {};
+        Heap free;
+        std::uint32_t pieces[kClasses] = {};  // of those
     };
-    void refill(Part& part);
+    void* refill(Part& part, int index);
 
     Reserve memory_;
     std::vector<Part> parts_;  // by the worker's number
     Slabs slabs_;
-    std::mutex mutex_;  // over those
+    Heap spare_;        // what a thread has too much of
+    std::mutex mutex_;  // over those two
     bool closed_ = false;
 };
 

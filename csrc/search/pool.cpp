@@ -8,6 +8,8 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <span>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -57,8 +59,13 @@ struct Pool::Crew {
     std::vector<Seat> seats;
     std::vector<std::thread> threads;
 
+    // With as many as the system starts.
     explicit Crew(unsigned helpers) : ranges(helpers + 1), seats(helpers) {
-        for (unsigned i = 0; i < helpers; ++i) threads.emplace_back([this, i] { serve(i); });
+        threads.reserve(helpers);
+        try {
+            for (unsigned i = 0; i < helpers; ++i) threads.emplace_back([this, i] { serve(i); });
+        } catch (const std::system_error&) {
+        }
     }
 
     ~Crew() {
@@ -69,10 +76,10 @@ struct Pool::Crew {
         for (auto& thread : threads) thread.join();
     }
 
-    unsigned helpers() const { return unsigned(seats.size()); }
+    unsigned helpers() const { return unsigned(threads.size()); }
 
     Range& begin(unsigned self, unsigned chunks) {  // with all of its own
-        const auto all = unsigned(ranges.size());
+        const unsigned all = helpers() + 1;
         ranges[self].set(chunks * self / all, chunks * (self + 1) / all);
         return ranges[self];
     }
@@ -102,7 +109,7 @@ struct Pool::Crew {
             if (state.compare_exchange_strong(seen, kTaken, std::memory_order_acquire)) {
                 Seat& seat = seats[index];
                 seat.error = caught([&] {
-                    const auto all = unsigned(ranges.size());
+                    const unsigned all = helpers() + 1;
                     begin(index + 1, seat.chunks).take(seat.task, 0);
                     for (unsigned k = 2; k <= all; ++k) {
                         ranges[(index + k) % all].take(seat.task, 1);
@@ -181,7 +188,8 @@ void Pool::gather() {
 
 void Pool::share(unsigned chunks, Task task) {
     if (crew_ == nullptr || owner_ != getpid()) gather();
-    for (auto& seat : crew_->seats) {
+    const std::span<Crew::Seat> seats(crew_->seats.data(), crew_->helpers());
+    for (auto& seat : seats) {
         seat.chunks = chunks;
         seat.task = task;
         seat.state.store(Crew::kOffered, std::memory_order_release);
@@ -190,14 +198,14 @@ void Pool::share(unsigned chunks, Task task) {
     std::exception_ptr failed = Crew::caught([&] {
         crew_->begin(0, chunks).take(task, 0);
         for (unsigned i = 0; i < crew_->helpers(); ++i) {
-            if (Crew::withdraw(crew_->seats[i])) {
+            if (Crew::withdraw(seats[i])) {
                 crew_->begin(i + 1, chunks).take(task, 0);
             } else {
                 crew_->ranges[i + 1].take(task, 1);
             }
         }
     });
-    for (auto& seat : crew_->seats) {
+    for (auto& seat : seats) {
         if (Crew::withdraw(seat)) continue;
         Crew::leave(seat.state, Crew::kTaken);
         if (!seat.error) continue;

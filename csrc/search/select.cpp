@@ -558,7 +558,9 @@ void Forest::descend_all(std::size_t leaves, const Landing& landing, Selection& 
     const Wave wave{*this, into, leaves, next_ticket_, landing};
     next_ticket_ += rows;
     item_leaf_.resize(rows);
+    torn_ = true;
     pool_.run(unsigned(chunks()), wave);
+    torn_ = false;
     if (landing.leaves > 0 || rising()) {
         static std::atomic<std::uint64_t> stamps{0};
         into.stamp = last_ = ++stamps;

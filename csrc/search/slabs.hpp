@@ -1,6 +1,6 @@
-// Which slab of a memory a thread gets next. With n threads, every n-th slab is its own: the data of
-// two threads do not lie side by side, and in the next forest, which has the same memory, a thread
-// finds the lines that it wrote in the last one.
+// Which slab of a memory a thread gets next. With n threads, every n-th slab is its own: the data
+// of two threads do not lie side by side, and in the next forest, which has the same memory, a
+// thread finds the lines that it wrote in the last one.
 #pragma once
 
 #include <algorithm>

@@ -435,7 +435,7 @@ class Snapshot {
 };
 
 void Forest::save(const std::string& path, bool sync) const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = look();
     ConfigRecord config{};
     config.rule = config_.rule.kind;
     config.backup = std::uint32_t(config_.backup);

@@ -18,6 +18,7 @@ void Forest::step(const Selection& from, Ids counts, std::span<const double> ret
         for (std::size_t i = 0; i < rows; ++i) check_return(i, returns[i]);
         note_width(std::uint32_t(growth.most));
         locations_.extend(growth.total);
+        torn_ = true;
         descend_all(std::size_t(leaves), {growth, returns.data(), last_leaves_}, into);
     } else {
         step_by_calls(from, growth, returns, std::size_t(leaves), into);
@@ -36,6 +37,7 @@ void Forest::step_by_calls(const Selection& from, const Growth& growth,
         put_back();
         throw;
     }
+    torn_ = true;
     std::vector<std::int64_t> trees;
     std::unordered_set<std::uint32_t> seen;
     for (std::size_t i = 0; i < nodes.size(); ++i) {

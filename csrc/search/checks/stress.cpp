@@ -15,7 +15,10 @@ namespace {
 
 using Numbers = std::vector<std::int64_t>;
 
-Numbers wide(const std::vector<std::int32_t>& ids) { return {ids.begin(), ids.end()}; }
+template <class Ids>
+Numbers wide(const Ids& ids) {
+    return {ids.begin(), ids.end()};
+}
 
 // One thread's work on its own trees; looking and saving see everybody's.
 void work(Forest& forest, const Numbers& own, int rounds, unsigned seed, const std::string& file) {
