@@ -74,7 +74,7 @@ def measure(
         row = cell | {"what": name, "ratio": middle, "low": low, "high": high}
         where = " x ".join(map(str, cell.values()))
         text = f"{where:16}  {name:34} {middle:5.2f} {low:5.2f} {high:5.2f}"
-        if lines := getattr(many, "line_ns", None):
+        if lines := many.line_ns if isinstance(many, Rate) else []:
             row |= {"line_ns": statistics.median(lines), "pairs": list(zip(found, lines, strict=True))}
             text += f"  {row['line_ns']:5.0f}"
         rows.append(row)

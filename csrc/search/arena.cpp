@@ -194,9 +194,8 @@ void Arena::release(Store& store, std::uint32_t block) {
     *first = block;
 }
 
-void Arena::give_back(Store& store) {
+void Arena::give_back(Store& store) const {
     for (const Chunk& chunk : chunks) store.give(chunk);
-    *this = Arena(*chunks.get_allocator().memory);
 }
 
 }  // namespace bdc::search

@@ -224,8 +224,8 @@ class Arena {
         return next - needed;
     }
     void release(Store& store, std::uint32_t block);
-    void give_back(Store& store);  // everything
-    void add(Chunk chunk);         // the next blocks lie in it
+    void give_back(Store& store) const;  // all chunks; nothing may be allocated after
+    void add(Chunk chunk);               // the next blocks lie in it
 
     List<Chunk> chunks;
     List<std::pair<std::uint32_t, std::uint32_t>> free;  // first free block by capacity

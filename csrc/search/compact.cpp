@@ -23,8 +23,8 @@ bool stays(const Family& family, std::uint32_t lane, bool drop_pruned) {
 // Copies a tree into another store, in one chunk. Ids stay for now; their new places go into
 // `places`.
 Tree Forest::copy_tree(const Tree& tree, std::uint32_t index, bool drop_pruned, Store& into,
-                       std::vector<std::pair<std::uint32_t, Location>>& places) const {
-    Tree copy(*tree.flights.get_allocator().memory);
+                       std::vector<std::pair<std::uint32_t, Location>>& places) {
+    Tree copy(lists_);
     std::vector<Moved> families{{tree.root_block, kNone, 0, 0}};
     std::uint32_t grains = 0;
     for (std::size_t next = 0; next < families.size(); ++next) {  // breadth first

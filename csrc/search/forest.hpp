@@ -247,7 +247,7 @@ class Forest {
     void grow(const Location& at, std::size_t row, const Growth& growth);
     Range add_children(Ids nodes, const Growth& growth);
     Tree copy_tree(const Tree& tree, std::uint32_t index, bool drop_pruned, Store& into,
-                   std::vector<std::pair<std::uint32_t, Location>>& places) const;
+                   std::vector<std::pair<std::uint32_t, Location>>& places);
     void reopen_best(const Family& family, std::vector<std::int32_t>& reopened);
 
     using Claimed = std::pair<Flight*, std::uint32_t>;  // with its tree
@@ -285,12 +285,12 @@ class Forest {
         std::size_t items, threads, pieces;
         std::size_t count() const { return threads * pieces; }
         std::size_t first(std::size_t part) const {
-            const std::size_t begin = share(part / pieces), all = share(part / pieces + 1) - begin;
+            const std::size_t begin = start(part / pieces), all = start(part / pieces + 1) - begin;
             return begin + all - (all >> part % pieces);
         }
 
       private:
-        std::size_t share(std::size_t thread) const {  // begins here
+        std::size_t start(std::size_t thread) const {  // of its share
             const std::size_t begin = items * thread / threads;
             return thread == threads || items < 8 * kLineRows * threads
                        ? begin

@@ -10,9 +10,8 @@ std::unique_lock<std::mutex> Forest::look() const {
     std::unique_lock lock(mutex_);
     if (torn_) {
         throw InputFault(
-            "this forest ran out of memory in an earlier call and is half changed; load a snapshot "
-            "of "
-            "it, or begin anew");
+            "this forest ran out of memory in an earlier call and is half changed; load a "
+            "snapshot of it, or begin anew");
     }
     return lock;
 }

@@ -9,7 +9,6 @@
 #include <memory>
 #include <mutex>
 #include <span>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -64,7 +63,7 @@ struct Pool::Crew {
         threads.reserve(helpers);
         try {
             for (unsigned i = 0; i < helpers; ++i) threads.emplace_back([this, i] { serve(i); });
-        } catch (const std::system_error&) {
+        } catch (const std::exception&) {
         }
     }
 

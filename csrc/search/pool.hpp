@@ -13,7 +13,6 @@ class Pool {
     ~Pool();
 
     unsigned threads() const { return threads_; }
-    bool gathered() const;     // are helpers at hand?
     static unsigned worker();  // the calling thread's number: 0, or a helper's in its own pool
 
     // Calls work(0..chunks-1), each once, on the caller's thread and on helpers. The first
