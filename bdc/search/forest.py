@@ -106,7 +106,7 @@ class Forest:
 
     @property
     def nbytes(self) -> int:
-        """Memory held, in bytes."""
+        """Memory held, in bytes, without the rule's table by visits (at most 512 KiB), which all forests share."""
         return self._core.bytes
 
     def __len__(self) -> int:

@@ -12,8 +12,8 @@ namespace bdc::search {
 namespace {
 
 // A tree grows by such a part of itself: what is left of the last chunk and the list of all chunks
-// cost about as much then.
-constexpr std::uint32_t kPart = 28;
+// cost about as much then. One whose chunks lie one behind the other has no list.
+constexpr std::uint32_t kPart = 28, kPartAlone = 8 * kPart;
 constexpr std::uint32_t kSmallest = 16, kLargest = 8192;  // grains, 512 bytes to 256 KiB
 // And a forest by such a part of itself while one thread works on it, else by slabs.
 constexpr std::uint32_t kForestPart = 256, kSlab = kLargest;
@@ -156,7 +156,8 @@ std::uint32_t* Arena::first_free(std::uint32_t capacity) {
 }
 
 void Arena::reserve(Store& store, std::uint32_t needed) {
-    const std::uint32_t part = std::clamp(grains / kPart, kSmallest, kLargest);
+    const std::uint32_t parts = chunks.size() > 1 ? kPart : kPartAlone;
+    const std::uint32_t part = std::clamp(grains / parts, kSmallest, kLargest);
     add(store.take(needed, std::min(chunk_for(needed, part), kLargest)));
 }
 

@@ -10,7 +10,7 @@ namespace {
 struct Kept {
     std::mutex mutex;
     RuleSpec rule;
-    std::vector<double> table;
+    std::shared_ptr<const std::vector<double>> table;
 };
 
 Kept& kept() {
@@ -20,16 +20,18 @@ Kept& kept() {
 
 }  // namespace
 
-Factors::Factors(const RuleSpec& rule) : rule_(rule) {
+bool Factors::take_kept(std::size_t least) {
     const std::lock_guard lock(kept().mutex);
-    if (kept().rule == rule_) table_ = std::exchange(kept().table, {});
+    if (!kept().table || kept().table->size() < least || kept().rule != rule_) return false;
+    table_ = kept().table;
+    return true;
 }
 
-Factors::~Factors() {
+void Factors::keep(Table table) {
+    table_ = std::move(table);
     const std::lock_guard lock(kept().mutex);
-    if (table_.empty() || (kept().rule == rule_ && kept().table.size() >= table_.size())) return;
     kept().rule = rule_;
-    kept().table = std::move(table_);
+    kept().table = table_;
 }
 
 }  // namespace bdc::search

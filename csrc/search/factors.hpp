@@ -1,9 +1,12 @@
-// The factor of a rule by N(s), from a table as long as the searches so far needed.
+// The factor of a rule by N(s), from a table as long as the searches so far needed. The table is
+// the process's: forests of one rule share it, and the last one is kept for the next.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "types.hpp"
@@ -14,13 +17,11 @@ inline constexpr std::uint32_t kTabulated = 1u << 16;
 
 class Factors {
   public:
-    explicit Factors(const RuleSpec& rule);  // the table that the last forest of this rule left
-    ~Factors();                              // leaves it to the next
+    explicit Factors(const RuleSpec& rule) : rule_(rule) { take_kept(1); }
     Factors(const Factors&) = delete;
 
-    const double* data() const { return table_.data(); }
-    std::uint32_t size() const { return std::uint32_t(table_.size()); }
-    std::size_t bytes() const { return table_.capacity() * sizeof(double); }
+    const double* data() const { return table_ ? table_->data() : nullptr; }
+    std::uint32_t size() const { return table_ ? std::uint32_t(table_->size()) : 0; }
 
     // The table ends before this N(s). Any thread may say so; it grows between calls.
     void miss(std::uint32_t visits) {
@@ -31,16 +32,24 @@ class Factors {
     template <class Rule>
     void grow(const Rule& rule) {
         outgrown_.store(false, std::memory_order_relaxed);
-        std::uint32_t visits = size();
-        table_.resize(std::clamp<std::size_t>(2 * table_.size(), 256, kTabulated));
-        for (; visits < size(); ++visits) {
-            table_[visits] = visits == 0 ? 0.0 : rule.factor(double(visits));
+        const std::uint32_t wanted = std::clamp(2 * size(), 256u, kTabulated);
+        if (take_kept(wanted)) return;
+        auto table = std::make_shared<std::vector<double>>(data(), data() + size());
+        table->reserve(wanted);
+        for (std::uint32_t visits = size(); visits < wanted; ++visits) {
+            table->push_back(visits == 0 ? 0.0 : rule.factor(double(visits)));
         }
+        keep(std::move(table));
     }
 
   private:
+    using Table = std::shared_ptr<const std::vector<double>>;
+
+    bool take_kept(std::size_t least);  // true: it has so many entries
+    void keep(Table table);
+
     const RuleSpec rule_;
-    std::vector<double> table_;
+    Table table_;
     std::atomic<bool> outgrown_{false};
 };
 

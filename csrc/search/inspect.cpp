@@ -18,7 +18,7 @@ std::unique_lock<std::mutex> Forest::look() const {
 
 std::size_t Forest::bytes() const {
     const auto lock = look();
-    std::size_t total = locations_.bytes() + store_.bytes() + factors_.bytes();
+    std::size_t total = locations_.bytes() + store_.bytes();
     for (const Tree& tree : trees_) {
         total += sizeof(Tree) + sizeof(std::uint32_t) + bytes_of(tree.flights) +
                  bytes_of(tree.arena.chunks) + bytes_of(tree.arena.free);

@@ -128,6 +128,16 @@ def test_memory_of_small_trees(branching: int) -> None:
     assert forest.nbytes / len(forest) <= 64
 
 
+@pytest.mark.parametrize("nodes", [1000, 10_000, 100_000])
+@pytest.mark.parametrize("branching", [3, 8, 32])
+def test_memory_of_one_tree(branching: int, nodes: int) -> None:
+    forest = Forest(UCT(), "mean", threads=1)
+    wave = forest.select(forest.plant(1))
+    for _ in range(nodes // branching):
+        wave = forest.step(wave, branching, [0.5])
+    assert forest.nbytes / len(forest) <= 64
+
+
 @pytest.mark.parametrize("branching", [3, 8, 32])
 def test_memory_of_small_trees_on_two_threads(branching: int) -> None:
     forest = Forest(UCT(), "mean", threads=2)
