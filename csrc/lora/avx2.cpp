@@ -3,5 +3,4 @@
 #define BDC_LANES 8
 #define BDC_TOKENS 4
 #define BDC_ROWS 2
-#define BDC_ONE_TOKEN nullptr
 #include "kernel.inc"

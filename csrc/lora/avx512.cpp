@@ -3,5 +3,4 @@
 #define BDC_LANES 16
 #define BDC_TOKENS 4
 #define BDC_ROWS 4
-#define BDC_ONE_TOKEN &kAvx2
 #include "kernel.inc"

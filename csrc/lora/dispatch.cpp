@@ -31,4 +31,16 @@ const Kernel& choose() {
                                 forced);
 }
 
+const Kernel& kernel_for(const Kernel& chosen, const Product& p) {
+#ifdef BDC_X86
+    // Zen 4's units take wide vectors in halves: for one token, adding up their lanes costs more
+    // than the products, but for pairs of bfloat16.
+    static const bool halves = __builtin_cpu_is("amdfam19h");
+    const bool pairs = &chosen == &kAvx512BFloat16 && p.storage == Storage::kBFloat16 &&
+                       p.experts == Experts::kAsInputs;
+    if (halves && p.count == 1 && !pairs && &chosen != &kPortable) return kAvx2;
+#endif
+    return chosen;
+}
+
 }  // namespace bdc::lora

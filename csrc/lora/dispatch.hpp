@@ -9,4 +9,7 @@ namespace bdc::lora {
 // it can't run here.
 const Kernel& choose();
 
+// The kernel for all tokens of a call.
+const Kernel& kernel_for(const Kernel& chosen, const Product& product);
+
 }  // namespace bdc::lora

@@ -3,5 +3,4 @@
 #define BDC_LANES 4
 #define BDC_TOKENS 2
 #define BDC_ROWS 2
-#define BDC_ONE_TOKEN nullptr
 #include "kernel.inc"

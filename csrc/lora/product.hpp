@@ -71,20 +71,10 @@ struct Kernel {
     const char* name;
     std::int64_t rank_step, out_step;  // a part is best a multiple of these
     DotsFrom dots_from;
-    const Kernel* one_token;                 // what is faster for one token, or null,
-    bool pairs;                              // but for bfloat16, which this one multiplies in pairs
     std::size_t (*scratch)(const Product&);  // bytes that either half needs
     void (*shrink)(const Product&, const Part&, void* scratch);
     void (*expand)(const Product&, const Part&, void* scratch);
 };
-
-// The kernel for all tokens of a call. For one token the sums over a wide vector's lanes cost more
-// than its products.
-static inline const Kernel& kernel_for(const Kernel& chosen, const Product& p) {
-    const bool pairs =
-        chosen.pairs && p.storage == Storage::kBFloat16 && p.experts == Experts::kAsInputs;
-    return p.count == 1 && chosen.one_token && !pairs ? *chosen.one_token : chosen;
-}
 
 // The order for the tokens of a whole call, however it is cut up: dot products with the rows of B
 // where turning B would cost more.

@@ -9,6 +9,8 @@
 #include <omp.h>
 #endif
 
+#include "dispatch.hpp"
+
 namespace bdc::lora {
 namespace {
 
