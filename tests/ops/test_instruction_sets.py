@@ -28,7 +28,8 @@ STORAGES = [
     (2, lambda v: v.astype(np.float16), lambda v: v, 2.0**-11),
 ]
 SHAPES = [(1, 1, 1, 1), (7, 37, 29, 13), (41, 130, 70, 33), (3, 64, 128, 24), (70, 96, 64, 32), (9, 40, 90, 21)]
-SHAPES += [(2, 70, 37, 47), (4, 50, 41, 515), (3, 8301, 5, 7), (2, 30, 45, 20)]
+SHAPES += [(2, 70, 37, 47), (4, 50, 41, 515), (3, 8301, 5, 7), (2, 30, 45, 20), (20, 5003, 40, 17), (8, 4100, 70, 12)]
+SHAPES += [(tokens, 90, 35 + tokens, 40 + tokens) for tokens in range(5, 60)]  # every tile of tokens
 for storage, narrow, widen, unit in STORAGES:
     for (tokens, d_in, d_out, rank), int8 in itertools.product(SHAPES, (False, True)):
         y, x, a, b = (
