@@ -86,12 +86,13 @@ Forest::~Forest() { lists_.close(); }
 // How a call's items are dealt out.
 Forest::Parts Forest::parts_for(std::size_t items, std::size_t weight) const {
     constexpr std::size_t kWorthIt = 128;  // pieces of work that are worth a wake-up,
-    constexpr std::size_t kChunk = 16;     // and that are worth handing over
-    constexpr std::size_t kPieces = 4;     // whoever is early helps with the last ones
+    constexpr std::size_t kShare = 16;     // and that are worth handing over;
+    constexpr std::size_t kPiece = 64;     // shares are cut no smaller than that,
+    constexpr std::size_t kPieces = 4;     // and whoever is early helps with the last ones
     const std::size_t work = items * weight;
     if (pool_.threads() == 1 || work < kWorthIt) return {items, 1, 1};
-    Parts parts{items, std::min<std::size_t>({pool_.threads(), items, work / kChunk}), 1};
-    while (parts.pieces < kPieces && work / parts.threads >> parts.pieces >= kChunk) ++parts.pieces;
+    Parts parts{items, std::min<std::size_t>({pool_.threads(), items, work / kShare}), 1};
+    while (parts.pieces < kPieces && work / parts.threads >> parts.pieces >= kPiece) ++parts.pieces;
     return parts;
 }
 

@@ -1,14 +1,14 @@
 #include "pool.hpp"
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <span>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -19,47 +19,73 @@ namespace bdc::search {
 
 namespace {
 
+constexpr std::size_t kTaskBytes = 192;  // of a task, which a helper asks for early
+
 thread_local unsigned own_number = 0;
 
 }  // namespace
 
 unsigned Pool::worker() { return own_number; }
 
+// A line that goes from one thread to another takes up to the time of two or three descents. So
+// each is written by one side, and few are waited for one after another: a helper reads its offer,
+// then, while it takes the offer up on its desk, what that points to; in the end the caller reads
+// the desk.
 struct Pool::Crew {
-    // All that a helper and the caller say to each other is on one line, and no lock on the way.
-    enum State : int { kIdle, kOffered, kTaken, kStop };
-    struct alignas(kLine) Seat {
-        std::atomic<int> state{kIdle};
-        unsigned chunks = 0;
-        Task task{};
-        std::exception_ptr error;
-    };
-    // A thread's own chunks, which it puts here when it begins. In the calls of a wave they hold
-    // the same trees, which stay in its cache: who has done his own helps one who is far behind,
-    // but leaves him the last one, which takes less time than its lines to go from cache to cache
-    // and back.
-    struct alignas(kLine) Range {
-        std::atomic<std::uint64_t> left{0};  // the next one, and above it the end
+    using Number = std::uint32_t;
+    static constexpr Number kStop = 0, kNone = 1;  // of no call
 
-        void set(unsigned first, unsigned end) {
-            left.store(first | std::uint64_t(end) << 32, std::memory_order_relaxed);
+    // What the caller says to a helper.
+    struct alignas(kLine) Offer {
+        std::atomic<Number> call{kNone};
+        std::atomic<unsigned> chunks{0};
+        std::atomic<const void*> of{nullptr};
+        std::atomic<Call> function{nullptr};
+    };
+
+    // Some chunks of a call: packed, since they are taken one by one by several threads.
+    struct Chunks {
+        Number call;
+        std::uint16_t next, end;
+    };
+    static_assert(std::atomic<Chunks>::is_always_lock_free);
+
+    // A thread's own chunks. In the calls of a wave they hold the same trees, which stay in its
+    // cache: who helps it leaves it the last one, which takes less time than its lines to go from
+    // cache to cache and back.
+    struct alignas(kLine) Desk {
+        std::atomic<Chunks> left{Chunks{kNone, 0, 0}};
+        std::atomic<Number> done{kNone};  // the last call that the thread has ended
+        std::exception_ptr error;
+
+        bool ended(Number call) const { return done.load(std::memory_order_acquire) == call; }
+
+        // Takes up the chunks of a new call; false: another thread has, for this one or a later.
+        bool take_up(const Chunks& own, Chunks& seen) {
+            while (std::int32_t(own.call - seen.call) > 0) {
+                if (left.compare_exchange_weak(seen, own, std::memory_order_acq_rel)) return true;
+            }
+            return false;
         }
+
         // Calls the task with chunks until so many are left.
-        void take(const Task& task, unsigned spared) {
-            for (std::uint64_t seen = left.load(std::memory_order_relaxed);
-                 unsigned(seen) + spared < unsigned(seen >> 32);) {
-                if (!left.compare_exchange_weak(seen, seen + 1, std::memory_order_relaxed))
-                    continue;
-                task.call(task.of, unsigned(seen++));
+        void take(const Task& task, Number call, unsigned spared) {
+            Chunks seen = left.load(std::memory_order_relaxed);
+            while (seen.call == call && seen.next + spared < seen.end) {
+                const Chunks after{call, std::uint16_t(seen.next + 1), seen.end};
+                if (!left.compare_exchange_weak(seen, after, std::memory_order_relaxed)) continue;
+                task.function(task.of, seen.next);
+                seen = after;
             }
         }
     };
-    std::vector<Range> ranges;  // the caller's first
-    std::vector<Seat> seats;
+    std::vector<Offer> offers;  // by helper
+    std::vector<Desk> desks;    // by thread, the caller's first
     std::vector<std::thread> threads;
+    alignas(kLine) Number last = kNone;  // call, which only the caller looks at
 
     // With as many as the system starts.
-    explicit Crew(unsigned helpers) : ranges(helpers + 1), seats(helpers) {
+    explicit Crew(unsigned helpers) : offers(helpers), desks(helpers + 1) {
         threads.reserve(helpers);
         try {
             for (unsigned i = 0; i < helpers; ++i) threads.emplace_back([this, i] { serve(i); });
@@ -68,19 +94,19 @@ struct Pool::Crew {
     }
 
     ~Crew() {
-        for (Seat& seat : seats) {
-            seat.state.store(kStop, std::memory_order_release);
-            seat.state.notify_one();
+        for (Offer& offer : offers) {
+            offer.call.store(kStop, std::memory_order_release);
+            offer.call.notify_one();
         }
         for (auto& thread : threads) thread.join();
     }
 
     unsigned helpers() const { return unsigned(threads.size()); }
 
-    Range& begin(unsigned self, unsigned chunks) {  // with all of its own
+    Chunks own(unsigned thread, Number call, unsigned chunks) const {  // all of them
         const unsigned all = helpers() + 1;
-        ranges[self].set(chunks * self / all, chunks * (self + 1) / all);
-        return ranges[self];
+        return {call, std::uint16_t(chunks * thread / all),
+                std::uint16_t(chunks * (thread + 1) / all)};
     }
 
     template <class Work>
@@ -93,49 +119,109 @@ struct Pool::Crew {
         return nullptr;
     }
 
-    // True: the helper has not taken up what it was offered, and will not.
-    static bool withdraw(Seat& seat) {
-        int seen = kOffered;
-        return seat.state.compare_exchange_strong(seen, kIdle, std::memory_order_acq_rel);
+    Number offer(unsigned chunks, const Task& task) {
+        if (++last == kStop) last = kNone;
+        for (unsigned i = 0; i < helpers(); ++i) {
+            offers[i].chunks.store(chunks, std::memory_order_relaxed);
+            offers[i].of.store(task.of, std::memory_order_relaxed);
+            offers[i].function.store(task.function, std::memory_order_relaxed);
+            offers[i].call.store(last, std::memory_order_release);
+            offers[i].call.notify_one();
+        }
+        return last;
     }
 
     void serve(unsigned index) {
         own_number = index + 1;
-        std::atomic<int>& state = seats[index].state;
-        for (;;) {
-            leave(state, kIdle);
-            int seen = kOffered;
-            if (state.compare_exchange_strong(seen, kTaken, std::memory_order_acquire)) {
-                Seat& seat = seats[index];
-                seat.error = caught([&] {
-                    const unsigned all = helpers() + 1;
-                    begin(index + 1, seat.chunks).take(seat.task, 0);
-                    for (unsigned k = 2; k <= all; ++k) {
-                        ranges[(index + k) % all].take(seat.task, 1);
-                    }
-                });
-                state.store(kIdle, std::memory_order_release);
-                state.notify_one();
-            } else if (seen == kStop) {
-                return;
+        const Offer& offer = offers[index];
+        Desk& desk = desks[index + 1];
+        Chunks seen = desk.left;
+        for (Number call = kNone;;) {
+            if (!soon([&] { return offer.call.load(std::memory_order_acquire) != call; })) {
+                offer.call.wait(call, std::memory_order_acquire);
             }
+            call = offer.call.load(std::memory_order_acquire);
+            if (call == kStop) return;
+            const Task task{offer.of.load(std::memory_order_relaxed),
+                            offer.function.load(std::memory_order_relaxed)};
+            for (std::size_t at = 0; at < kTaskBytes; at += kLine) {
+                __builtin_prefetch(static_cast<const std::byte*>(task.of) + at);
+            }
+            const Chunks chunks =
+                own(index + 1, call, offer.chunks.load(std::memory_order_relaxed));
+            if (!desk.take_up(chunks, seen)) continue;
+            seen = {call, chunks.end, chunks.end};
+            desk.error = caught([&] { work(index + 1, call, task); });
+            desk.done.store(call, std::memory_order_release);
+            desk.done.notify_one();
         }
     }
 
-    // Returns once `state` is another than `old`. Looks for it at first, for less than it costs to
-    // fall asleep and be woken: the calls of a wave follow each other within microseconds, and
-    // between waves everybody sleeps.
-    static void leave(const std::atomic<int>& state, int old) {
+    // A thread's own chunks, and then others' where its own took so long that it is worth to look.
+    void work(unsigned self, Number call, const Task& task) {
+        constexpr auto kLong = std::chrono::microseconds(50);
+        const auto start = std::chrono::steady_clock::now();
+        desks[self].take(task, call, 0);
+        if (std::chrono::steady_clock::now() - start >= kLong) help(self, call, task);
+    }
+
+    void help(unsigned self, Number call, const Task& task) {
+        for (std::size_t k = 1; k < desks.size(); ++k) {
+            desks[(self + k) % desks.size()].take(task, call, 1);
+        }
+    }
+
+    // The caller's part, with the chunks of helpers that are asleep.
+    void lead(Number call, unsigned chunks, const Task& task) {
+        desks[0].left.store(own(0, call, chunks), std::memory_order_relaxed);
+        work(0, call, task);
+        for (unsigned thread = 1; thread <= helpers(); ++thread) {
+            if (stand_in(thread, own(thread, call, chunks))) desks[thread].take(task, call, 0);
+        }
+        for (unsigned thread = 1; thread <= helpers(); ++thread) {
+            if (!soon([&] { return desks[thread].ended(call); })) help(0, call, task);
+        }
+    }
+
+    // True: the helper has not taken these chunks up, and will not.
+    bool stand_in(unsigned thread, const Chunks& chunks) {
+        Desk& desk = desks[thread];
+        Chunks seen = desk.left.load(std::memory_order_relaxed);
+        if (!desk.take_up(chunks, seen)) return false;
+        desk.done.store(chunks.call, std::memory_order_relaxed);
+        return true;
+    }
+
+    // Waits for all helpers; their first error.
+    std::exception_ptr end(Number call) {
+        std::exception_ptr failed;
+        for (unsigned thread = 1; thread <= helpers(); ++thread) {
+            Desk& desk = desks[thread];
+            if (stand_in(thread, {call, 0, 0})) continue;
+            for (Number done; (done = desk.done.load(std::memory_order_acquire)) != call;) {
+                desk.done.wait(done, std::memory_order_acquire);
+            }
+            if (!desk.error) continue;
+            std::exception_ptr error = std::exchange(desk.error, nullptr);
+            if (!failed) failed = error;
+        }
+        return failed;
+    }
+
+    // Waits for less than it costs to fall asleep and be woken; false: in vain. The calls of a wave
+    // follow each other within microseconds, and between waves everybody sleeps.
+    template <class Met>
+    static bool soon(const Met& met) {
         constexpr auto kPatience = std::chrono::microseconds(30);
         constexpr int kLooks = 16;  // between looks at the clock
         const auto until = std::chrono::steady_clock::now() + kPatience;
         do {
             for (int look = 0; look < kLooks; ++look) {
-                if (state.load(std::memory_order_acquire) != old) return;
+                if (met()) return true;
                 pause();
             }
         } while (std::chrono::steady_clock::now() < until);
-        state.wait(old, std::memory_order_acquire);
+        return false;
     }
 
     static void pause() {
@@ -149,12 +235,20 @@ struct Pool::Crew {
 
 namespace {
 
+// How many forks lie between this process and the first one.
+unsigned generation() {
+    static std::atomic<unsigned> forks{0};
+    [[maybe_unused]] static const int counted =
+        pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
+    return forks.load(std::memory_order_relaxed);
+}
+
 // The crew of the last pool that went away, for the next of its size: small forests come and go
 // faster than threads start.
 struct Spare {
     std::mutex mutex;
     std::unique_ptr<Pool::Crew> crew;
-    pid_t owner = 0;
+    unsigned owner = 0;
 };
 Spare& spare() {
     static auto* kept = new Spare;  // never freed: forests may outlive statics
@@ -164,7 +258,7 @@ Spare& spare() {
 }  // namespace
 
 Pool::~Pool() {
-    if (crew_ == nullptr || owner_ != getpid()) return;
+    if (crew_ == nullptr || owner_ != generation()) return;
     std::unique_ptr<Crew> leaving(crew_);
     const std::lock_guard lock(spare().mutex);
     if (spare().owner != owner_) spare().crew.release();  // a parent's, whose threads are not here
@@ -174,7 +268,7 @@ Pool::~Pool() {
 
 // Threads do not survive a fork: the child starts a crew of its own and leaves the old one be.
 void Pool::gather() {
-    owner_ = getpid();
+    owner_ = generation();
     {
         const std::lock_guard lock(spare().mutex);
         if (spare().owner == owner_ && spare().crew && spare().crew->helpers() == threads_ - 1) {
@@ -186,34 +280,12 @@ void Pool::gather() {
 }
 
 void Pool::share(unsigned chunks, Task task) {
-    if (crew_ == nullptr || owner_ != getpid()) gather();
-    const std::span<Crew::Seat> seats(crew_->seats.data(), crew_->helpers());
-    for (auto& seat : seats) {
-        seat.chunks = chunks;
-        seat.task = task;
-        seat.state.store(Crew::kOffered, std::memory_order_release);
-        seat.state.notify_one();
-    }
-    std::exception_ptr failed = Crew::caught([&] {
-        crew_->begin(0, chunks).take(task, 0);
-        for (unsigned i = 0; i < crew_->helpers(); ++i) {
-            if (Crew::withdraw(seats[i])) {
-                crew_->begin(i + 1, chunks).take(task, 0);
-            } else {
-                crew_->ranges[i + 1].take(task, 1);
-            }
-        }
-    });
-    for (auto& seat : seats) {
-        if (Crew::withdraw(seat)) continue;
-        Crew::leave(seat.state, Crew::kTaken);
-        if (!seat.error) continue;
-        std::exception_ptr error = std::exchange(seat.error, nullptr);
-        if (!failed) failed = error;
-    }
-    if (!failed) return;
-    for (auto& range : crew_->ranges) range.set(0, 0);  // what was left is not the next call's
-    std::rethrow_exception(failed);
+    if (crew_ == nullptr || owner_ != generation()) gather();
+    const Crew::Number call = crew_->offer(chunks, task);
+    std::exception_ptr failed = Crew::caught([&] { crew_->lead(call, chunks, task); });
+    const std::exception_ptr others = crew_->end(call);
+    if (!failed) failed = others;
+    if (failed) std::rethrow_exception(failed);
 }
 
 }  // namespace bdc::search

@@ -2,8 +2,6 @@
 // everybody has his own; a helper that wakes too late finds nothing to do and delays nobody.
 #pragma once
 
-#include <sys/types.h>
-
 namespace bdc::search {
 
 class Pool {
@@ -15,8 +13,8 @@ class Pool {
     unsigned threads() const { return threads_; }
     static unsigned worker();  // the calling thread's number: 0, or a helper's in its own pool
 
-    // Calls work(0..chunks-1), each once, on the caller's thread and on helpers. The first
-    // exception of any chunk is rethrown after all have ended.
+    // Calls work(0..chunks-1), at most 65535, each once, on the caller's thread and on helpers. The
+    // first exception of any chunk is rethrown after all have ended.
     template <class Work>
     void run(unsigned chunks, const Work& work) {
         if (chunks <= 1 || threads_ == 1) {
@@ -31,15 +29,16 @@ class Pool {
     struct Crew;
 
   private:
+    using Call = void (*)(const void* of, unsigned chunk);
     struct Task {
         const void* of;
-        void (*call)(const void* of, unsigned chunk);
+        Call function;
     };
     void gather();
     void share(unsigned chunks, Task task);
 
     unsigned threads_;
-    pid_t owner_ = 0;
+    unsigned owner_ = 0;
     Crew* crew_ = nullptr;
 };
 
