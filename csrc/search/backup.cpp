@@ -160,10 +160,10 @@ void Forest::backup(Ids nodes, std::span<const double> returns, Ids tickets, boo
 }
 
 void Forest::refuse_return(std::size_t i, double value) {
-    const char* wanted = finite(value)
-                             ? "; Thompson with a beta posterior needs returns in [0, 1]"
-                             : "; a return must be finite, use abandon for a failed evaluation";
-    throw InputFault(item("returns", i) + " is " + std::to_string(value) + wanted, std::int64_t(i));
+    const char* wanted =
+        bounded(value) ? "; Thompson with a beta posterior needs returns in [0, 1]"
+                       : "; a return lies within +-1e100, use abandon for a failed evaluation";
+    throw InputFault(item("returns", i) + " is " + shown(value) + wanted, std::int64_t(i));
 }
 
 // Checks one item of a backup and claims its selections.

@@ -23,19 +23,22 @@ void make_room(std::vector<T>& entries, std::size_t count) {
 }  // namespace
 
 AnyRule make_rule(const RuleSpec& spec) {
+    constexpr double kLeast = 1.0 / kLargestNumber;  // of what divides
     const double* p = spec.parameters;
     for (int i = 0; i < kRuleParameters; ++i) {
-        if (!finite(p[i])) throw InputFault("a rule parameter is not finite; give numbers", i);
+        if (!bounded(p[i])) {
+            throw InputFault("a rule parameter is " + shown(p[i]) + "; it lies within +-1e100", i);
+        }
     }
     switch (spec.kind) {
         case 0:
             require(p[0] >= 0.0, "UCT: c must not be negative");
             return UCT(p);
         case 1:
-            require(p[0] > 0.0, "PUCT: c_base must be positive");
+            require(p[0] >= kLeast, "PUCT: c_base must be positive, at least 1e-100");
             return PUCT(p);
         case 2:
-            require(p[0] > 0.0, "PUCB: c_base must be positive");
+            require(p[0] >= kLeast, "PUCB: c_base must be positive, at least 1e-100");
             return PUCB(p);
         case 3:
             require(p[0] >= 1.0 && p[0] <= 1e6 && p[1] >= 1.0 && p[1] <= 256.0,
@@ -45,8 +48,9 @@ AnyRule make_rule(const RuleSpec& spec) {
             return GumbelRoot(p);
         case 4:
             require(p[0] >= 0.0 && p[0] <= 64.0, "Thompson: agents must lie in 0..64");
-            require((p[1] != 0.0 || p[2] > 0.0) && p[3] > 0.0,
-                    "Thompson: beta needs a, b > 0, normal needs a positive scale");
+            require(
+                (p[1] != 0.0 || p[2] >= kLeast) && p[3] >= kLeast,
+                "Thompson: beta needs a, b > 0, normal needs a positive scale, at least 1e-100");
             return Thompson(p);
         default:
             throw InputFault("no selection rule has the number " + std::to_string(spec.kind));
@@ -65,12 +69,12 @@ Forest::Forest(const Config& config, unsigned threads)
             "backup must be 'max' or 'mean'");
     require(finite(config.gamma) && config.gamma >= 0.0 && config.gamma <= 1.0,
             "gamma must lie in 0..1");
-    require(finite(config.virtual_loss) && config.virtual_loss >= 0.0,
-            "virtual_loss must be finite and not negative");
-    require(finite(config.widening_c) && config.widening_c >= 0.0 &&
+    require(bounded(config.virtual_loss) && config.virtual_loss >= 0.0,
+            "virtual_loss must lie in 0..1e100");
+    require(bounded(config.widening_c) && config.widening_c >= 0.0 &&
                 finite(config.widening_alpha) && config.widening_alpha >= 0.0 &&
                 config.widening_alpha <= 1.0,
-            "widening needs c >= 0 and alpha in 0..1");
+            "widening needs c in 0..1e100 and alpha in 0..1");
     if (const auto* thompson = std::get_if<Thompson>(&rule_)) {
         agents_ = thompson->agents;
         if (!thompson->posterior.normal) {
@@ -258,9 +262,9 @@ Forest::Growth Forest::plan(const char* call, std::size_t rows, Ids counts,
     if (priors.data() != nullptr) check_length(priors.size(), "priors");
     if (tags.data() != nullptr) check_length(tags.size(), "tags");
     for (std::size_t i = 0; i < priors.size(); ++i) {
-        if (!finite(priors[i]) || priors[i] < 0.0) {
-            throw InputFault(item("priors", std::int64_t(i)) + " is " + std::to_string(priors[i]) +
-                                 "; a prior is finite and not negative",
+        if (!bounded(priors[i]) || priors[i] < 0.0) {
+            throw InputFault(item("priors", std::int64_t(i)) + " is " + shown(priors[i]) +
+                                 "; a prior lies in 0..1e100",
                              std::int64_t(i));
         }
     }

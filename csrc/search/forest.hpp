@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <limits>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -254,7 +253,7 @@ class Forest {
     class Claims;
     struct Job;
     void land(const Location& leaf);
-    // A return is finite, and within what the rule's posterior can hold.
+    // A return lies within what sums, and the rule's posterior, can hold.
     void check_return(std::size_t i, double value) const {
         if (!(value >= least_return_ && value <= most_return_)) refuse_return(i, value);
     }
@@ -331,8 +330,7 @@ class Forest {
     Config config_;
     AnyRule rule_;
     std::uint32_t agents_;  // generate arms per node, 0 for most rules
-    double least_return_ = std::numeric_limits<double>::lowest();
-    double most_return_ = std::numeric_limits<double>::max();
+    double least_return_ = -kLargestNumber, most_return_ = kLargestNumber;
     Descend descend_;
     Largest largest_ = find_largest(machine_isa());
     Factors factors_;

@@ -44,7 +44,7 @@ struct Pool::Crew {
     };
 
     // Some chunks of a call: packed, since they are taken one by one by several threads.
-    struct Chunks {
+    struct alignas(8) Chunks {
         Number call;
         std::uint16_t next, end;
     };

@@ -362,16 +362,17 @@ class Snapshot {
                                family.reason()[0] == 0,
                            "a root");
         }
+        constexpr double kLargestSum = kLargestNumber * 0x1p32;  // of all the returns there can be
         const std::uint32_t agents = forest_.agents_;
         for (std::uint32_t agent = 0; agent < agents; ++agent) {
-            source_.insist(finite(family.arms()[agent].sum), "an arm");
+            source_.insist(bounded(family.arms()[agent].sum, kLargestSum), "an arm");
         }
         for (std::uint32_t lane = 0; lane < head.count; ++lane) {
-            source_.insist(finite(family.best()[lane]) && finite(family.sum()[lane]) &&
-                               finite(family.prior()[lane]) && family.prior()[lane] >= 0.0 &&
-                               family.id()[lane] < kMaxNodes &&
-                               (agents == 0 || family.tag()[lane] < agents),
-                           "a node");
+            source_.insist(
+                bounded(family.best()[lane]) && bounded(family.sum()[lane], kLargestSum) &&
+                    bounded(family.prior()[lane]) && family.prior()[lane] >= 0.0 &&
+                    family.id()[lane] < kMaxNodes && (agents == 0 || family.tag()[lane] < agents),
+                "a node");
         }
     }
 

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <stdexcept>
 #include <string>
 
@@ -22,6 +24,13 @@ struct InputFault : std::runtime_error {
     std::int64_t index;
 };
 
+// A number as messages show it.
+inline std::string shown(double x) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.6g", x);
+    return text;
+}
+
 // An item of an argument, as messages name it.
 inline std::string item(const char* what, std::int64_t index) {
     return std::string(what) + "[" + std::to_string(index) + "]";
@@ -37,6 +46,11 @@ inline void check_one_each(const char* call, const char* what, std::size_t given
 
 // std::isfinite may be optimised away under fast-math flags; the bits may not.
 inline bool finite(double x) { return (std::bit_cast<std::uint64_t>(x) >> 52 & 0x7FF) != 0x7FF; }
+
+// Returns, priors and rule parameters are no larger, so that no sum, product or score of them is
+// infinite or not a number, on which the forms for the instruction sets might not agree.
+inline constexpr double kLargestNumber = 1e100;
+inline bool bounded(double x, double by = kLargestNumber) { return finite(x) && std::abs(x) <= by; }
 
 // A file could not be written: errno, the file, and the step that failed.
 struct FileFault : std::runtime_error {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bdc.errors import InputError
-from bdc.search import PUCB, UCT, Forest, ForestError, GumbelRoot, Selection, Thompson, Widening
+from bdc.search import PUCB, PUCT, UCT, Forest, ForestError, GumbelRoot, Selection, Thompson, Widening
 
 
 def grown() -> tuple[Forest, Selection]:
@@ -45,6 +45,7 @@ BAD = {
     "expand missing priors": (lambda f, s: f.expand([3], 2, [0.5]), None),
     "expand empty priors": (lambda f, s: f.expand([3], 2, []), None),
     "expand nan prior": (lambda f, s: f.expand([3, 4], 1, [0.5, NAN]), 1),
+    "expand huge prior": (lambda f, s: f.expand([3], 2, [1, 1.01e100]), 1),
     "expand inf prior": (lambda f, s: f.expand([3], 2, [INF, 1]), 0),
     "expand negative prior": (lambda f, s: f.expand([3], 2, [0.1, -0.1]), 1),
     "expand text priors": (lambda f, s: f.expand([3], 2, ["a", "b"]), None),
@@ -55,6 +56,7 @@ BAD = {
     "backup unknown": (lambda f, s: f.backup([3, 4, 1000], [0, 0, 0]), 2),
     "backup lengths": (lambda f, s: f.backup([3, 4], [0.0]), None),
     "backup nan": (lambda f, s: f.backup(s, [0.5, NAN]), 1),
+    "backup huge": (lambda f, s: f.backup(s, [0.5, -1.01e100]), 1),
     "backup inf": (lambda f, s: f.backup(s, [-INF, 0.5]), 0),
     "backup pruned": (lambda f, s: f.backup([3, 2], [0.5, 0.5]), 1),
     "backup twice in a call": (lambda f, s: f.backup(s[[0, 1, 0]], [0.5, 0.5, 0.5]), 2),
@@ -126,7 +128,10 @@ def test_a_ticket_is_resolved_once() -> None:
         lambda: Forest(backup="median"),
         lambda: Forest(seed=-1),
         lambda: Forest(threads=0),
+        lambda: Forest(virtual_loss=1.01e100),
         lambda: Forest(PUCB(c_base=0.0)),
+        lambda: Forest(PUCT(c_base=1e-101)),
+        lambda: Forest(UCT(1.01e100)),
         lambda: Forest(UCT(INF)),
         lambda: Forest(GumbelRoot(simulations=0)),
         lambda: Forest(Thompson(a=0.0)),

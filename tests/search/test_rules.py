@@ -216,3 +216,33 @@ def test_agents_take_turns_on_ties() -> None:
         order.append(int(selection.leaf[0] - children[0]))
         forest.backup(selection, [0.0])
     assert order == [0, 2, 4, 1, 3, 5]
+
+
+@pytest.mark.parametrize("backup", ["mean", "max"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        UCT(1e100),
+        PUCT(1e-100, 1e100, fpu_reduction=1e100),
+        PUCT(1e100, -1e100),
+        PUCB(1e-100, 1e100),
+        GumbelRoot(16, 4, c_visit=1e100, c_scale=1e100),
+        Thompson(2, "normal", -1e100, 1e100),
+        Thompson(2, "normal", 1e100, 1e-100),
+        Thompson(2, "beta", 1e-100, 1e100),
+    ],
+    ids=repr,
+)
+def test_the_largest_numbers_leave_a_lane_to_choose(rule, backup) -> None:
+    rng = np.random.default_rng(1)
+    unit = isinstance(rule, Thompson) and rule.posterior == "beta"
+    forest = Forest(rule, backup, threads=1)
+    wave = forest.select(forest.plant(20), 3)
+    for children in (3, 7, 40, 100, 2, 2):  # of each form of the inner loop
+        rows = len(wave)
+        returns = rng.choice([0.0, 1.0] if unit else [-1e100, 0.0, 1e100], rows)
+        priors = rng.choice([0.0, 1e-100, 1.0, 1e100], rows * children)
+        wave = forest.step(wave, children, returns, priors=priors, leaves=3)
+    forest.check()
+    rows = np.concatenate([forest.nodes(tree) for tree in forest.trees])
+    assert all(np.isfinite(rows[name]).all() for name in ("prior", "value", "max", "mean"))

@@ -58,6 +58,23 @@ bool same_pick(Isa isa, const Family& family, double factor, double unvisited) {
            pick(family, factor, unvisited);
 }
 
+bool same_picks(Isa isa, const Family& family, double factor, double unvisited) {
+    return same_pick<Bonus::kInverseRoot, true>(isa, family, factor, 0.0) &&
+           same_pick<Bonus::kInverseRoot, false>(isa, family, factor, 0.0) &&
+           same_pick<Bonus::kPrior, true>(isa, family, factor, unvisited) &&
+           same_pick<Bonus::kPrior, false>(isa, family, factor, unvisited);
+}
+
+// The largest numbers that there can be, of both signs.
+void enlarge(std::mt19937& random, const Family& family) {
+    for (std::uint32_t i = 0; i < family.head().count; ++i) {
+        const double size = random() % 2 == 0 ? kLargestNumber : -kLargestNumber;
+        family.sum()[i] *= size;
+        family.best()[i] *= size;
+        family.prior()[i] *= kLargestNumber;
+    }
+}
+
 // A blank family is written as lanes are one by one, and nothing behind it.
 bool same_blank(std::mt19937& random, std::uint32_t count) {
     Block one(arms_offset(count) / 8 + 2, 0x5555555555555555u);
@@ -102,11 +119,12 @@ int main(int argc, char** argv) {
         Block block = random_family(random, count);
         const Family family = view(block);
         const double factor = 0.5 * double(random() % 4), unvisited = 0.5 * double(random() % 2);
-        if (!same_pick<Bonus::kInverseRoot, true>(isa, family, factor, 0.0) ||
-            !same_pick<Bonus::kInverseRoot, false>(isa, family, factor, 0.0) ||
-            !same_pick<Bonus::kPrior, true>(isa, family, factor, unvisited) ||
-            !same_pick<Bonus::kPrior, false>(isa, family, factor, unvisited) ||
-            !same_draws(isa, random, family) || !same_blank(random, count)) {
+        bool same = same_picks(isa, family, factor, unvisited) && same_draws(isa, random, family) &&
+                    same_blank(random, count);
+        enlarge(random, family);
+        same &= same_picks(isa, family, factor * 0x1p32 * kLargestNumber,
+                           -unvisited * 0x1p32 * kLargestNumber);
+        if (!same) {
             std::printf("trial %d differs, %u lanes\n", trial, count);
             return 1;
         }
