@@ -47,7 +47,8 @@ class Forest:
     A tree is named by the id of its root. Ids are dense int32 numbers, given in the order of the calls, and stay valid
     until `compact`. Backup: the edge into a leaf receives the return v, the edge above gamma * v, and so on; each adds
     a visit to the node it leaves. Calls release the GIL; trees are spread over `threads`, and the result is the same
-    for any number of them. Bad input raises `ForestError` (an `InputError`) and changes nothing.
+    for any number of them. Returns, priors and rule parameters lie within +-1e100. Bad input raises `ForestError` (an
+    `InputError`) and changes nothing.
 
     Args:
         rule: see `bdc.search.rules`.
