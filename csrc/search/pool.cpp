@@ -95,8 +95,7 @@ struct Pool::Crew {
 
     ~Crew() {
         for (Offer& offer : offers) {
-            offer.call.store(kStop, std::memory_order_release);
-            offer.call.notify_one();
+            announce(offer.call, kStop);
         }
         for (auto& thread : threads) thread.join();
     }
@@ -119,6 +118,14 @@ struct Pool::Crew {
         return nullptr;
     }
 
+    // Tells the one thread that waits for it. libstdc++ looks for waiters by a load, which a store
+    // that only releases may come after: a waiter that falls asleep then is woken by nobody.
+    static void announce(std::atomic<Number>& to, Number number) {
+        to.store(number, std::memory_order_seq_cst);
+        to.notify_one();
+    }
+
+    // A helper that misses it is stood in for, and woken by the next one.
     Number offer(unsigned chunks, const Task& task) {
         if (++last == kStop) last = kNone;
         for (unsigned i = 0; i < helpers(); ++i) {
@@ -152,8 +159,7 @@ struct Pool::Crew {
             if (!desk.take_up(chunks, seen)) continue;
             seen = {call, chunks.end, chunks.end};
             desk.error = caught([&] { work(index + 1, call, task); });
-            desk.done.store(call, std::memory_order_release);
-            desk.done.notify_one();
+            announce(desk.done, call);
         }
     }
 
@@ -268,6 +274,7 @@ Pool::~Pool() {
 
 // Threads do not survive a fork: the child starts a crew of its own and leaves the old one be.
 void Pool::gather() {
+    crew_ = nullptr;
     owner_ = generation();
     {
         const std::lock_guard lock(spare().mutex);

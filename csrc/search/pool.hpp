@@ -2,19 +2,21 @@
 // everybody has his own; a helper that wakes too late finds nothing to do and delays nobody.
 #pragma once
 
+#include <algorithm>
+
 namespace bdc::search {
 
 class Pool {
   public:
-    explicit Pool(unsigned threads) : threads_(threads < 1 ? 1 : threads) {}
+    explicit Pool(unsigned threads) : threads_(std::clamp(threads, 1u, 256u)) {}
     Pool(const Pool&) = delete;
     ~Pool();
 
     unsigned threads() const { return threads_; }
     static unsigned worker();  // the calling thread's number: 0, or a helper's in its own pool
 
-    // Calls work(0..chunks-1), at most 65535, each once, on the caller's thread and on helpers. The
-    // first exception of any chunk is rethrown after all have ended.
+    // Calls work(0..chunks-1), at most 65535, each once, on the caller's thread and on helpers. An
+    // exception, the caller's or else a helper's, is rethrown after all have ended.
     template <class Work>
     void run(unsigned chunks, const Work& work) {
         if (chunks <= 1 || threads_ == 1) {
