@@ -94,9 +94,7 @@ struct Pool::Crew {
     }
 
     ~Crew() {
-        for (Offer& offer : offers) {
-            announce(offer.call, kStop);
-        }
+        for (Offer& offer : offers) announce(offer.call, kStop);
         for (auto& thread : threads) thread.join();
     }
 
