@@ -19,8 +19,6 @@ namespace bdc::search {
 
 namespace {
 
-constexpr std::size_t kTaskBytes = 192;  // of a task, which a helper asks for early
-
 thread_local unsigned own_number = 0;
 
 }  // namespace
@@ -40,6 +38,7 @@ struct Pool::Crew {
         std::atomic<Number> call{kNone};
         std::atomic<unsigned> chunks{0};
         std::atomic<const void*> of{nullptr};
+        std::atomic<std::size_t> bytes{0};
         std::atomic<Call> function{nullptr};
     };
 
@@ -129,6 +128,7 @@ struct Pool::Crew {
         for (unsigned i = 0; i < helpers(); ++i) {
             offers[i].chunks.store(chunks, std::memory_order_relaxed);
             offers[i].of.store(task.of, std::memory_order_relaxed);
+            offers[i].bytes.store(task.bytes, std::memory_order_relaxed);
             offers[i].function.store(task.function, std::memory_order_relaxed);
             offers[i].call.store(last, std::memory_order_release);
             offers[i].call.notify_one();
@@ -148,8 +148,9 @@ struct Pool::Crew {
             call = offer.call.load(std::memory_order_acquire);
             if (call == kStop) return;
             const Task task{offer.of.load(std::memory_order_relaxed),
+                            offer.bytes.load(std::memory_order_relaxed),
                             offer.function.load(std::memory_order_relaxed)};
-            for (std::size_t at = 0; at < kTaskBytes; at += kLine) {
+            for (std::size_t at = 0; at < task.bytes; at += kLine) {
                 __builtin_prefetch(static_cast<const std::byte*>(task.of) + at);
             }
             const Chunks chunks =

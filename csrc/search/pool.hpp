@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 
 namespace bdc::search {
 
@@ -23,7 +24,7 @@ class Pool {
             for (unsigned chunk = 0; chunk < chunks; ++chunk) work(chunk);
             return;
         }
-        share(chunks, {&work, [](const void* of, unsigned chunk) {
+        share(chunks, {&work, sizeof work, [](const void* of, unsigned chunk) {
                            (*static_cast<const Work*>(of))(chunk);
                        }});
     }
@@ -34,6 +35,7 @@ class Pool {
     using Call = void (*)(const void* of, unsigned chunk);
     struct Task {
         const void* of;
+        std::size_t bytes;  // of it
         Call function;
     };
     void gather();
