@@ -1,11 +1,37 @@
 #include "dispatch.hpp"
 
+#if defined(BDC_AMX) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 namespace bdc::lora {
+
+#ifdef BDC_AMX
+namespace {
+
+// Has the CPU a matrix unit for bfloat16, and may this process use it? Linux must be asked, since
+// a thread's state grows by eight KiB.
+bool has_tiles() {
+#ifdef __linux__
+    constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+    return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+           syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
+// Fewer tokens are multiplied as fast without it.
+constexpr std::int64_t kFewestForTiles = 5;
+
+}  // namespace
+#endif
 
 const Kernel& choose() {
     std::vector<const Kernel*> usable;
@@ -15,7 +41,11 @@ const Kernel& choose() {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512dq");
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) usable.push_back(&kAvx512BFloat16);
+    const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+#ifdef BDC_AMX
+    if (avx512_bf16 && has_tiles()) usable.push_back(&kAmxBFloat16);
+#endif
+    if (avx512_bf16) usable.push_back(&kAvx512BFloat16);
     if (avx512) usable.push_back(&kAvx512);
     if (avx2) usable.push_back(&kAvx2);
 #endif
@@ -32,6 +62,12 @@ const Kernel& choose() {
 }
 
 const Kernel& kernel_for(const Kernel& chosen, const Product& p) {
+#ifdef BDC_AMX
+    if (&chosen == &kAmxBFloat16) {
+        const bool tiles = p.storage == Storage::kBFloat16 && p.count >= kFewestForTiles;
+        return tiles ? kAmxBFloat16 : kAvx512BFloat16;
+    }
+#endif
 #ifdef BDC_X86
     // Zen 4's units take wide vectors in halves: for one token, adding up their lanes costs more
     // than the products, but for pairs of bfloat16.

@@ -90,6 +90,9 @@ extern const Kernel kAvx2;
 extern const Kernel kAvx512;
 extern const Kernel kAvx512BFloat16;
 #endif
+#ifdef BDC_AMX
+extern const Kernel kAmxBFloat16;  // for products of bfloat16 alone
+#endif
 
 // Tokens that share one pass over A, at least and at most.
 constexpr std::int64_t kBlock = 16, kMostTokens = 128;

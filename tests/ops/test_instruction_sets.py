@@ -74,7 +74,7 @@ def _run(isa: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512_bf16", "amx_bf16"])
 def test_values(isa: str) -> None:
     done = _run(isa)
     if done.returncode and "on this machine" in done.stderr:

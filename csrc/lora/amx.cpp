@@ -1,0 +1,240 @@
+// The kernel for bfloat16 on CPUs with a matrix unit. Of x and A, and of h and B, the rows of one
+// are turned, whichever that costs less for; a token's bits are the same either way.
+#define BDC_LANES 16
+#include "edges.inc"
+#include "tiles.inc"
+
+namespace bdc::lora {
+namespace {
+
+// Rows of A or B, evenly spaced.
+template <class Kind>
+struct Rows {
+    const typename Kind::Weight* first;
+    int64_t stride, count;
+
+    const typename Kind::Weight* row(int64_t n) const { return first + n * stride; }
+    bool lies_even(int64_t) const { return true; }
+};
+
+// Inputs of active tokens.
+struct Inputs {
+    const Product& p;
+    int64_t first, count;
+
+    const BFloat16* row(int64_t n) const {
+        return static_cast<const BFloat16*>(p.x) + p.active[first + n] * p.x_stride;
+    }
+    bool lies_even(int64_t n) const {
+        return p.active[first + n + kTileRows - 1] - p.active[first + n] == kTileRows - 1;
+    }
+};
+
+// Rows of a matrix as one side of a product.
+template <class Kind, class Source>
+struct Side {
+    const Source& source;
+    int64_t count = source.count;
+
+    void turn(int64_t n, int64_t k, int64_t length, char* to) const {
+        turn_strip<Kind>([&](int64_t i) { return source.row(n + i) + k; }, rows_from(n), length,
+                         to);
+    }
+    // Copied where they do not lie as the matrix unit reads them.
+    Strip strip(int64_t n, int64_t k, int64_t length, char* room) const {
+        const int64_t rows = rows_from(n);
+        if constexpr (sizeof(*source.row(0)) == 2) {
+            if (rows == kTileRows && length % kDepth == 0 && source.lies_even(n)) {
+                const auto* at = source.row(n);
+                return {reinterpret_cast<const char*>(at + k), 2 * (source.row(n + 1) - at)};
+            }
+        }
+        copy_strip<Kind>([&](int64_t i) { return source.row(n + i) + k; }, rows, length, room);
+        return {room, steps_for(length) * kTileRow};
+    }
+
+  private:
+    int64_t rows_from(int64_t n) const { return count - n < kTileRows ? count - n : kTileRows; }
+};
+
+// put(token, column, low, high, count) takes the sums of `tokens` x `columns`, up to 32 of a
+// token's at a time.
+template <bool kTokensTurned, class Put>
+struct HandOut {
+    int64_t tokens, columns;
+    const Put& put;
+
+    void operator()(int64_t l, int64_t M, int64_t t, int64_t N, const float* sums) const {
+        if constexpr (kTokensTurned) {
+            for (int64_t n = 0; n < N; ++n) {
+                for (int64_t m = 0; m < M; m += 2) {
+                    Floats low[kLanes], high[kLanes];
+                    take(sums + (m * N + n) * kTileSums, low);
+                    if (m + 1 < M) take(sums + ((m + 1) * N + n) * kTileSums, high);
+                    rows(t + n * kTileRows, l + m * kTileRows, low, high);
+                }
+            }
+        } else {
+            for (int64_t m = 0; m < M; ++m) {
+                const auto* low = reinterpret_cast<const Floats*>(sums + m * N * kTileSums);
+                rows(l + m * kTileRows, t, low, low + (N - 1) * kLanes);
+            }
+        }
+    }
+
+  private:
+    static void take(const float* sums, Floats* to) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) to[i] = load(sums + i * kLanes);
+        turn(to);
+    }
+    void rows(int64_t token, int64_t column, const Floats* low, const Floats* high) const {
+        const int64_t left = tokens - token, count = left < kTileRows ? left : kTileRows;
+        const int64_t width = columns - column;
+        for (int64_t i = 0; i < count; ++i) put(token + i, column, low[i], high[i], width);
+    }
+};
+
+// y[0 .. count) += low, high, or = where y is new, for count of at most 2 * kLanes.
+inline void add_both(bool fresh, BFloat16* y, const Floats& low, const Floats& high,
+                     int64_t count) {
+    if (count >= 2 * kLanes) {
+        const Floats a = fresh ? low : load(y) + low, b = fresh ? high : load(y + kLanes) + high;
+        const __m512bh both = _mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
+        memcpy(y, &both, sizeof both);
+    } else {
+        add_to(fresh, y, low, count);
+        add_to(fresh, y + kLanes, high, count - kLanes);
+    }
+}
+
+// Elements of x and A that one pass multiplies: the strips that lie stay in the nearest cache.
+constexpr int64_t kPass = 1024;
+// Tokens that are turned at once.
+constexpr int64_t kTurnedTokens = 128;
+
+// Does it cost less to turn the tokens than so many rows of weights?
+bool turn_tokens(int64_t tokens, int64_t rows) { return tokens <= rows; }
+
+struct Sizes {
+    int64_t turned, copies, sums;  // bytes
+};
+
+Sizes sizes_for(const Product& p) {
+    const int64_t tokens = tiles_for(p.count), ranks = tiles_for(p.rank);
+    const int64_t steps = steps_for(p.in < kPass ? p.in : kPass), deep = steps_for(p.rank);
+    const int64_t most = kTurnedTokens / kTileRows;
+    const int64_t shrink = (most > ranks ? most : ranks) * steps,
+                  expand = (most > 64 ? most : 64) * deep;
+    return {(shrink > expand ? shrink : expand) * kTileBytes,
+            4 * (steps > deep ? steps : deep) * kTileBytes,
+            (p.in > kPass ? tokens * ranks : 4) * kTileBytes};
+}
+
+std::size_t scratch_bytes(const Product& p) {
+    const Sizes sizes = sizes_for(p);
+    return std::size_t(sizes.turned + sizes.copies + sizes.sums +
+                       p.count * steps_for(p.rank) * kTileRow);
+}
+
+Room room_in(const Product& p, void* scratch) {
+    const Sizes sizes = sizes_for(p);
+    char* const at = static_cast<char*>(scratch);
+    return {at, at + sizes.turned, reinterpret_cast<float*>(at + sizes.turned + sizes.copies)};
+}
+
+template <class Kind>
+void shrink(const Product& p, const Part& part, const Room& room) {
+    const int64_t ranks = part.last - part.first;
+    const Rows<Kind> rows{static_cast<const typename Kind::Weight*>(p.a) + part.first * p.a_stride,
+                          p.a_stride, ranks};
+    const Side<Kind, Rows<Kind>> weights{rows};
+    const bool by_tokens = turn_tokens(part.last_token - part.first_token, ranks);
+    const int64_t most = by_tokens ? kTurnedTokens : part.last_token - part.first_token;
+    for (int64_t i = part.first_token; i < part.last_token; i += most) {
+        const int64_t left = part.last_token - i;
+        const Inputs inputs{p, i, left < most ? left : most};
+        const Side<Pairs, Inputs> tokens{inputs};
+        const auto put = [&](int64_t t, int64_t r, const Floats& low, const Floats& high,
+                             int64_t count) {
+            float* const h = h_of(p, i + t) + part.first + r;
+            add_to(true, h, low, count);
+            add_to(true, h + kLanes, high, count - kLanes);
+        };
+        if (by_tokens)
+            all_products(weights, tokens, p.in, kPass, room,
+                         HandOut<true, decltype(put)>{inputs.count, ranks, put});
+        else
+            all_products(tokens, weights, p.in, kPass, room,
+                         HandOut<false, decltype(put)>{inputs.count, ranks, put});
+    }
+}
+
+// Gated h of tokens, rounded.
+struct Gated {
+    BFloat16* values;
+    int64_t stride, count;
+
+    Gated(const Product& p, int64_t first, int64_t last, void* room)
+        : values(static_cast<BFloat16*>(room)),
+          stride(steps_for(p.rank) * kDepth),
+          count(last - first) {
+        for (int64_t t = 0; t < count; ++t) {
+            BFloat16* const to = values + t * stride;
+            for (int64_t r = 0; r < stride; r += kLanes)
+                store(r < p.rank ? gated_h(p, first + t, r) : Floats{}, to + r);
+        }
+    }
+    const BFloat16* row(int64_t n) const { return values + n * stride; }
+    bool lies_even(int64_t) const { return true; }
+};
+
+template <class Kind>
+void expand(const Product& p, const Part& part, const Room& room) {
+    const int64_t all_tokens = part.last_token - part.first_token;
+    const Gated gated(p, part.first_token, part.last_token,
+                      reinterpret_cast<char*>(room.sums) + sizes_for(p).sums);
+    const auto* b = static_cast<const typename Kind::Weight*>(p.b);
+    const bool by_tokens = turn_tokens(all_tokens, p.rank);
+    const int64_t outputs = part.last - part.first;
+    const int64_t most = by_tokens ? outputs : 512;
+    for (int64_t o = part.first; o < part.last; o += most) {
+        const int64_t left = part.last - o;
+        const Rows<Kind> rows{b + o * p.b_stride, p.b_stride, left < most ? left : most};
+        const Side<Kind, Rows<Kind>> weights{rows};
+        const Side<Pairs, Gated> tokens{gated};
+        const auto put = [&](int64_t t, int64_t n, const Floats& low, const Floats& high,
+                             int64_t count) {
+            BFloat16* const y =
+                static_cast<BFloat16*>(p.y) + p.active[part.first_token + t] * p.y_stride + o + n;
+            __builtin_prefetch(y + 2 * kLanes, 1);
+            add_both(p.fresh, y, low, high, count);
+        };
+        if (by_tokens)
+            all_products(weights, tokens, p.rank, p.rank, room,
+                         HandOut<true, decltype(put)>{all_tokens, rows.count, put});
+        else
+            all_products(tokens, weights, p.rank, p.rank, room,
+                         HandOut<false, decltype(put)>{all_tokens, rows.count, put});
+    }
+}
+
+void shrink_any(const Product& p, const Part& part, void* scratch) {
+    const Tiles tiles;
+    const Room room = room_in(p, scratch);
+    p.experts == Experts::kInt8 ? shrink<PairsInt8>(p, part, room) : shrink<Pairs>(p, part, room);
+}
+
+void expand_any(const Product& p, const Part& part, void* scratch) {
+    const Tiles tiles;
+    const Room room = room_in(p, scratch);
+    p.experts == Experts::kInt8 ? expand<PairsInt8>(p, part, room) : expand<Pairs>(p, part, room);
+}
+
+}  // namespace
+
+extern const Kernel kAmxBFloat16;
+const Kernel kAmxBFloat16 = {"amx_bf16",    kTileRows,  2 * kTileRows, {},
+                             scratch_bytes, shrink_any, expand_any};
+
+}  // namespace bdc::lora
