@@ -64,21 +64,20 @@ struct HandOut {
     int64_t tokens, columns;
     const Put& put;
 
-    void operator()(int64_t l, int64_t M, int64_t t, int64_t N, const float* sums) const {
+    int64_t parts(const Block& block) const {
+        return kTokensTurned ? block.N * ((block.M + 1) / 2) : block.M;
+    }
+    void operator()(const Block& block, int64_t part) const {
+        const auto [l, M, t, N, sums] = block;
         if constexpr (kTokensTurned) {
-            for (int64_t n = 0; n < N; ++n) {
-                for (int64_t m = 0; m < M; m += 2) {
-                    Floats low[kLanes], high[kLanes];
-                    take(sums + (m * N + n) * kTileSums, low);
-                    if (m + 1 < M) take(sums + ((m + 1) * N + n) * kTileSums, high);
-                    rows(t + n * kTileRows, l + m * kTileRows, low, high);
-                }
-            }
+            const int64_t n = part % N, m = part / N * 2;
+            Floats low[kLanes], high[kLanes];
+            take(sums + (m * N + n) * kTileSums, low);
+            if (m + 1 < M) take(sums + ((m + 1) * N + n) * kTileSums, high);
+            rows(t + n * kTileRows, l + m * kTileRows, low, high);
         } else {
-            for (int64_t m = 0; m < M; ++m) {
-                const auto* low = reinterpret_cast<const Floats*>(sums + m * N * kTileSums);
-                rows(l + m * kTileRows, t, low, low + (N - 1) * kLanes);
-            }
+            const auto* low = reinterpret_cast<const Floats*>(sums + part * N * kTileSums);
+            rows(l + part * kTileRows, t, low, low + (N - 1) * kLanes);
         }
     }
 
@@ -91,7 +90,8 @@ struct HandOut {
     void rows(int64_t token, int64_t column, const Floats* low, const Floats* high) const {
         const int64_t left = tokens - token, count = left < kTileRows ? left : kTileRows;
         const int64_t width = columns - column;
-        for (int64_t i = 0; i < count; ++i) put(token + i, column, low[i], high[i], width);
+        const Put own = put;  // which no store to y can change
+        for (int64_t i = 0; i < count; ++i) own(token + i, column, low[i], high[i], width);
     }
 };
 
@@ -109,26 +109,35 @@ inline void add_both(bool fresh, BFloat16* y, const Floats& low, const Floats& h
 }
 
 // Elements of x and A that one pass multiplies: the strips that lie stay in the nearest cache.
-constexpr int64_t kPass = 1024;
+constexpr int64_t kPass = 2048;
 // Tokens that are turned at once.
 constexpr int64_t kTurnedTokens = 128;
 
 // Does it cost less to turn the tokens than so many rows of weights?
 bool turn_tokens(int64_t tokens, int64_t rows) { return tokens <= rows; }
 
+// Rows of B that are turned at once: in the second cache, and many, so that each token's outputs
+// are written in long rows.
+int64_t outputs_at_once(const Product& p) {
+    const int64_t fit = (1 << 19) / (steps_for(p.rank) * kTileBytes);
+    return (fit < 2 ? 2 : fit) * kTileRows;
+}
+
 struct Sizes {
     int64_t turned, copies, sums;  // bytes
 };
 
+int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
 Sizes sizes_for(const Product& p) {
     const int64_t tokens = tiles_for(p.count), ranks = tiles_for(p.rank);
     const int64_t steps = steps_for(p.in < kPass ? p.in : kPass), deep = steps_for(p.rank);
-    const int64_t most = kTurnedTokens / kTileRows;
-    const int64_t shrink = (most > ranks ? most : ranks) * steps,
-                  expand = (most > 64 ? most : 64) * deep;
-    return {(shrink > expand ? shrink : expand) * kTileBytes,
-            4 * (steps > deep ? steps : deep) * kTileBytes,
-            (p.in > kPass ? tokens * ranks : 4) * kTileBytes};
+    const int64_t turned = kTurnedTokens / kTileRows;
+    return {larger(larger(turned, ranks) * steps,
+                   larger(ranks, outputs_at_once(p) / kTileRows) * deep) *
+                kTileBytes,
+            kMostStrips * larger(steps, deep) * kTileBytes,
+            larger(2 * kMostStrips, p.in > kPass ? tokens * ranks : 0) * kTileBytes};
 }
 
 std::size_t scratch_bytes(const Product& p) {
@@ -197,19 +206,20 @@ void expand(const Product& p, const Part& part, const Room& room) {
     const auto* b = static_cast<const typename Kind::Weight*>(p.b);
     const bool by_tokens = turn_tokens(all_tokens, p.rank);
     const int64_t outputs = part.last - part.first;
-    const int64_t most = by_tokens ? outputs : 512;
+    const int64_t most = by_tokens ? outputs : outputs_at_once(p);
     for (int64_t o = part.first; o < part.last; o += most) {
         const int64_t left = part.last - o;
         const Rows<Kind> rows{b + o * p.b_stride, p.b_stride, left < most ? left : most};
         const Side<Kind, Rows<Kind>> weights{rows};
         const Side<Pairs, Gated> tokens{gated};
-        const auto put = [&](int64_t t, int64_t n, const Floats& low, const Floats& high,
-                             int64_t count) {
-            BFloat16* const y =
-                static_cast<BFloat16*>(p.y) + p.active[part.first_token + t] * p.y_stride + o + n;
-            __builtin_prefetch(y + 2 * kLanes, 1);
-            add_both(p.fresh, y, low, high, count);
-        };
+        auto* const y = static_cast<BFloat16*>(p.y) + o;
+        const auto put =
+            [y, stride = p.y_stride, fresh = p.fresh, active = p.active + part.first_token](
+                int64_t t, int64_t n, const Floats& low, const Floats& high, int64_t count) {
+                BFloat16* const to = y + active[t] * stride + n;
+                __builtin_prefetch(to + 2 * kLanes, 1);
+                add_both(fresh, to, low, high, count);
+            };
         if (by_tokens)
             all_products(weights, tokens, p.rank, p.rank, room,
                          HandOut<true, decltype(put)>{all_tokens, rows.count, put});

@@ -28,7 +28,7 @@ bool has_tiles() {
 }
 
 // Fewer tokens are multiplied as fast without it.
-constexpr std::int64_t kFewestForTiles = 5;
+constexpr std::int64_t kFewestForTiles = 3;
 
 }  // namespace
 #endif
