@@ -110,6 +110,8 @@ inline void add_both(bool fresh, BFloat16* y, const Floats& low, const Floats& h
 
 // Elements of x and A that one pass multiplies: the strips that lie stay in the nearest cache.
 constexpr int64_t kPass = 2048;
+// Tokens that share weights that are turned, where there are so many.
+constexpr int64_t kFewestTokens = 1024;
 // Tokens that are turned at once.
 constexpr int64_t kTurnedTokens = 128;
 
@@ -243,8 +245,7 @@ void expand_any(const Product& p, const Part& part, void* scratch) {
 
 }  // namespace
 
-extern const Kernel kAmxBFloat16;
-const Kernel kAmxBFloat16 = {"amx_bf16",    kTileRows,  2 * kTileRows, {},
-                             scratch_bytes, shrink_any, expand_any};
+extern const Kernel kAmxBFloat16 = {"amx_bf16",    kTileRows,     2 * kTileRows, {},
+                                    kFewestTokens, scratch_bytes, shrink_any,    expand_any};
 
 }  // namespace bdc::lora

@@ -71,6 +71,7 @@ struct Kernel {
     const char* name;
     std::int64_t rank_step, out_step;  // a part is best a multiple of these
     DotsFrom dots_from;
+    std::int64_t fewest_at_once;             // tokens whose h is made before it is used
     std::size_t (*scratch)(const Product&);  // bytes that either half needs
     void (*shrink)(const Product&, const Part&, void* scratch);
     void (*expand)(const Product&, const Part&, void* scratch);

@@ -127,7 +127,8 @@ Part part_of(const Product& p, std::int64_t length, std::int64_t step, int i, in
 
 void run_tokens(const Kernel& kernel, const Product& p, std::int64_t first, std::int64_t last) {
     void* scratch = scratch_for(kernel, p);
-    const std::int64_t at_once = std::max<std::int64_t>(kSumsAtOnce / p.rank / kBlock, 1) * kBlock;
+    const std::int64_t at_once =
+        std::max(kSumsAtOnce / p.rank / kBlock * kBlock, kernel.fewest_at_once);
     for (; first < last; first += at_once) {
         Product block = p;
         block.active += first;
