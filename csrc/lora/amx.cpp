@@ -108,7 +108,8 @@ inline void add_both(bool fresh, BFloat16* y, const Floats& low, const Floats& h
     }
 }
 
-// Elements of x and A that one pass multiplies: the strips that lie stay in the nearest cache.
+// Elements of x and A that one pass multiplies: long rows, whose strips or whose turned side the
+// second cache holds.
 constexpr int64_t kPass = 2048;
 // Tokens that share weights that are turned, where there are so many.
 constexpr int64_t kFewestTokens = 1024;
@@ -117,6 +118,19 @@ constexpr int64_t kTurnedTokens = 128;
 
 // Does it cost less to turn the tokens than so many rows of weights?
 bool turn_tokens(int64_t tokens, int64_t rows) { return tokens <= rows; }
+
+// The products of `tokens` with `weights`, whose rows are `length` elements.
+template <class Weights, class Tokens, class Put>
+void multiply_all(bool tokens_turned, const Weights& weights, const Tokens& tokens, int64_t length,
+                  int64_t pass, const Room& room, const Put& put) {
+    if (tokens_turned) {
+        const HandOut<true, Put> done{tokens.count, weights.count, put};
+        all_products(weights, tokens, length, pass, room, done);
+    } else {
+        const HandOut<false, Put> done{tokens.count, weights.count, put};
+        all_products(tokens, weights, length, pass, room, done);
+    }
+}
 
 // Rows of B that are turned at once: in the second cache, and many, so that each token's outputs
 // are written in long rows.
@@ -156,28 +170,22 @@ Room room_in(const Product& p, void* scratch) {
 
 template <class Kind>
 void shrink(const Product& p, const Part& part, const Room& room) {
-    const int64_t ranks = part.last - part.first;
-    const Rows<Kind> rows{static_cast<const typename Kind::Weight*>(p.a) + part.first * p.a_stride,
-                          p.a_stride, ranks};
-    const Side<Kind, Rows<Kind>> weights{rows};
-    const bool by_tokens = turn_tokens(part.last_token - part.first_token, ranks);
-    const int64_t most = by_tokens ? kTurnedTokens : part.last_token - part.first_token;
+    const int64_t ranks = part.last - part.first, all = part.last_token - part.first_token;
+    const auto* a = static_cast<const typename Kind::Weight*>(p.a) + part.first * p.a_stride;
+    const Rows<Kind> rows{a, p.a_stride, ranks};
+    const bool turned = turn_tokens(all, ranks);
+    const int64_t most = turned ? kTurnedTokens : all;
     for (int64_t i = part.first_token; i < part.last_token; i += most) {
         const int64_t left = part.last_token - i;
         const Inputs inputs{p, i, left < most ? left : most};
-        const Side<Pairs, Inputs> tokens{inputs};
         const auto put = [&](int64_t t, int64_t r, const Floats& low, const Floats& high,
                              int64_t count) {
             float* const h = h_of(p, i + t) + part.first + r;
             add_to(true, h, low, count);
             add_to(true, h + kLanes, high, count - kLanes);
         };
-        if (by_tokens)
-            all_products(weights, tokens, p.in, kPass, room,
-                         HandOut<true, decltype(put)>{inputs.count, ranks, put});
-        else
-            all_products(tokens, weights, p.in, kPass, room,
-                         HandOut<false, decltype(put)>{inputs.count, ranks, put});
+        multiply_all(turned, Side<Kind, Rows<Kind>>{rows}, Side<Pairs, Inputs>{inputs}, p.in, kPass,
+                     room, put);
     }
 }
 
@@ -202,32 +210,24 @@ struct Gated {
 
 template <class Kind>
 void expand(const Product& p, const Part& part, const Room& room) {
-    const int64_t all_tokens = part.last_token - part.first_token;
     const Gated gated(p, part.first_token, part.last_token,
                       reinterpret_cast<char*>(room.sums) + sizes_for(p).sums);
     const auto* b = static_cast<const typename Kind::Weight*>(p.b);
-    const bool by_tokens = turn_tokens(all_tokens, p.rank);
-    const int64_t outputs = part.last - part.first;
-    const int64_t most = by_tokens ? outputs : outputs_at_once(p);
+    const bool turned = turn_tokens(gated.count, p.rank);
+    const int64_t most = turned ? part.last - part.first : outputs_at_once(p);
     for (int64_t o = part.first; o < part.last; o += most) {
         const int64_t left = part.last - o;
         const Rows<Kind> rows{b + o * p.b_stride, p.b_stride, left < most ? left : most};
-        const Side<Kind, Rows<Kind>> weights{rows};
-        const Side<Pairs, Gated> tokens{gated};
-        auto* const y = static_cast<BFloat16*>(p.y) + o;
-        const auto put =
-            [y, stride = p.y_stride, fresh = p.fresh, active = p.active + part.first_token](
-                int64_t t, int64_t n, const Floats& low, const Floats& high, int64_t count) {
-                BFloat16* const to = y + active[t] * stride + n;
-                __builtin_prefetch(to + 2 * kLanes, 1);
-                add_both(fresh, to, low, high, count);
-            };
-        if (by_tokens)
-            all_products(weights, tokens, p.rank, p.rank, room,
-                         HandOut<true, decltype(put)>{all_tokens, rows.count, put});
-        else
-            all_products(tokens, weights, p.rank, p.rank, room,
-                         HandOut<false, decltype(put)>{all_tokens, rows.count, put});
+        const auto put = [y = static_cast<BFloat16*>(p.y) + o, stride = p.y_stride, fresh = p.fresh,
+                          active = p.active + part.first_token](int64_t t, int64_t n,
+                                                                const Floats& low,
+                                                                const Floats& high, int64_t count) {
+            BFloat16* const to = y + active[t] * stride + n;
+            __builtin_prefetch(to + 2 * kLanes, 1);
+            add_both(fresh, to, low, high, count);
+        };
+        multiply_all(turned, Side<Kind, Rows<Kind>>{rows}, Side<Pairs, Gated>{gated}, p.rank,
+                     p.rank, room, put);
     }
 }
 

@@ -64,19 +64,57 @@ for storage, narrow, widen, unit in STORAGES:
 print(lora.isa())
 """
 
+# Every array ends where the memory does: who reads or writes beyond it dies.
+BOUNDS = """
+import ctypes, importlib.util, itertools, mmap, sys
+import numpy as np
 
-def _run(isa: str) -> subprocess.CompletedProcess[str]:
+spec = importlib.util.spec_from_file_location("_lora", sys.argv[1])
+lora = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lora)
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+maps = []
+def at_the_end(values):
+    pages = -(-values.nbytes // mmap.PAGESIZE)
+    maps.append(mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE))
+    memory = np.frombuffer(maps[-1], np.uint8)
+    end = pages * mmap.PAGESIZE
+    assert libc.mprotect(memory.ctypes.data + end, mmap.PAGESIZE, 0) == 0
+    array = memory[end - values.nbytes : end].view(values.dtype).reshape(values.shape)
+    array[...] = values
+    return array
+random = np.random.default_rng(0)
+SHAPES = [(17, 33, 31, 20), (40, 64, 48, 32), (5, 2049, 17, 7), (64, 96, 33, 129), (1, 65, 19, 40), (2, 40, 16, 300)]
+for storage, (tokens, d_in, d_out, rank), int8 in itertools.product((0, 1, 2), SHAPES, (False, True)):
+    size = np.uint32 if storage == 0 else np.uint16
+    sizes = [(tokens, d_out), (tokens, d_in), (rank, d_in), (d_out, rank)]
+    y, x, a, b = (np.zeros(shape, np.int8 if int8 and i > 1 else size) for i, shape in enumerate(sizes))
+    g = np.ones((tokens, rank), np.float32)
+    rows = np.arange(tokens, dtype=np.int32)
+    y, x, a, b, g, rows = (at_the_end(v) for v in (y, x, a, b, g, rows))
+    addresses = [v.ctypes.data for v in (y, x, a, b, g)]
+    lora.add(storage, int8, addresses, rows.ctypes.data, (tokens, d_in, d_out, rank, tokens), (d_out, d_in), 1.0)
+print(lora.isa())
+"""
+
+
+def _run(isa: str, script: str = SCRIPT) -> subprocess.CompletedProcess[str]:
     spec = importlib.util.find_spec("bdc._lora")
     if spec is None or spec.origin is None:
         pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
     environment = {**os.environ, "BDC_CPU_ISA": isa}
-    command = [sys.executable, "-c", SCRIPT, spec.origin]
+    command = [sys.executable, "-c", script, spec.origin]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512_bf16", "amx_bf16"])
-def test_values(isa: str) -> None:
-    done = _run(isa)
+ISAS = ["portable", "avx2", "avx512", "avx512_bf16", "amx_bf16"]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("script", [SCRIPT, BOUNDS], ids=["values", "bounds"])
+def test_script(isa: str, script: str) -> None:
+    done = _run(isa, script)
     if done.returncode and "on this machine" in done.stderr:
         assert isa != "portable"
         pytest.skip(f"this CPU has no {isa}: run on one that has it")
