@@ -64,17 +64,14 @@ struct HandOut {
     int64_t tokens, columns;
     const Put& put;
 
-    int64_t parts(const Block& block) const {
-        return kTokensTurned ? block.N * ((block.M + 1) / 2) : block.M;
-    }
+    int64_t parts(const Block& block) const { return kTokensTurned ? block.N : block.M; }
     void operator()(const Block& block, int64_t part) const {
         const auto [l, M, t, N, sums] = block;
         if constexpr (kTokensTurned) {
-            const int64_t n = part % N, m = part / N * 2;
             Floats low[kLanes], high[kLanes];
-            take(sums + (m * N + n) * kTileSums, low);
-            if (m + 1 < M) take(sums + ((m + 1) * N + n) * kTileSums, high);
-            rows(t + n * kTileRows, l + m * kTileRows, low, high);
+            take(sums + part * kTileSums, low);
+            if (M == 2) take(sums + (N + part) * kTileSums, high);
+            rows(t + part * kTileRows, l, low, high);
         } else {
             const auto* low = reinterpret_cast<const Floats*>(sums + part * N * kTileSums);
             rows(l + part * kTileRows, t, low, low + (N - 1) * kLanes);
@@ -153,7 +150,7 @@ Sizes sizes_for(const Product& p) {
                    larger(ranks, outputs_at_once(p) / kTileRows) * deep) *
                 kTileBytes,
             kMostStrips * larger(steps, deep) * kTileBytes,
-            larger(2 * kMostStrips, p.in > kPass ? tokens * ranks : 0) * kTileBytes};
+            larger(2 * kBlockTiles, p.in > kPass ? tokens * ranks : 0) * kTileBytes};
 }
 
 std::size_t scratch_bytes(const Product& p) {

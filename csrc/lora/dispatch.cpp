@@ -27,8 +27,8 @@ bool has_tiles() {
 #endif
 }
 
-// Fewer tokens are multiplied as fast without it.
-constexpr std::int64_t kFewestForTiles = 3;
+// Fewer tokens are multiplied as fast without it; integers must be widened first.
+std::int64_t fewest_for_tiles(Experts experts) { return experts == Experts::kInt8 ? 5 : 3; }
 
 }  // namespace
 #endif
@@ -64,7 +64,8 @@ const Kernel& choose() {
 const Kernel& kernel_for(const Kernel& chosen, const Product& p) {
 #ifdef BDC_AMX
     if (&chosen == &kAmxBFloat16) {
-        const bool tiles = p.storage == Storage::kBFloat16 && p.count >= kFewestForTiles;
+        const bool tiles =
+            p.storage == Storage::kBFloat16 && p.count >= fewest_for_tiles(p.experts);
         return tiles ? kAmxBFloat16 : kAvx512BFloat16;
     }
 #endif
