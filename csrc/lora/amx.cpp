@@ -1,5 +1,5 @@
 // The kernel for bfloat16 on CPUs with a matrix unit. Of x and A, and of h and B, the rows of one
-// are turned, whichever that costs less for; a token's bits are the same either way.
+// are turned, whichever that costs less for.
 #define BDC_LANES 16
 #include "edges.inc"
 #include "tiles.inc"
@@ -10,6 +10,7 @@ namespace {
 // Rows of A or B, evenly spaced.
 template <class Kind>
 struct Rows {
+    static constexpr bool kPadded = false;  // with zeros to whole tiles
     const typename Kind::Weight* first;
     int64_t stride, count;
 
@@ -19,6 +20,7 @@ struct Rows {
 
 // Inputs of active tokens.
 struct Inputs {
+    static constexpr bool kPadded = false;
     const Product& p;
     int64_t first, count;
 
@@ -44,7 +46,8 @@ struct Side {
     Strip strip(int64_t n, int64_t k, int64_t length, char* room) const {
         const int64_t rows = rows_from(n);
         if constexpr (sizeof(*source.row(0)) == 2) {
-            if (rows == kTileRows && length % kDepth == 0 && source.lies_even(n)) {
+            const bool whole = Source::kPadded || length % kDepth == 0;
+            if (rows == kTileRows && whole && source.lies_even(n)) {
                 const auto* at = source.row(n);
                 return {reinterpret_cast<const char*>(at + k), 2 * (source.row(n + 1) - at)};
             }
@@ -110,7 +113,7 @@ inline void add_both(bool fresh, BFloat16* y, const Floats& low, const Floats& h
 constexpr int64_t kPass = 2048;
 // Tokens that share weights that are turned, where there are so many.
 constexpr int64_t kFewestTokens = 1024;
-// Tokens that are turned at once.
+// Tokens that shrink turns at once.
 constexpr int64_t kTurnedTokens = 128;
 
 // Does it cost less to turn the tokens than so many rows of weights?
@@ -145,9 +148,9 @@ int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 Sizes sizes_for(const Product& p) {
     const int64_t tokens = tiles_for(p.count), ranks = tiles_for(p.rank);
     const int64_t steps = steps_for(p.in < kPass ? p.in : kPass), deep = steps_for(p.rank);
-    const int64_t turned = kTurnedTokens / kTileRows;
-    return {larger(larger(turned, ranks) * steps,
-                   larger(ranks, outputs_at_once(p) / kTileRows) * deep) *
+    const int64_t turned = kTurnedTokens / kTileRows, fewer = tokens < ranks ? tokens : ranks;
+    return {larger(larger(turned, fewer) * steps,
+                   larger(fewer, outputs_at_once(p) / kTileRows) * deep) *
                 kTileBytes,
             kMostStrips * larger(steps, deep) * kTileBytes,
             larger(2 * kBlockTiles, p.in > kPass ? tokens * ranks : 0) * kTileBytes};
@@ -188,6 +191,7 @@ void shrink(const Product& p, const Part& part, const Room& room) {
 
 // Gated h of tokens, rounded.
 struct Gated {
+    static constexpr bool kPadded = true;
     BFloat16* values;
     int64_t stride, count;
 
@@ -242,7 +246,7 @@ void expand_any(const Product& p, const Part& part, void* scratch) {
 
 }  // namespace
 
-extern const Kernel kAmxBFloat16 = {"amx_bf16",    kTileRows,     2 * kTileRows, {},
-                                    kFewestTokens, scratch_bytes, shrink_any,    expand_any};
+const Kernel kAmxBFloat16 = {"amx_bf16",    kTileRows,     2 * kTileRows, {},
+                             kFewestTokens, scratch_bytes, shrink_any,    expand_any};
 
 }  // namespace bdc::lora

@@ -15,13 +15,16 @@ namespace bdc::lora {
 #ifdef BDC_AMX
 namespace {
 
-// Has the CPU a matrix unit for bfloat16, and may this process use it? Linux must be asked, since
-// a thread's state grows by eight KiB.
 bool has_tiles() {
+    return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16");
+}
+
+// Linux must be asked, since the unit's registers add eight KiB to what a thread's signal stack
+// must hold.
+bool may_use_tiles() {
 #ifdef __linux__
     constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
-    return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-           syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 #else
     return false;
 #endif
@@ -34,6 +37,8 @@ std::int64_t fewest_for_tiles(Experts experts) { return experts == Experts::kInt
 #endif
 
 const Kernel& choose() {
+    const char* const forced = std::getenv("BDC_CPU_ISA");
+    const std::string wanted = forced ? forced : "";
     std::vector<const Kernel*> usable;
 #ifdef BDC_X86
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -43,22 +48,23 @@ const Kernel& choose() {
                         __builtin_cpu_supports("avx512dq");
     const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
 #ifdef BDC_AMX
-    if (avx512_bf16 && has_tiles()) usable.push_back(&kAmxBFloat16);
+    const bool unwanted = !wanted.empty() && wanted != kAmxBFloat16.name;
+    if (avx512_bf16 && has_tiles() && (unwanted || may_use_tiles()))
+        usable.push_back(&kAmxBFloat16);
 #endif
     if (avx512_bf16) usable.push_back(&kAvx512BFloat16);
     if (avx512) usable.push_back(&kAvx512);
     if (avx2) usable.push_back(&kAvx2);
 #endif
     usable.push_back(&kPortable);
-    const char* forced = std::getenv("BDC_CPU_ISA");
-    if (!forced || !*forced) return *usable.front();
+    if (wanted.empty()) return *usable.front();
     std::string names;
     for (const Kernel* kernel : usable) {
-        if (std::string(kernel->name) == forced) return *kernel;
+        if (kernel->name == wanted) return *kernel;
         names += (names.empty() ? "" : ", ") + std::string(kernel->name);
     }
     throw std::invalid_argument("BDC_CPU_ISA must be one of " + names + " on this machine, got " +
-                                forced);
+                                wanted);
 }
 
 const Kernel& kernel_for(const Kernel& chosen, const Product& p) {

@@ -77,11 +77,12 @@ struct Kernel {
     void (*expand)(const Product&, const Part&, void* scratch);
 };
 
-// The order for the tokens of a whole call, however it is cut up: dot products with the rows of B
-// where turning B would cost more.
+// The order for the tokens of a whole call, however it is cut up, and for each of its outputs: dot
+// products with the rows of B where turning B would cost more.
 static inline Order order(const Kernel& kernel, const Product& p) {
     if (p.count > 4) return Order::kUnits;
-    const std::int64_t units = p.storage == Storage::kBFloat16 ? p.rank / 2 : p.rank;
+    const std::int64_t ranks = p.rank / p.slices;
+    const std::int64_t units = p.storage == Storage::kBFloat16 ? ranks / 2 : ranks;
     return units >= kernel.dots_from.units[p.count] ? Order::kDots : Order::kEvenAndOdd;
 }
 

@@ -46,7 +46,7 @@ float* h_for(const Product& p) {
 }
 
 // One of the outputs of p, as a product with an h that is there.
-Product slice_of(const Kernel& kernel, const Product& p, std::int64_t s) {
+Product slice_of(const Product& p, std::int64_t s) {
     Product q = p;
     const std::int64_t first = s > 0 ? p.ends[s - 1] : 0;
     q.rank = p.rank / p.slices;
@@ -56,13 +56,12 @@ Product slice_of(const Kernel& kernel, const Product& p, std::int64_t s) {
     q.g += s * q.rank;
     q.h += s * q.rank;
     q.slices = 1;
-    q.order = order(kernel, q);
     return q;
 }
 
 void* scratch_for(const Kernel& kernel, const Product& p) {
     std::size_t bytes = kernel.scratch(p);
-    if (p.slices > 1) bytes = std::max(bytes, kernel.scratch(slice_of(kernel, p, 0)));
+    if (p.slices > 1) bytes = std::max(bytes, kernel.scratch(slice_of(p, 0)));
     return scratch_buffer.get(bytes);
 }
 
@@ -104,7 +103,7 @@ template <class PartOf>
 void expand(const Kernel& kernel, const Product& p, const PartOf& part_of_length, void* scratch) {
     if (p.slices == 1) return kernel.expand(p, part_of_length(p), scratch);
     for (std::int64_t s = 0; s < p.slices; ++s) {
-        const Product q = slice_of(kernel, p, s);
+        const Product q = slice_of(p, s);
         expand_slice(kernel, q, part_of_length(q), scratch);
     }
 }
@@ -126,9 +125,11 @@ Part part_of(const Product& p, std::int64_t length, std::int64_t step, int i, in
 }
 
 void run_tokens(const Kernel& kernel, const Product& p, std::int64_t first, std::int64_t last) {
-    void* scratch = scratch_for(kernel, p);
     const std::int64_t at_once =
         std::max(kSumsAtOnce / p.rank / kBlock * kBlock, kernel.fewest_at_once);
+    Product largest = p;
+    largest.count = std::min(at_once, last - first);
+    void* scratch = scratch_for(kernel, largest);
     for (; first < last; first += at_once) {
         Product block = p;
         block.active += first;

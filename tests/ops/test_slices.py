@@ -11,6 +11,7 @@ from torch import nn
 from bdc.errors import InputError
 from bdc.ops import (
     apply_rankwise_lora,
+    backends,
     quantize_experts,
     rank_weights,
     rankwise_lora,
@@ -236,3 +237,32 @@ def test_merged_layers_that_do_not_fit() -> None:
         with pytest.raises(InputError, match=says):
             apply_rankwise_lora(model, {"0": outputs})
     assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "slices", "ranks"), [(131, 3, 57), (67, 2, 256), (1029, 2, 64)])
+def test_cpp_bits_depend_neither_on_threads_nor_on_how_a_call_is_cut_up(
+    problems: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    tokens: int,
+    slices: int,
+    ranks: int,
+) -> None:
+    if "cpp" not in backends():
+        pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
+    monkeypatch.setenv("BDC_OPS_BACKEND", "cpp")
+    ends = tuple(40 * (i + 1) for i in range(slices))
+    x, a, b, g, ends, rows, s = make(problems, (tokens, 300, ranks, ends), dtype=dtype).arguments
+    rows.clamp_min_(0)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        whole = rankwise_lora_slices(x, a, b, g, ends, rows, s)
+        last = rankwise_lora_slices(x[-10:], a, b, g, ends, rows[-10:], s)
+        assert torch.equal(last, whole[-10:])
+        for threads in (2, 3, 5):
+            torch.set_num_threads(threads)
+            assert torch.equal(rankwise_lora_slices(x, a, b, g, ends, rows, s), whole)
+    finally:
+        torch.set_num_threads(before)
