@@ -39,8 +39,8 @@ struct Side {
     int64_t count = source.count;
 
     void turn(int64_t n, int64_t k, int64_t length, char* to) const {
-        turn_strip<Kind>([&](int64_t i) { return source.row(n + i) + k; }, rows_from(n), length,
-                         to);
+        put_strip<Kind, true>([&](int64_t i) { return source.row(n + i) + k; }, rows_from(n),
+                              length, to);
     }
     // Copied where they do not lie as the matrix unit reads them.
     Strip strip(int64_t n, int64_t k, int64_t length, char* room) const {
@@ -52,7 +52,8 @@ struct Side {
                 return {reinterpret_cast<const char*>(at + k), 2 * (source.row(n + 1) - at)};
             }
         }
-        copy_strip<Kind>([&](int64_t i) { return source.row(n + i) + k; }, rows, length, room);
+        put_strip<Kind, false>([&](int64_t i) { return source.row(n + i) + k; }, rows, length,
+                               room);
         return {room, steps_for(length) * kTileRow};
     }
 
@@ -140,7 +141,7 @@ int64_t outputs_at_once(const Product& p) {
 }
 
 struct Sizes {
-    int64_t turned, copies, sums;  // bytes
+    int64_t gated, turned, copies, sums;  // bytes
 };
 
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -149,7 +150,8 @@ Sizes sizes_for(const Product& p) {
     const int64_t tokens = tiles_for(p.count), ranks = tiles_for(p.rank);
     const int64_t steps = steps_for(p.in < kPass ? p.in : kPass), deep = steps_for(p.rank);
     const int64_t turned = kTurnedTokens / kTileRows, fewer = tokens < ranks ? tokens : ranks;
-    return {larger(larger(turned, fewer) * steps,
+    return {p.count * deep * kTileRow,
+            larger(larger(turned, fewer) * steps,
                    larger(fewer, outputs_at_once(p) / kTileRows) * deep) *
                 kTileBytes,
             kMostStrips * larger(steps, deep) * kTileBytes,
@@ -158,18 +160,18 @@ Sizes sizes_for(const Product& p) {
 
 std::size_t scratch_bytes(const Product& p) {
     const Sizes sizes = sizes_for(p);
-    return std::size_t(sizes.turned + sizes.copies + sizes.sums +
-                       p.count * steps_for(p.rank) * kTileRow);
+    return std::size_t(sizes.gated + sizes.turned + sizes.copies + sizes.sums);
 }
 
-Room room_in(const Product& p, void* scratch) {
+Room room_in(const Product& p, void* scratch) {  // behind the gated h
     const Sizes sizes = sizes_for(p);
-    char* const at = static_cast<char*>(scratch);
+    char* const at = static_cast<char*>(scratch) + sizes.gated;
     return {at, at + sizes.turned, reinterpret_cast<float*>(at + sizes.turned + sizes.copies)};
 }
 
 template <class Kind>
-void shrink(const Product& p, const Part& part, const Room& room) {
+void shrink(const Product& p, const Part& part, void* scratch) {
+    const Room room = room_in(p, scratch);
     const int64_t ranks = part.last - part.first, all = part.last_token - part.first_token;
     const auto* a = static_cast<const typename Kind::Weight*>(p.a) + part.first * p.a_stride;
     const Rows<Kind> rows{a, p.a_stride, ranks};
@@ -210,9 +212,9 @@ struct Gated {
 };
 
 template <class Kind>
-void expand(const Product& p, const Part& part, const Room& room) {
-    const Gated gated(p, part.first_token, part.last_token,
-                      reinterpret_cast<char*>(room.sums) + sizes_for(p).sums);
+void expand(const Product& p, const Part& part, void* scratch) {
+    const Room room = room_in(p, scratch);
+    const Gated gated(p, part.first_token, part.last_token, scratch);
     const auto* b = static_cast<const typename Kind::Weight*>(p.b);
     const bool turned = turn_tokens(gated.count, p.rank);
     const int64_t most = turned ? part.last - part.first : outputs_at_once(p);
@@ -234,14 +236,14 @@ void expand(const Product& p, const Part& part, const Room& room) {
 
 void shrink_any(const Product& p, const Part& part, void* scratch) {
     const Tiles tiles;
-    const Room room = room_in(p, scratch);
-    p.experts == Experts::kInt8 ? shrink<PairsInt8>(p, part, room) : shrink<Pairs>(p, part, room);
+    p.experts == Experts::kInt8 ? shrink<PairsInt8>(p, part, scratch)
+                                : shrink<Pairs>(p, part, scratch);
 }
 
 void expand_any(const Product& p, const Part& part, void* scratch) {
     const Tiles tiles;
-    const Room room = room_in(p, scratch);
-    p.experts == Experts::kInt8 ? expand<PairsInt8>(p, part, room) : expand<Pairs>(p, part, room);
+    p.experts == Experts::kInt8 ? expand<PairsInt8>(p, part, scratch)
+                                : expand<Pairs>(p, part, scratch);
 }
 
 }  // namespace

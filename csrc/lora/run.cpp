@@ -127,9 +127,6 @@ Part part_of(const Product& p, std::int64_t length, std::int64_t step, int i, in
 void run_tokens(const Kernel& kernel, const Product& p, std::int64_t first, std::int64_t last) {
     const std::int64_t at_once =
         std::max(kSumsAtOnce / p.rank / kBlock * kBlock, kernel.fewest_at_once);
-    Product largest = p;
-    largest.count = std::min(at_once, last - first);
-    void* scratch = scratch_for(kernel, largest);
     for (; first < last; first += at_once) {
         Product block = p;
         block.active += first;
@@ -139,6 +136,7 @@ void run_tokens(const Kernel& kernel, const Product& p, std::int64_t first, std:
             block.h_rows += first;
         else
             block.h = h_for(block);
+        void* scratch = scratch_for(kernel, block);
         kernel.shrink(block, {0, block.count, 0, p.rank}, scratch);
         const auto all = [&](const Product& q) { return Part{0, block.count, 0, q.out}; };
         expand(kernel, block, all, scratch);

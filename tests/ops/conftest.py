@@ -98,6 +98,14 @@ WITHOUT = {
 }
 
 
+@pytest.fixture
+def cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products run in the extension."""
+    if "cpp" not in backends():
+        pytest.skip(WITHOUT["cpp"])
+    monkeypatch.setenv("BDC_OPS_BACKEND", "cpp")
+
+
 def _compile_emulator(compiler: str, sources: Path, files: list[Path], library: Path, pybind11_include: str) -> None:
     for old in library.parent.glob("*.*"):
         old.unlink()

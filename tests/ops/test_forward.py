@@ -122,17 +122,13 @@ def test_rows_may_be_left_out(problems: SimpleNamespace, backend: str) -> None:
     assert torch.equal(rankwise_lora(x, a, b, g[:1], None, s), rankwise_lora(x, a, b, g, same, s))
 
 
+@pytest.mark.usefixtures("cpp")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("tokens", [2, 40])
-def test_cpp_offsets_above_two_to_the_31(
-    problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tokens: int, dtype: torch.dtype
-) -> None:
+def test_cpp_offsets_above_two_to_the_31(problems: SimpleNamespace, tokens: int, dtype: torch.dtype) -> None:
     """Rows that far apart; only the pages in use take memory."""
-    if "cpp" not in backends():
-        pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
     if (memory_bytes("MemTotal") or 0) < 4 * dtype.itemsize << 30:
         pytest.skip("the system may refuse to reserve that much memory")
-    monkeypatch.setenv("BDC_OPS_BACKEND", "cpp")
     problem = problems.make(tokens, 32, 24, 8, 2, dtype=dtype)
     expected = rankwise_lora_(problem.y.clone(), *problem.arguments)
     problems.assert_within_bounds(expected, problem)
@@ -156,13 +152,9 @@ def test_same_bits_every_time(problems: SimpleNamespace, backend: str, dtype: to
     assert all(torch.equal(rankwise_lora(*problem.arguments), first) for _ in range(5))
 
 
+@pytest.mark.usefixtures("cpp")
 @pytest.mark.parametrize("tokens", [2, 3, 9, 39])
-def test_cpp_token_depends_on_the_number_of_tokens_only(
-    problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tokens: int
-) -> None:
-    if "cpp" not in backends():
-        pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
-    monkeypatch.setenv("BDC_OPS_BACKEND", "cpp")
+def test_cpp_token_depends_on_the_number_of_tokens_only(problems: SimpleNamespace, tokens: int) -> None:
     problem = problems.make(tokens=tokens, d_in=100, d_out=50)
     x, a, b, g, rows, s = problem.arguments
     rows.clamp_min_(0)
@@ -174,13 +166,9 @@ def test_cpp_token_depends_on_the_number_of_tokens_only(
     assert torch.equal(rankwise_lora(others, a, b, g, rows, s)[0], expected[0])
 
 
+@pytest.mark.usefixtures("cpp")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_cpp_more_than_four_tokens_do_not_change_each_other(
-    problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
-) -> None:
-    if "cpp" not in backends():
-        pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
-    monkeypatch.setenv("BDC_OPS_BACKEND", "cpp")
+def test_cpp_more_than_four_tokens_do_not_change_each_other(problems: SimpleNamespace, dtype: torch.dtype) -> None:
     problem = problems.make(tokens=200, d_in=100, d_out=50, rank=40, dtype=dtype)
     problem.rows.clamp_min_(0)
     x, a, b, g, rows, s = problem.arguments
@@ -189,14 +177,10 @@ def test_cpp_more_than_four_tokens_do_not_change_each_other(
         assert torch.equal(rankwise_lora(x[part], a, b, g, rows[part], s), whole[part])
 
 
+@pytest.mark.usefixtures("cpp")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tokens", [1, 4, 23, 300])
-def test_cpp_bits_do_not_depend_on_threads(
-    problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tokens: int, dtype: torch.dtype
-) -> None:
-    if "cpp" not in backends():
-        pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
-    monkeypatch.setenv("BDC_OPS_BACKEND", "cpp")
+def test_cpp_bits_do_not_depend_on_threads(problems: SimpleNamespace, tokens: int, dtype: torch.dtype) -> None:
     problem = problems.make(tokens=tokens, d_in=520, d_out=333, rank=40, dtype=dtype)
     before = torch.get_num_threads()
     results = []

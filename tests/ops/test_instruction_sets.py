@@ -9,13 +9,18 @@ import sys
 
 import pytest
 
-SCRIPT = """
-import importlib.util, itertools, sys
-import numpy as np
+LOAD = """
+import importlib.util, sys
 
 spec = importlib.util.spec_from_file_location("_lora", sys.argv[1])
 lora = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(lora)
+"""
+
+SCRIPT = """
+import itertools
+import numpy as np
+
 random = np.random.default_rng(0)
 def bfloat16(values):
     bits = values.astype(np.float32).view(np.uint32)
@@ -66,12 +71,9 @@ print(lora.isa())
 
 # Every array ends where the memory does: who reads or writes beyond it dies.
 BOUNDS = """
-import ctypes, importlib.util, itertools, mmap, sys
+import ctypes, itertools, mmap
 import numpy as np
 
-spec = importlib.util.spec_from_file_location("_lora", sys.argv[1])
-lora = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(lora)
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 maps = []
@@ -84,7 +86,6 @@ def at_the_end(values):
     array = memory[end - values.nbytes : end].view(values.dtype).reshape(values.shape)
     array[...] = values
     return array
-random = np.random.default_rng(0)
 SHAPES = [(17, 33, 31, 20), (40, 64, 48, 32), (5, 2049, 17, 7), (64, 96, 33, 129), (1, 65, 19, 40), (2, 40, 16, 300)]
 for storage, (tokens, d_in, d_out, rank), int8 in itertools.product((0, 1, 2), SHAPES, (False, True)):
     size = np.uint32 if storage == 0 else np.uint16
@@ -104,7 +105,7 @@ def _run(isa: str, script: str = SCRIPT) -> subprocess.CompletedProcess[str]:
     if spec is None or spec.origin is None:
         pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
     environment = {**os.environ, "BDC_CPU_ISA": isa}
-    command = [sys.executable, "-c", script, spec.origin]
+    command = [sys.executable, "-c", LOAD + script, spec.origin]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 

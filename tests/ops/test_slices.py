@@ -11,7 +11,6 @@ from torch import nn
 from bdc.errors import InputError
 from bdc.ops import (
     apply_rankwise_lora,
-    backends,
     quantize_experts,
     rank_weights,
     rankwise_lora,
@@ -239,19 +238,16 @@ def test_merged_layers_that_do_not_fit() -> None:
     assert type(model[0]) is nn.Linear
 
 
+@pytest.mark.usefixtures("cpp")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("tokens", "slices", "ranks"), [(131, 3, 57), (67, 2, 256), (1029, 2, 64)])
 def test_cpp_bits_depend_neither_on_threads_nor_on_how_a_call_is_cut_up(
     problems: SimpleNamespace,
-    monkeypatch: pytest.MonkeyPatch,
     dtype: torch.dtype,
     tokens: int,
     slices: int,
     ranks: int,
 ) -> None:
-    if "cpp" not in backends():
-        pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
-    monkeypatch.setenv("BDC_OPS_BACKEND", "cpp")
     ends = tuple(40 * (i + 1) for i in range(slices))
     x, a, b, g, ends, rows, s = make(problems, (tokens, 300, ranks, ends), dtype=dtype).arguments
     rows.clamp_min_(0)
