@@ -48,13 +48,14 @@ PEERS = {
 }  # most nodes
 
 
-def in_waves(threads: int) -> Rate:
-    """Ours from Python; the wall clock's rate too, for `threads` > 1."""
+def in_waves(threads: int, by_steps: bool = False) -> Rate:
+    """Ours from Python, with the wall clock's rate too; `by_steps` adds that of the median time of each step."""
 
     def rate(trees: int, nodes: int, branching: int) -> dict[str, Any]:
         value = np.full(trees, 0.5)
         waves = nodes // branching
-        repeats = max(1, 200_000 // (trees * waves))
+        repeats = max(7 if by_steps else 1, 200_000 // (trees * waves))
+        ends: list[float] = []  # of all steps
         for repeat in range(repeats + 1):
             if repeat == 1:  # the first search is not counted
                 wall, cpu = time.perf_counter(), time.process_time()
@@ -62,11 +63,16 @@ def in_waves(threads: int) -> Rate:
             selection = forest.select(forest.plant(trees))
             for _ in range(waves):
                 selection = forest.step(selection, branching, value)
+                if by_steps:
+                    ends.append(time.perf_counter())
             del forest  # before the next one, which can use its memory again
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         work = trees * waves * repeats
-        depth = float(selection.depth.mean())
-        return {"per_cpu_second": work / cpu, "per_second": work / wall, "last_depth": depth}
+        found = {"per_cpu_second": work / cpu, "per_second": work / wall, "last_depth": float(selection.depth.mean())}
+        if by_steps:  # the first step of a search with the making of its forest
+            steps = np.diff(ends[waves - 1 :]).reshape(repeats, waves)
+            found["median_per_second"] = trees * waves / float(np.median(steps, axis=0).sum())
+        return found
 
     return rate
 
@@ -150,10 +156,10 @@ def scaling(args: argparse.Namespace) -> dict[str, Any]:
     threads = max(2, args.threads)
     pairs: dict[str, tuple[Rate, Rate]] = {}
     if args.core:
-        one = program(args.core)
-        pairs[f"from C++, {threads} threads"] = (one, program(args.core, last=[str(threads)]))
+        one = program(args.core, last=["1", "steps"])
+        pairs[f"from C++, {threads} threads"] = (one, program(args.core, last=[str(threads), "steps"]))
         pairs[f"from C++, {threads} processes"] = (one, bench_scaling.together(one, threads))
-    pairs[f"in waves, {threads} threads"] = (in_waves(1), in_waves(threads))
+    pairs[f"in waves, {threads} threads"] = (in_waves(1, by_steps=True), in_waves(threads, by_steps=True))
     rows = bench_scaling.measure(pairs, threads, args.branching, args.repeats, args.cells)
     return {"threads": threads, "rows": rows}
 

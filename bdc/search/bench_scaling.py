@@ -2,16 +2,19 @@
 
 By the wall clock, each beside the same with one thread just before: the search with N threads, from C++ and from Python
 in waves; N processes of the C++ program, which share nothing but the machine's caches and memory; and N threads that
-copy memory. Ratios are medians over the repeats, with their quartiles. Beside those of the C++ program's threads is
-the median of what a cache line takes from one thread to the other, before and after: a virtual machine's processors
-may come to lie on different caches from one second to the next, and threads that share a search exchange lines.
+copy memory. Ratios are medians over the repeats, with their quartiles. `by steps` is the ratio of the rates by the median
+time of each of a search's steps: where the machine now and then takes a thread's time for itself, N threads that wait
+for each other lose N times as much, which is no part of these medians. Beside them is what tells such moments: the
+share of its time that one thread loses which does nothing but look at the clock, and what a cache line takes from one
+thread to the other (medians, before and after each search), since a virtual machine's processors may come to lie on
+different caches from one second to the next, and threads that share a search exchange lines.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -19,43 +22,61 @@ from typing import Any
 import numpy as np
 
 Search = Callable[[int, int, int], dict[str, Any]]  # of trees, nodes and branching
-Measured = Callable[[], float]  # work per second
+Measured = Callable[[], dict[str, Any]]  # per_second, and what else was seen
 CELLS = [(256, 1_000), (1024, 1_000)]
+RATES = ("per_second", "median_per_second")
 
 
-def copied(threads: int, megabytes: int = 128) -> float:
+def copied(threads: int, megabytes: int = 128) -> dict[str, Any]:
     """Megabytes per second that so many threads copy together, each from one array of its own to another."""
     arrays = [(np.ones(megabytes << 17), np.empty(megabytes << 17)) for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(2):  # the first time the pages are fresh
             start = time.perf_counter()
             list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), arrays))
-        return threads * megabytes / (time.perf_counter() - start)
-
-
-class Rate:
-    """The rate of a search in a cell, each time it is called; it remembers what lines took."""
-
-    def __init__(self, search: Search, cell: dict[str, int]) -> None:
-        self.search, self.cell = search, cell
-        self.line_ns: list[float] = []
-
-    def __call__(self) -> float:
-        found = self.search(*self.cell.values())
-        if found.get("line_ns"):
-            self.line_ns.append(float(found["line_ns"]))
-        return float(found["per_second"])
+        return {"per_second": threads * megabytes / (time.perf_counter() - start)}
 
 
 def together(search: Search, copies: int) -> Search:
-    """So many of `search` at once, and the sum of their rates."""
+    """So many of `search` at once, and the sums of their rates."""
 
     def searches(trees: int, nodes: int, branching: int) -> dict[str, Any]:
         with ThreadPoolExecutor(copies) as pool:
             running = [pool.submit(search, trees, nodes, branching) for _ in range(copies)]
-            return {"per_second": sum(future.result()["per_second"] for future in running)}
+            found = [future.result() for future in running]
+        return {rate: sum(one[rate] for one in found) for rate in RATES if rate in found[0]}
 
     return searches
+
+
+def spread(ratios: Iterable[float]) -> dict[str, float]:
+    """Their median and quartiles."""
+    found = list(ratios)
+    low, middle, high = statistics.quantiles(found, n=4, method="inclusive") if len(found) > 1 else found * 3
+    return {"ratio": middle, "low": low, "high": high}
+
+
+def compare(one: Measured, many: Measured, repeats: int) -> dict[str, Any]:
+    """`many` over `one`, in turns; `pairs` has each turn's ratios and what the machine was like."""
+    turns = [(one(), many()) for _ in range(repeats)]
+    ratios = {rate: [b[rate] / a[rate] for a, b in turns] for rate in RATES if rate in turns[0][1]}
+    row: dict[str, Any] = spread(ratios["per_second"])
+    if "median_per_second" in ratios:
+        row["by_steps"] = spread(ratios["median_per_second"])
+    signs = [sign for sign in ("lost", "line_ns") if turns[0][1].get(sign)]
+    row |= {sign: statistics.median(many[sign] for _, many in turns) for sign in signs}
+    seen = zip(*ratios.values(), *([many[sign] for _, many in turns] for sign in signs), strict=True)
+    return row | {"pairs": [dict(zip((*ratios, *signs), turn, strict=True)) for turn in seen]}
+
+
+def line(name: str, cell: dict[str, int], row: dict[str, Any]) -> str:
+    """A row of the table."""
+    text = f"{' x '.join(map(str, cell.values())):16}  {name:24}"
+    for found in (row, row.get("by_steps")):
+        text += "".join(f" {found[key]:5.2f}" for key in ("ratio", "low", "high")) + "  " if found else ""
+    if "line_ns" in row:
+        text += f" {100 * row['lost']:5.1f}  {row['line_ns']:5.0f}"
+    return text.rstrip()
 
 
 def measure(
@@ -68,23 +89,18 @@ def measure(
     """A row per cell and pair, printed as they come. `pairs` hold a search and, by its name, what is set beside it."""
     rows: list[dict[str, Any]] = []
 
-    def compare(name: str, cell: dict[str, int], one: Measured, many: Measured) -> None:
-        found = [1 / one() * many() for _ in range(repeats)]
-        low, middle, high = statistics.quantiles(found, n=4, method="inclusive") if repeats > 1 else found * 3
-        row = cell | {"what": name, "ratio": middle, "low": low, "high": high}
-        where = " x ".join(map(str, cell.values()))
-        text = f"{where:16}  {name:34} {middle:5.2f} {low:5.2f} {high:5.2f}"
-        if lines := many.line_ns if isinstance(many, Rate) else []:
-            row |= {"line_ns": statistics.median(lines), "pairs": list(zip(found, lines, strict=True))}
-            text += f"  {row['line_ns']:5.0f}"
-        rows.append(row)
-        print(text, flush=True)
+    def add(name: str, cell: dict[str, int], one: Measured, many: Measured) -> None:
+        row = compare(one, many, repeats)
+        rows.append(cell | {"what": name} | row)
+        print(line(name, cell, row), flush=True)
 
-    print(f"{'trees, nodes, B':16}  {f'{threads} over one':34} ratio   low  high  line, ns")
-    compare(f"{threads} threads copy memory", {}, partial(copied, 1), partial(copied, threads))
+    print(
+        f"{'trees, nodes, B':16}  {f'{threads} over one':24} ratio   low  high   by steps   low  high lost, % line, ns"
+    )
+    add(f"{threads} threads copy memory", {}, partial(copied, 1), partial(copied, threads))
     for trees, nodes in cells or CELLS:
         for b in branching:
             cell = {"trees": trees, "nodes": nodes, "branching": b}
             for name, (one, many) in pairs.items():
-                compare(name, cell, Rate(one, cell), Rate(many, cell))
+                add(name, cell, partial(one, *cell.values()), partial(many, *cell.values()))
     return rows

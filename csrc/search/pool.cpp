@@ -142,7 +142,8 @@ struct Pool::Crew {
         Desk& desk = desks[index + 1];
         Chunks seen = desk.left;
         for (Number call = kNone;;) {
-            if (!soon([&] { return offer.call.load(std::memory_order_acquire) != call; })) {
+            const auto called = [&] { return offer.call.load(std::memory_order_acquire) != call; };
+            if (!soon(called, kPatience)) {
                 offer.call.wait(call, std::memory_order_acquire);
             }
             call = offer.call.load(std::memory_order_acquire);
@@ -184,7 +185,7 @@ struct Pool::Crew {
             if (stand_in(thread, own(thread, call, chunks))) desks[thread].take(task, call, 0);
         }
         for (unsigned thread = 1; thread <= helpers(); ++thread) {
-            if (!soon([&] { return desks[thread].ended(call); })) help(0, call, task);
+            if (!soon([&] { return desks[thread].ended(call); }, kLate)) help(0, call, task);
         }
     }
 
@@ -203,6 +204,7 @@ struct Pool::Crew {
         for (unsigned thread = 1; thread <= helpers(); ++thread) {
             Desk& desk = desks[thread];
             if (stand_in(thread, {call, 0, 0})) continue;
+            soon([&] { return desk.ended(call); }, kPatience);
             for (Number done; (done = desk.done.load(std::memory_order_acquire)) != call;) {
                 desk.done.wait(done, std::memory_order_acquire);
             }
@@ -213,20 +215,28 @@ struct Pool::Crew {
         return failed;
     }
 
-    // Waits for less than it costs to fall asleep and be woken; false: in vain. The calls of a wave
-    // follow each other within microseconds, and between waves everybody sleeps.
+    // The calls of a wave follow each other within microseconds, and between waves everybody
+    // sleeps. A virtual machine's processor may be away for a hundred microseconds at any time: who
+    // fell asleep over that would be away as long again until he is woken.
+    static constexpr std::chrono::microseconds kLate{30}, kPatience{250};
+
+    // Waits for so long at most, awake; false: in vain.
     template <class Met>
-    static bool soon(const Met& met) {
-        constexpr auto kPatience = std::chrono::microseconds(30);
+    static bool soon(const Met& met, std::chrono::microseconds patience) {
         constexpr int kLooks = 16;  // between looks at the clock
-        const auto until = std::chrono::steady_clock::now() + kPatience;
-        do {
-            for (int look = 0; look < kLooks; ++look) {
+        const auto look = [&] {
+            for (int i = 0; i < kLooks; ++i) {
                 if (met()) return true;
                 pause();
             }
-        } while (std::chrono::steady_clock::now() < until);
-        return false;
+            return false;
+        };
+        if (look()) return true;
+        const auto until = std::chrono::steady_clock::now() + patience;
+        while (!look()) {
+            if (std::chrono::steady_clock::now() >= until) return false;
+        }
+        return true;
     }
 
     static void pause() {

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bdc.search import UCT, Forest, bench, bench_calls
+from bdc.search import UCT, Forest, bench, bench_calls, bench_scaling
 
 
 def test_grid_is_written_and_cells_of_one_commit_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,8 +60,25 @@ def test_threads_are_compared_with_one(tmp_path: Path, capsys: pytest.CaptureFix
     figures = json.loads(record.read_text())
     assert figures["threads"] == 2
     assert [row["what"] for row in figures["rows"]] == ["2 threads copy memory", "in waves, 2 threads"]
-    assert all(0 < row["low"] <= row["ratio"] <= row["high"] for row in figures["rows"])
+    copying, waves = figures["rows"]
+    for found in (copying, waves, waves["by_steps"]):
+        assert 0 < found["low"] <= found["ratio"] <= found["high"]
+    assert len(waves["pairs"]) == 2
+    assert "by_steps" not in copying  # it has none
     assert "2 over one" in capsys.readouterr().out
+
+
+def test_a_comparison_is_the_median_of_its_turns() -> None:
+    ones = iter([{"per_second": 2.0, "median_per_second": 4.0}] * 3)
+    twos = iter(
+        {"per_second": mean, "median_per_second": 8.0, "lost": lost, "line_ns": 70}
+        for mean, lost in ((2.0, 0.3), (4.0, 0.0), (3.0, 0.1))
+    )
+    row = bench_scaling.compare(ones.__next__, twos.__next__, 3)
+    assert (row["low"], row["ratio"], row["high"]) == (1.25, 1.5, 1.75)
+    assert row["by_steps"] == {"ratio": 2.0, "low": 2.0, "high": 2.0}
+    assert row["pairs"][0] == {"per_second": 1.0, "median_per_second": 2.0, "lost": 0.3, "line_ns": 70}
+    assert row["lost"] == 0.1
 
 
 @pytest.mark.parametrize(
