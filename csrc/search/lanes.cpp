@@ -164,6 +164,12 @@ const double* inverse_roots() {
     return table.data();
 }
 
+#if defined(__x86_64__)
+const double* const gathered_roots = __builtin_cpu_is("intel") ? inverse_roots() : nullptr;
+#else
+const double* const gathered_roots = nullptr;
+#endif
+
 bool wins_tie(const Family& family, std::uint32_t a, std::uint32_t b, bool turns) {
     if (family.prior()[a] != family.prior()[b]) return family.prior()[a] > family.prior()[b];
     const std::uint32_t n_a = family.tally()[a].count(), n_b = family.tally()[b].count();

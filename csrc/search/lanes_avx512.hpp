@@ -1,6 +1,8 @@
 // The lanes of a family four or eight at a time with AVX-512.
 #pragma once
 
+#include <type_traits>
+
 #include "lanes.hpp"
 
 #if defined(__x86_64__)
@@ -27,6 +29,12 @@ struct Eight {
         return _mm512_mask_div_pd(e, m, a, b);
     }
     static BDC_AVX512 Reals root(Reals x) { return _mm512_sqrt_pd(x); }
+    static BDC_AVX512 Mask from(Mask m, Words x, std::uint64_t least) {
+        return _mm512_mask_cmpge_epu64_mask(m, x, _mm512_set1_epi64((long long)(least)));
+    }
+    static BDC_AVX512 Reals gather(Mask m, Words at, const double* table) {
+        return _mm512_mask_i64gather_pd(_mm512_setzero_pd(), m, at, table, 8);
+    }
     static BDC_AVX512 Reals choose(Mask m, Reals a, Reals b) {
         return _mm512_mask_blend_pd(m, a, b);
     }
@@ -98,6 +106,20 @@ struct Avx512Pick {
         return lanes & __mmask8(~_mm_test_epi8_mask(reason, reason));
     }
 
+    // A division and a root of eight numbers less, one after the other in the unit that also
+    // divides the sums. Four take as long from the table.
+    template <class V>
+    static BDC_AVX512 typename V::Reals inverse_root(typename V::Mask lanes,
+                                                     typename V::Words counts) {
+        if constexpr (std::is_same_v<V, Eight>) {
+            if (gathered_roots != nullptr && V::from(lanes, counts, kTabulated) == 0) [[likely]] {
+                return V::gather(lanes, counts, gathered_roots);
+            }
+        }
+        const typename V::Reals one = V::all(1.0);
+        return V::divide(one, lanes, one, V::root(V::real(counts)));
+    }
+
     // Scores of the lanes from `at` on, minus infinity outside `lanes`. No count is 0 where the
     // bonus is kInverseRoot.
     template <class V>
@@ -113,13 +135,13 @@ struct Avx512Pick {
         } else {
             q = V::choose(visited, V::all(unvisited), V::reals(lanes, family.best() + at));
         }
-        const typename V::Reals count = V::real(counts), f = V::all(factor), one = V::all(1.0);
+        const typename V::Reals f = V::all(factor), one = V::all(1.0);
         typename V::Reals bonus;
         if constexpr (kBonus == Bonus::kInverseRoot) {
-            bonus = V::times(f, V::divide(one, lanes, one, V::root(count)));
+            bonus = V::times(f, inverse_root<V>(lanes, counts));
         } else {
             bonus = V::divide(one, lanes, V::times(f, V::reals(lanes, family.prior() + at)),
-                              V::add(one, count));
+                              V::add(one, V::real(counts)));
         }
         const auto nowhere = V::all(-std::numeric_limits<double>::infinity());
         return V::choose(lanes, nowhere, V::add(q, bonus));

@@ -30,9 +30,13 @@ Block random_family(std::mt19937& random, std::uint32_t count) {
     head.count = std::uint16_t(count);
     const Family family = view(block);
     const bool fresh = random() % 2, plain = random() % 2;
+    const bool visited = random() % 4 == 0;  // often enough to lie on both sides of a table's end
     head.even = plain && random() % 2;
     for (std::uint32_t i = 0; i < count; ++i) {
-        const std::uint64_t n = fresh ? random() % 3 : 1 + random() % 4, pending = random() % 2;
+        const std::uint64_t n = visited ? kTabulated - 2 - i % 2 + random() % 4
+                                : fresh ? random() % 3
+                                        : 1 + random() % 4;
+        const std::uint64_t pending = random() % 2;
         family.tally()[i].both = n | pending << 32;
         family.sum()[i] = double(random() % 3) * 0.5 * double(n);
         family.best()[i] = double(random() % 3) * 0.5;
