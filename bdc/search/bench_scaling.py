@@ -3,11 +3,12 @@
 By the wall clock, each beside the same with one thread just before: the search with N threads, from C++ and from Python
 in waves; N processes of the C++ program, which share nothing but the machine's caches and memory; and N threads that
 copy memory. Ratios are medians over the repeats, with their quartiles. `by steps` is the ratio of the rates by the median
-time of each of a search's steps: where the machine now and then takes a thread's time for itself, N threads that wait
-for each other lose N times as much, which is no part of these medians. Beside them is what tells such moments: the
-share of its time that one thread loses which does nothing but look at the clock, and what a cache line takes from one
-thread to the other (medians, before and after each search), since a virtual machine's processors may come to lie on
-different caches from one second to the next, and threads that share a search exchange lines.
+time of each of a search's steps, over a run's searches. It leaves out whatever befalls a step in fewer than half of them:
+what the machine takes from a thread for itself, of which N threads that wait for each other lose N times as much, and
+also, say, a helper that fell asleep. Beside it is what tells such moments: the share of its time that one thread loses,
+in gaps of more than a microsecond, which does nothing but look at the clock, and what a cache line takes from one thread
+to the other (medians, before and after each search), since a virtual machine's processors may come to lie on different
+caches from one second to the next, and threads that share a search exchange lines.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def compare(one: Measured, many: Measured, repeats: int) -> dict[str, Any]:
     row: dict[str, Any] = spread(ratios["per_second"])
     if "median_per_second" in ratios:
         row["by_steps"] = spread(ratios["median_per_second"])
-    signs = [sign for sign in ("lost", "line_ns") if turns[0][1].get(sign)]
+    signs = [sign for sign in ("lost", "line_ns") if sign in turns[0][1]]
     row |= {sign: statistics.median(many[sign] for _, many in turns) for sign in signs}
     seen = zip(*ratios.values(), *([many[sign] for _, many in turns] for sign in signs), strict=True)
     return row | {"pairs": [dict(zip((*ratios, *signs), turn, strict=True)) for turn in seen]}

@@ -107,7 +107,7 @@ class Forest:
 
     @property
     def nbytes(self) -> int:
-        """Memory held, in bytes, without the rule's table by visits (at most 512 KiB), which all forests share."""
+        """Memory held, in bytes, without the tables by visits (512 KiB each at most), which all forests share."""
         return self._core.bytes
 
     def __len__(self) -> int:

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Literal
+
+from bdc.search.errors import ForestError
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +95,26 @@ _KINDS: tuple[type[Rule], ...] = (
 
 
 def encode(rule: Rule) -> tuple[int, list[float]]:
-    """The rule's number and parameters, as the extension takes them."""
-    values = [getattr(rule, field.name) for field in dataclasses.fields(rule)]
-    if isinstance(rule, PUCT) and rule.fpu_reduction is None:
-        values[3] = -1.0
-    if isinstance(rule, Thompson):
-        values[1] = rule.posterior == "normal"
-    return _KINDS.index(type(rule)), [float(value) for value in values]
+    """The rule's number and parameters, as the extension takes them; it checks their ranges."""
+    return _KINDS.index(type(rule)), [_parameter(rule, field) for field in dataclasses.fields(rule)]
+
+
+def _parameter(rule: Rule, field: dataclasses.Field[object]) -> float:
+    value = getattr(rule, field.name)
+    wanted = "a whole number" if field.type == "int" else "a number"
+    if field.name == "posterior":
+        if value in ("beta", "normal"):
+            return float(value == "normal")
+        wanted = "'beta' or 'normal'"
+    elif field.name == "fpu_reduction":
+        if value is None:
+            return -1.0
+        if isinstance(value, numbers.Real) and not value < 0:
+            return float(value)
+        wanted = "a number from 0, or None"
+    elif isinstance(value, numbers.Real) and (field.type != "int" or float(value).is_integer()):
+        return float(value)
+    raise ForestError(f"{type(rule).__name__}: {field.name} is {value!r}; give {wanted}")
 
 
 def decode(kind: int, parameters: list[float]) -> Rule:

@@ -133,10 +133,12 @@ py::array_t<std::int32_t> to_numpy(const Range& range) {
     return ids;
 }
 
-// Some of a result that lives as long as the array.
+// Some of a result that lives as long as the array, which is read-only: the core goes by it.
 template <class T>
 py::array_t<T> view(const T* from, std::int64_t count, const py::object& owner) {
-    return py::array_t<T>(py::ssize_t(count), from, owner);
+    py::array_t<T> array(py::ssize_t(count), from, owner);
+    py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+    return array;
 }
 
 template <class T, class Allocator>
@@ -247,7 +249,8 @@ PYBIND11_MODULE(_search, m) {
         m, "Selection",
         "What `Forest.select` and `Forest.step` return: selected leaves, one row each (k rows, "
         "`trees` major, `leaves` minor). Pass it, or some of its rows (`selection[mask]`), to "
-        "`Forest.backup` or `Forest.abandon`. Its arrays are views, made when asked for.");
+        "`Forest.backup` or `Forest.abandon`. Its arrays are read-only views, made when asked "
+        "for.");
     selection.attr("__module__") = "bdc.search";
     selection
         .def_property_readonly("tree", column(&Selection::tree),

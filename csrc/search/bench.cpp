@@ -65,9 +65,8 @@ double typical_seconds(const std::vector<float>& steps, std::size_t waves) {
     std::vector<float> same(steps.size() / waves);
     for (std::size_t wave = 0; wave < waves; ++wave) {
         for (std::size_t i = 0; i < same.size(); ++i) same[i] = steps[i * waves + wave];
-        const auto middle = same.begin() + std::ptrdiff_t(same.size() / 2);
-        std::nth_element(same.begin(), middle, same.end());
-        sum += double(*middle);
+        std::sort(same.begin(), same.end());
+        sum += (double(same[same.size() / 2]) + double(same[(same.size() - 1) / 2])) / 2;
     }
     return sum;
 }

@@ -155,13 +155,13 @@ void write_blank(const Family& family) {
 }
 
 const double* inverse_roots() {
-    static const std::vector<double> table = [] {
-        std::vector<double> roots(kTabulated);
+    static const double* const table = [] {
+        auto* const roots = new double[kTabulated];  // never freed: searches may outlive statics
         roots[0] = std::numeric_limits<double>::infinity();
         for (std::uint32_t i = 1; i < kTabulated; ++i) roots[i] = 1.0 / std::sqrt(double(i));
         return roots;
     }();
-    return table.data();
+    return table;
 }
 
 #if defined(__x86_64__)

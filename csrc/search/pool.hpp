@@ -1,5 +1,5 @@
-// A few threads that help the caller, and sleep between its calls. Work comes in chunks, of which
-// everybody has his own; a helper that wakes too late finds nothing to do and delays nobody.
+// A few threads that help the caller, and sleep soon after its last call. Work comes in chunks, of
+// which everybody has his own; a helper that wakes too late finds nothing to do and delays nobody.
 #pragma once
 
 #include <algorithm>

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
@@ -27,7 +28,7 @@ std::size_t rounded(std::size_t bytes, std::size_t to) { return (bytes + to - 1)
 class Draft {
   public:
     Draft(const std::string& path, bool sync)
-        : path_(path), temporary_(path + ".tmp." + std::to_string(getpid())), sync_(sync) {
+        : path_(path), temporary_(path + suffix()), sync_(sync) {
         fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
         if (fd_ < 0) fail("open");
     }
@@ -72,6 +73,12 @@ class Draft {
     }
 
   private:
+    // Nobody else's, on any thread of any process.
+    static std::string suffix() {
+        static std::atomic<std::uint64_t> drafts{0};
+        return ".tmp." + std::to_string(getpid()) + "." + std::to_string(drafts++);
+    }
+
     static constexpr std::size_t kPiece = std::size_t(4) << 20;
 
     // The disk works while the next piece is copied and summed.

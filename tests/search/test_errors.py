@@ -136,6 +136,11 @@ def test_a_ticket_is_resolved_once() -> None:
         lambda: Forest(GumbelRoot(simulations=0)),
         lambda: Forest(Thompson(a=0.0)),
         lambda: Forest(Thompson(agents=65)),
+        lambda: Forest(Thompson(agents=1.5)),
+        lambda: Forest(Thompson(posterior="Normal")),
+        lambda: Forest(GumbelRoot(considered=NAN)),
+        lambda: Forest(PUCT(fpu_reduction=-3.0)),
+        lambda: Forest(UCT("1")),
         lambda: Forest(widening=Widening(-1.0)),
     ],
 )

@@ -35,6 +35,8 @@ def test_columns_of_a_selection_are_views_that_keep_it_alive() -> None:
     columns = [wave.tree, wave.leaf, wave.depth, wave.ticket, wave.path, wave.path_offsets, wave.agent]
     for column in columns:
         assert not column.flags.owndata and column.base is not None
+        with pytest.raises(ValueError, match="read-only"):  # the forest goes by them
+            column[0] = 1
     leaf, copy = wave.leaf, wave.leaf.copy()
     forest.abandon(wave)
     del wave, columns

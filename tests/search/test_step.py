@@ -75,15 +75,6 @@ def test_some_rows_and_a_changed_forest() -> None:
     forest.check()
 
 
-def test_what_the_caller_writes_into_a_selection_stays_his() -> None:
-    forest = Forest(UCT(), "mean", threads=1)
-    selection = forest.select(forest.plant(2))
-    selection.leaf[:] = 77
-    following = forest.step(selection, 2, [0.5, 0.25])
-    assert following.path.tolist() == [0, 2, 1, 4]
-    assert forest.rows([0, 1])["mean"].tolist() == [0.5, 0.25]
-
-
 def test_a_family_filled_to_its_limit() -> None:
     forest = Forest(UCT(), threads=1)
     selection = forest.select(forest.plant(1), 2)  # the root twice
