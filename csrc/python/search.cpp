@@ -1,7 +1,9 @@
 // Python face of the tree core: numpy in and out, the GIL released while the core works.
+#include <cxxabi.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -191,9 +193,28 @@ void refuse_tickets(const py::object& tickets) {
     throw InputFault("tickets belong to node ids; a Selection brings its own");
 }
 
+// The GIL, given back for a while. Once the interpreter has ended, Python before 3.14 ends a thread
+// that asks for it, on its way through frames that let nothing pass; it waits for the process's end
+// here, as later ones do.
+class Released {
+  public:
+    Released() : state_(PyEval_SaveThread()) {}
+    Released(const Released&) = delete;
+    ~Released() {
+        try {
+            PyEval_RestoreThread(state_);
+        } catch (abi::__forced_unwind&) {
+            for (;;) pause();
+        }
+    }
+
+  private:
+    PyThreadState* state_;
+};
+
 template <class Call>
 auto released(Call call) {
-    const py::gil_scoped_release release;
+    const Released gil;
     return call();
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -104,3 +106,35 @@ def test_threads_serve_the_next_forest_and_a_forked_process() -> None:
     child.start()
     child.join(60)
     assert child.exitcode == 0
+
+
+def ends_well(search: str, at_exit: str = "") -> None:
+    """A process ends while a daemon thread is at `search`."""
+    script = f"""
+{at_exit}
+import threading
+import time
+import numpy as np
+from bdc.search import UCT, Forest
+
+def search():
+    forest = Forest(UCT(), "mean", threads=1)
+    wave = forest.select(forest.plant(500))
+    for _ in range(3):
+        wave = forest.step(wave, 8, np.full(500, 0.5))
+    {search}
+
+threading.Thread(target=search, daemon=True).start()
+time.sleep(0.2)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_daemon_thread_may_come_back_from_a_call_when_the_interpreter_has_ended() -> None:
+    ends_well("while True: wave = forest.step(wave, 3, np.full(500, 0.5))")
+
+
+def test_a_daemon_thread_may_be_in_a_call_when_statics_are_destroyed() -> None:
+    late = "import ctypes; c = ctypes.CDLL(None); c.__cxa_atexit(c.usleep, 300_000, None)"  # after the core's statics
+    ends_well("forest.select([0], 6_000_000)", late)
