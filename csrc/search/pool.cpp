@@ -78,13 +78,22 @@ struct Pool::Crew {
             }
         }
     };
+    // The calls of a wave follow each other within microseconds, and between waves everybody
+    // sleeps. A virtual machine's processor may be away for a hundred microseconds at any time: who
+    // fell asleep over that would be away as long again until he is woken. Where there are fewer
+    // processors than threads, who stays awake keeps another from his work.
+    static constexpr std::chrono::microseconds kLate{30}, kAway{250};
+    const std::chrono::microseconds patience;
     std::vector<Offer> offers;  // by helper
     std::vector<Desk> desks;    // by thread, the caller's first
     std::vector<std::thread> threads;
     alignas(kLine) Number last = kNone;  // call, which only the caller looks at
 
     // With as many as the system starts.
-    explicit Crew(unsigned helpers) : offers(helpers), desks(helpers + 1) {
+    explicit Crew(unsigned helpers)
+        : patience(helpers < std::thread::hardware_concurrency() ? kAway : kLate),
+          offers(helpers),
+          desks(helpers + 1) {
         threads.reserve(helpers);
         try {
             for (unsigned i = 0; i < helpers; ++i) threads.emplace_back([this, i] { serve(i); });
@@ -143,7 +152,7 @@ struct Pool::Crew {
         Chunks seen = desk.left;
         for (Number call = kNone;;) {
             const auto called = [&] { return offer.call.load(std::memory_order_acquire) != call; };
-            if (!soon(called, kPatience)) {
+            if (!soon(called, patience)) {
                 offer.call.wait(call, std::memory_order_acquire);
             }
             call = offer.call.load(std::memory_order_acquire);
@@ -204,7 +213,7 @@ struct Pool::Crew {
         for (unsigned thread = 1; thread <= helpers(); ++thread) {
             Desk& desk = desks[thread];
             if (stand_in(thread, {call, 0, 0})) continue;
-            soon([&] { return desk.ended(call); }, kPatience);
+            soon([&] { return desk.ended(call); }, patience);
             for (Number done; (done = desk.done.load(std::memory_order_acquire)) != call;) {
                 desk.done.wait(done, std::memory_order_acquire);
             }
@@ -215,14 +224,9 @@ struct Pool::Crew {
         return failed;
     }
 
-    // The calls of a wave follow each other within microseconds, and between waves everybody
-    // sleeps. A virtual machine's processor may be away for a hundred microseconds at any time: who
-    // fell asleep over that would be away as long again until he is woken.
-    static constexpr std::chrono::microseconds kLate{30}, kPatience{250};
-
     // Waits for so long at most, awake; false: in vain.
     template <class Met>
-    static bool soon(const Met& met, std::chrono::microseconds patience) {
+    static bool soon(const Met& met, std::chrono::microseconds longest) {
         constexpr int kLooks = 16;  // between looks at the clock
         const auto look = [&] {
             for (int i = 0; i < kLooks; ++i) {
@@ -232,7 +236,7 @@ struct Pool::Crew {
             return false;
         };
         if (look()) return true;
-        const auto until = std::chrono::steady_clock::now() + patience;
+        const auto until = std::chrono::steady_clock::now() + longest;
         while (!look()) {
             if (std::chrono::steady_clock::now() >= until) return false;
         }
