@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ Search = Callable[[int, int, int], dict[str, Any]]  # of trees, nodes and branch
 Measured = Callable[[], dict[str, Any]]  # per_second, and what else was seen
 CELLS = [(256, 1_000), (1024, 1_000)]
 RATES = ("per_second", "median_per_second")
+SIGNS = ("lost", "line_ns")  # of what the machine was like
 
 
 def copied(threads: int, megabytes: int = 128) -> dict[str, Any]:
@@ -50,24 +51,25 @@ def together(search: Search, copies: int) -> Search:
     return searches
 
 
-def spread(ratios: Iterable[float]) -> dict[str, float]:
+def spread(ratios: list[float]) -> dict[str, float]:
     """Their median and quartiles."""
-    found = list(ratios)
-    low, middle, high = statistics.quantiles(found, n=4, method="inclusive") if len(found) > 1 else found * 3
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return {"ratio": middle, "low": low, "high": high}
 
 
 def compare(one: Measured, many: Measured, repeats: int) -> dict[str, Any]:
     """`many` over `one`, in turns; `pairs` has each turn's ratios and what the machine was like."""
-    turns = [(one(), many()) for _ in range(repeats)]
-    ratios = {rate: [b[rate] / a[rate] for a, b in turns] for rate in RATES if rate in turns[0][1]}
-    row: dict[str, Any] = spread(ratios["per_second"])
-    if "median_per_second" in ratios:
-        row["by_steps"] = spread(ratios["median_per_second"])
-    signs = [sign for sign in ("lost", "line_ns") if sign in turns[0][1]]
-    row |= {sign: statistics.median(many[sign] for _, many in turns) for sign in signs}
-    seen = zip(*ratios.values(), *([many[sign] for _, many in turns] for sign in signs), strict=True)
-    return row | {"pairs": [dict(zip((*ratios, *signs), turn, strict=True)) for turn in seen]}
+    pairs: list[dict[str, float]] = []
+    for _ in range(repeats):
+        a, b = one(), many()
+        ratios = {rate: b[rate] / a[rate] for rate in RATES if rate in b}
+        pairs.append(ratios | {sign: b[sign] for sign in SIGNS if sign in b})
+    found = {key: [pair[key] for pair in pairs] for key in pairs[0]}
+    row: dict[str, Any] = spread(found["per_second"])
+    if "median_per_second" in found:
+        row["by_steps"] = spread(found["median_per_second"])
+    row |= {sign: statistics.median(found[sign]) for sign in SIGNS if sign in found}
+    return row | {"pairs": pairs}
 
 
 def line(name: str, cell: dict[str, int], row: dict[str, Any]) -> str:

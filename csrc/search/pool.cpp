@@ -228,19 +228,14 @@ struct Pool::Crew {
     template <class Met>
     static bool soon(const Met& met, std::chrono::microseconds longest) {
         constexpr int kLooks = 16;  // between looks at the clock
-        const auto look = [&] {
-            for (int i = 0; i < kLooks; ++i) {
+        const auto until = std::chrono::steady_clock::now() + longest;
+        do {
+            for (int look = 0; look < kLooks; ++look) {
                 if (met()) return true;
                 pause();
             }
-            return false;
-        };
-        if (look()) return true;
-        const auto until = std::chrono::steady_clock::now() + longest;
-        while (!look()) {
-            if (std::chrono::steady_clock::now() >= until) return false;
-        }
-        return true;
+        } while (std::chrono::steady_clock::now() < until);
+        return false;
     }
 
     static void pause() {
