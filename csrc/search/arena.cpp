@@ -82,9 +82,11 @@ Chunk Store::refill(Purse& purse, std::uint32_t needed, std::uint32_t grains) {
     return cut(rest, needed, grains);
 }
 
-// From here on memory comes in slabs. Returns what lies before the first one, or nothing where that
-// is too little.
+// From here on memory comes in slabs. Returns what lies before the first one, from the next page
+// on, since processors fetch ahead up to there; or nothing where that is too little.
 Chunk Store::first_slabs(std::uint32_t needed) {
+    constexpr std::uint32_t kPage = 4096 / kGrain;
+    append((kPage - used_ % kPage) % kPage);  // lost
     const std::uint32_t first = (used_ + kSlab - 1) / kSlab;
     const Chunk before = append(first * kSlab - used_);
     in_slabs_ = true;
