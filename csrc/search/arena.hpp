@@ -188,7 +188,7 @@ class Store {
   private:
     // What a thread may hand out without asking the others. As soon as helpers take memory, it
     // comes in slabs.
-    struct alignas(kLine) Purse {
+    struct alignas(kApart) Purse {
         Chunk rest{0, 0};
     };
     static constexpr int kClasses = 128;

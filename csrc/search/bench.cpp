@@ -30,7 +30,7 @@ double cpu_seconds() { return double(std::clock()) / CLOCKS_PER_SEC; }
 // Nanoseconds that a line takes from one thread to another.
 double line_transfer() {
     constexpr int kFirst = 1000, kEnd = 11000;  // turns; the other thread may come late
-    alignas(kLine) std::atomic<int> turn{0};
+    alignas(kApart) std::atomic<int> turn{0};
     Clock::time_point start;
     const auto play = [&](int side) {
         for (int now = side; now < kEnd; now += 2) {

@@ -63,7 +63,7 @@ struct Selection {
 
     // The paths as the threads left them, each on lines of its own: a piece per chunk, in the order
     // of the rows where `places` is empty, else row i's path is at places[i], (piece, position).
-    struct alignas(kLine) Piece {
+    struct alignas(kApart) Piece {
         std::vector<std::int32_t> ids;
     };
     std::vector<Piece> pieces;
@@ -73,9 +73,9 @@ struct Selection {
     const Paths& paths() const;
 
     // What every call writes, on a line that helpers do not read.
-    alignas(kLine) Range children{0, 0};  // that `step` added
-    std::uint64_t stamp = 0;              // of the call, where `step` can take it up as a whole
-    mutable Paths joined;                 // without offsets: not yet
+    alignas(kApart) Range children{0, 0};  // that `step` added
+    std::uint64_t stamp = 0;               // of the call, where `step` can take it up as a whole
+    mutable Paths joined;                  // without offsets: not yet
 
     // Room for so many rows, to be filled in.
     void resize(std::size_t rows) {
@@ -118,7 +118,7 @@ class Locations {
 
   private:
     Reserve memory_;
-    alignas(kLine) std::size_t size_ = 0;  // that every call changes
+    alignas(kApart) std::size_t size_ = 0;  // that every call changes
 };
 
 // One node with the statistics of the edge into it, as users see it.
@@ -232,7 +232,7 @@ class Forest {
         std::uint32_t first_id;
 
         std::size_t count(std::size_t row) const {
-            return std::size_t(counts[counts.size() == 1 ? 0 : row]);
+            return counts.size() == 1 ? most : std::size_t(counts[row]);
         }
         std::uint32_t first(std::size_t row) const {
             return counts.size() == 1 ? std::uint32_t(row * count(0)) : firsts[row];
@@ -291,9 +291,9 @@ class Forest {
       private:
         std::size_t start(std::size_t thread) const {  // of its share
             const std::size_t begin = items * thread / threads;
-            return thread == threads || items < 8 * kLineRows * threads
+            return thread == threads || items < 8 * kApartRows * threads
                        ? begin
-                       : begin / kLineRows * kLineRows;
+                       : begin / kApartRows * kApartRows;
         }
     };
     Parts parts_for(std::size_t items, std::size_t weight) const;
@@ -343,14 +343,14 @@ class Forest {
     Locations locations_;                   // packed
 
     // What every call changes, on a line that helpers do not read.
-    alignas(kLine) mutable std::mutex mutex_;
+    alignas(kApart) mutable std::mutex mutex_;
     bool torn_ = false;  // half changed, and so for good where that call ended by an exception
     std::uint64_t next_ticket_ = 0;
     std::uint64_t last_ = 0;       // the last select's stamp; 0: something has changed since
     std::size_t last_leaves_ = 0;  // and its leaves per tree
 
     // Room that calls use again and again.
-    alignas(kLine) Shares shares_;
+    alignas(kApart) Shares shares_;
     std::vector<char> part_sorted_;
     std::vector<std::uint32_t> item_tree_, item_first_;
     Column<Location> item_leaf_;

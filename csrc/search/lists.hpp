@@ -47,7 +47,7 @@ class ListMemory {
             return piece;
         }
     };
-    struct alignas(kLine) Part {
+    struct alignas(kApart) Part {
         std::byte *next = nullptr, *end = nullptr;
         Heap free;
         std::uint32_t pieces[kClasses] = {};  // of those

@@ -2,10 +2,12 @@
 
 #include <pthread.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -27,20 +29,22 @@ unsigned Pool::worker() { return own_number; }
 
 // A line that goes from one thread to another takes up to the time of two or three descents. So
 // each is written by one side, and few are waited for one after another: a helper reads its offer,
-// then, while it takes the offer up on its desk, what that points to; in the end the caller reads
-// the desk.
+// which holds a copy of the work, since what lies on the caller's stack has neighbours there that
+// change all the time, and takes it up on its desk; in the end the caller reads the desk.
 struct Pool::Crew {
     using Number = std::uint32_t;
     static constexpr Number kStop = 0, kNone = 1;  // of no call
+    static constexpr std::size_t kWords = kMostBytes / sizeof(std::uint64_t);
 
     // What the caller says to a helper.
-    struct alignas(kLine) Offer {
+    struct alignas(kApart) Offer {
         std::atomic<Number> call{kNone};
         std::atomic<unsigned> chunks{0};
-        std::atomic<const void*> of{nullptr};
-        std::atomic<std::size_t> bytes{0};
         std::atomic<Call> function{nullptr};
+        std::atomic<std::uint64_t> work[kWords] = {};
     };
+    // A helper's copy. One who comes too late may have read parts of two calls, and calls neither.
+    using Copy = std::array<std::uint64_t, kWords>;
 
     // Some chunks of a call: packed, since they are taken one by one by several threads.
     struct alignas(8) Chunks {
@@ -52,7 +56,7 @@ struct Pool::Crew {
     // A thread's own chunks. In the calls of a wave they hold the same trees, which stay in its
     // cache: who helps it leaves it the last one, which takes less time than its lines to go from
     // cache to cache and back.
-    struct alignas(kLine) Desk {
+    struct alignas(kApart) Desk {
         std::atomic<Chunks> left{Chunks{kNone, 0, 0}};
         std::atomic<Number> done{kNone};  // the last call that the thread has ended
         std::exception_ptr error;
@@ -87,7 +91,7 @@ struct Pool::Crew {
     std::vector<Offer> offers;  // by helper
     std::vector<Desk> desks;    // by thread, the caller's first
     std::vector<std::thread> threads;
-    alignas(kLine) Number last = kNone;  // call, which only the caller looks at
+    alignas(kApart) Number last = kNone;  // call, which only the caller looks at
 
     // With as many as the system starts.
     explicit Crew(unsigned helpers)
@@ -134,13 +138,16 @@ struct Pool::Crew {
     // A helper that misses it is stood in for, and woken by the next one.
     Number offer(unsigned chunks, const Task& task) {
         if (++last == kStop) last = kNone;
-        for (unsigned i = 0; i < helpers(); ++i) {
-            offers[i].chunks.store(chunks, std::memory_order_relaxed);
-            offers[i].of.store(task.of, std::memory_order_relaxed);
-            offers[i].bytes.store(task.bytes, std::memory_order_relaxed);
-            offers[i].function.store(task.function, std::memory_order_relaxed);
-            offers[i].call.store(last, std::memory_order_release);
-            offers[i].call.notify_one();
+        Copy work{};
+        std::memcpy(work.data(), task.of, task.bytes);
+        for (Offer& offer : offers) {
+            offer.chunks.store(chunks, std::memory_order_relaxed);
+            offer.function.store(task.function, std::memory_order_relaxed);
+            for (std::size_t i = 0; i < kWords; ++i) {
+                offer.work[i].store(work[i], std::memory_order_relaxed);
+            }
+            offer.call.store(last, std::memory_order_release);
+            offer.call.notify_one();
         }
         return last;
     }
@@ -157,23 +164,23 @@ struct Pool::Crew {
             }
             call = offer.call.load(std::memory_order_acquire);
             if (call == kStop) return;
-            const Task task{offer.of.load(std::memory_order_relaxed),
-                            offer.bytes.load(std::memory_order_relaxed),
-                            offer.function.load(std::memory_order_relaxed)};
-            for (std::size_t at = 0; at < task.bytes; at += kLine) {
-                __builtin_prefetch(static_cast<const std::byte*>(task.of) + at);
+            Copy work;
+            for (std::size_t i = 0; i < kWords; ++i) {
+                work[i] = offer.work[i].load(std::memory_order_relaxed);
             }
+            const Task task{work.data(), sizeof work,
+                            offer.function.load(std::memory_order_relaxed)};
             const Chunks chunks =
                 own(index + 1, call, offer.chunks.load(std::memory_order_relaxed));
             if (!desk.take_up(chunks, seen)) continue;
             seen = {call, chunks.end, chunks.end};
-            desk.error = caught([&] { work(index + 1, call, task); });
+            desk.error = caught([&] { do_work(index + 1, call, task); });
             announce(desk.done, call);
         }
     }
 
     // A thread's own chunks, and then others' where its own took so long that it is worth to look.
-    void work(unsigned self, Number call, const Task& task) {
+    void do_work(unsigned self, Number call, const Task& task) {
         constexpr auto kLong = std::chrono::microseconds(50);
         const auto start = std::chrono::steady_clock::now();
         desks[self].take(task, call, 0);
@@ -189,7 +196,7 @@ struct Pool::Crew {
     // The caller's part, with the chunks of helpers that are asleep.
     void lead(Number call, unsigned chunks, const Task& task) {
         desks[0].left.store(own(0, call, chunks), std::memory_order_relaxed);
-        work(0, call, task);
+        do_work(0, call, task);
         for (unsigned thread = 1; thread <= helpers(); ++thread) {
             if (stand_in(thread, own(thread, call, chunks))) desks[thread].take(task, call, 0);
         }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <type_traits>
 
 namespace bdc::search {
 
@@ -17,9 +18,11 @@ class Pool {
     static unsigned worker();  // the calling thread's number: 0, or a helper's in its own pool
 
     // Calls work(0..chunks-1), at most 65535, each once, on the caller's thread and on helpers. An
-    // exception, the caller's or else a helper's, is rethrown after all have ended.
+    // exception, the caller's or else a helper's, is rethrown after all have ended. Every helper
+    // calls a copy of `work`.
     template <class Work>
     void run(unsigned chunks, const Work& work) {
+        static_assert(std::is_trivially_copyable_v<Work> && sizeof work <= kMostBytes);
         if (chunks <= 1 || threads_ == 1) {
             for (unsigned chunk = 0; chunk < chunks; ++chunk) work(chunk);
             return;
@@ -32,6 +35,7 @@ class Pool {
     struct Crew;
 
   private:
+    static constexpr std::size_t kMostBytes = 152;  // of work
     using Call = void (*)(const void* of, unsigned chunk);
     struct Task {
         const void* of;

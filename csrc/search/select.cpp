@@ -14,8 +14,8 @@
 
 namespace bdc::search {
 
-// One call of `select`, or the descents of one of `step`. On lines of its own: helpers read it.
-struct alignas(kLine) Forest::Wave {
+// One call of `select`, or the descents of one of `step`.
+struct Forest::Wave {
     Forest& forest;
     Selection& into;
     std::size_t leaves;
