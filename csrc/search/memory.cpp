@@ -41,13 +41,18 @@ Reserve Reserve::make(std::size_t bytes) {
     return Reserve(bytes);
 }
 
+// What is beyond the kept pages stays, too, until the system needs it for others, or goes at once
+// where the kernel has no such offer.
 void Reserve::keep(Reserve&& range) {
     if (range.committed_ == 0 || range.maps_file_) return;
     const std::lock_guard lock(spare_mutex);
     if (spares().size() == kKept) return;
-    if (range.committed_ > kKeptBytes &&
-        madvise(range.data_ + kKeptBytes, range.committed_ - kKeptBytes, MADV_DONTNEED) != 0) {
-        return;
+    if (range.committed_ > kKeptBytes) {
+        std::byte* const from = range.data_ + kKeptBytes;
+        const std::size_t bytes = range.committed_ - kKeptBytes;
+        if (madvise(from, bytes, MADV_FREE) != 0 && madvise(from, bytes, MADV_DONTNEED) != 0) {
+            return;
+        }
     }
     spares().push_back(std::move(range));
 }
