@@ -41,6 +41,7 @@ class Reserve {
     void* mapped_ = nullptr;
     std::byte* data_ = nullptr;  // from the first large page on
     std::size_t reserved_ = 0, committed_ = 0;
+    std::size_t lent_ = 0;  // beyond what is committed the system may take pages back up to here
 };
 
 }  // namespace bdc::search
