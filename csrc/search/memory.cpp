@@ -50,12 +50,9 @@ void Reserve::keep(Reserve&& range) {
     if (range.committed_ > kKeptBytes) {
         std::byte* const from = range.data_ + kKeptBytes;
         const std::size_t bytes = range.committed_ - kKeptBytes;
-        if (madvise(from, bytes, MADV_FREE) == 0) {
-            range.lent_ = std::max(range.lent_, range.committed_);
-        } else if (madvise(from, bytes, MADV_DONTNEED) != 0) {
+        if (madvise(from, bytes, MADV_FREE) != 0 && madvise(from, bytes, MADV_DONTNEED) != 0) {
             return;
         }
-        range.committed_ = kKeptBytes;
     }
     spares().push_back(std::move(range));
 }
@@ -87,7 +84,6 @@ void Reserve::swap(Reserve& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(reserved_, other.reserved_);
     std::swap(committed_, other.committed_);
-    std::swap(lent_, other.lent_);
 }
 
 // Small forests get small pages, which do not mostly stay empty; descents in large ones touch lines
@@ -99,11 +95,6 @@ void Reserve::extend(std::size_t bytes) {
     std::byte* from = data_ + committed_;
     if (mprotect(from, wanted - committed_, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
     if (unit > kHugePage) madvise(from, wanted - committed_, MADV_HUGEPAGE);
-    // A page that the system may take back at any moment is ours again once it is written to.
-    constexpr std::size_t kPage = 4096;
-    for (std::size_t at = committed_; at < std::min(wanted, lent_); at += kPage) {
-        static_cast<volatile std::byte*>(data_)[at] = std::byte{0};
-    }
     committed_ = wanted;
 }
 

@@ -22,7 +22,8 @@ class Reserve {
     std::byte* data() const { return data_; }
     std::size_t committed() const { return committed_; }
 
-    // Makes the first `bytes` usable; what is new holds anything. Throws std::bad_alloc.
+    // Makes the first `bytes` usable; what is new holds anything, and until it is written to
+    // perhaps something else when it is read again. Throws std::bad_alloc.
     void commit(std::size_t bytes) {
         if (bytes > committed_) extend(bytes);
     }
@@ -41,7 +42,6 @@ class Reserve {
     void* mapped_ = nullptr;
     std::byte* data_ = nullptr;  // from the first large page on
     std::size_t reserved_ = 0, committed_ = 0;
-    std::size_t lent_ = 0;  // beyond what is committed the system may take pages back up to here
 };
 
 }  // namespace bdc::search

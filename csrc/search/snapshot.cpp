@@ -29,7 +29,7 @@ class Draft {
   public:
     Draft(const std::string& path, bool sync)
         : path_(path), temporary_(path + suffix()), sync_(sync) {
-        fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+        fd_ = open(temporary_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
         if (fd_ < 0) fail("open");
     }
     ~Draft() {
@@ -58,6 +58,15 @@ class Draft {
         }
     }
 
+    // Calls look(data) with what has been written.
+    template <class Look>
+    void read(std::size_t bytes, const Look& look) const {
+        void* mapped = mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd_, 0);
+        if (mapped == MAP_FAILED) fail("read");
+        look(static_cast<const std::byte*>(mapped));
+        munmap(mapped, bytes);
+    }
+
     void commit() {
         if (sync_ && fsync(fd_) != 0) fail("fsync");
         if (rename(temporary_.c_str(), path_.c_str()) != 0) fail("rename");
@@ -81,7 +90,7 @@ class Draft {
 
     static constexpr std::size_t kPiece = std::size_t(4) << 20;
 
-    // The disk works while the next piece is copied and summed.
+    // The disk works while the next piece is copied.
     void start_writeback([[maybe_unused]] std::size_t offset, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__)
         if (sync_ && bytes == kPiece) {
@@ -495,8 +504,11 @@ void Forest::save(const std::string& path, bool sync) const {
     draft.extend(offset);
     for (int i = kSections; i-- > 0;) {  // the largest first: the disk writes it during the rest
         draft.write(sections[i].offset, parts[i]);
-        sections[i].checksum = checksum(parts[i].data(), parts[i].size());
     }
+    // Of the file: memory that nobody has written to need not be the same when it is read again.
+    draft.read(offset, [&](const std::byte* data) {
+        for (Section& s : sections) s.checksum = checksum(data + s.offset, s.bytes);
+    });
     Preamble preamble{};
     std::memcpy(preamble.magic, kMagic, sizeof kMagic);
     preamble.version = kVersion;
