@@ -86,4 +86,18 @@ const Kernel& kernel_for(const Kernel& chosen, const Product& p) {
     return chosen;
 }
 
+bool turns(const Kernel& kernel, const Product& p) {
+#ifdef BDC_X86
+    // Intel's second cache is too slow for dot products of many tokens; AMD's was not, on Zen 3 to 5.
+    static const bool intel = __builtin_cpu_is("intel");
+    const bool pairs = &kernel == &kAvx512BFloat16 && p.storage == Storage::kBFloat16;
+    if (!intel || !kernel.panel || pairs) return false;
+    // Lanes of the last panel that have no rank take as long as the others.
+    const std::int64_t lanes = (p.rank + kernel.panel - 1) / kernel.panel * kernel.panel;
+    return p.count * (2 * p.rank - lanes) >= 64 * p.rank;
+#else
+    return false;
+#endif
+}
+
 }  // namespace bdc::lora

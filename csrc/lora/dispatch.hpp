@@ -12,4 +12,7 @@ const Kernel& choose();
 // The kernel for all tokens of a call.
 const Kernel& kernel_for(const Kernel& chosen, const Product& product);
 
+// Does it pay to turn A for this call, as `turned` says?
+bool turns(const Kernel& kernel, const Product& product);
+
 }  // namespace bdc::lora

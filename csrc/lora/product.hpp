@@ -39,6 +39,7 @@ struct Product {
     const std::int64_t* h_rows;  // which row of h an active token has; null: one after the other
     bool fresh;                  // y is written, not added to
     Order order;
+    bool turned;  // A is, once for all tokens; the sums along d_in add one element after the other
 };
 
 // Bytes of an element of y and x, and of a and b.
@@ -70,6 +71,7 @@ struct DotsFrom {
 struct Kernel {
     const char* name;
     std::int64_t rank_step, out_step;  // a part is best a multiple of these
+    std::int64_t panel;                // rows of A that are turned together; 0: none are
     DotsFrom dots_from;
     std::int64_t fewest_at_once;             // tokens whose h is made before it is used
     std::size_t (*scratch)(const Product&);  // bytes that either half needs

@@ -159,6 +159,7 @@ void run(const Kernel& chosen, const Product& given, int threads) {
     p.h_rows = p.h ? p.active : nullptr;
     p.h_stride = p.rank;
     p.order = order(kernel, p);
+    p.turned = turns(kernel, p);
     if (threads <= 1 || microseconds(p, p.count) < kParallelMicroseconds)
         return run_tokens(kernel, p, 0, p.count);
 #ifdef _OPENMP
@@ -176,7 +177,7 @@ void run(const Kernel& chosen, const Product& given, int threads) {
     {
         const int i = omp_get_thread_num(), n = omp_get_num_threads();
         void* scratch = scratch_for(kernel, p);
-        kernel.shrink(p, part_of(p, p.rank, kernel.rank_step, i, n), scratch);
+        kernel.shrink(p, part_of(p, p.rank, p.turned ? kernel.panel : kernel.rank_step, i, n), scratch);
 #pragma omp barrier
         const auto own = [&](const Product& q) { return part_of(q, q.out, kernel.out_step, i, n); };
         expand(kernel, p, own, scratch);

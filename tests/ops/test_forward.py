@@ -168,12 +168,20 @@ def test_cpp_token_depends_on_the_number_of_tokens_only(problems: SimpleNamespac
 
 @pytest.mark.usefixtures("cpp")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_cpp_more_than_four_tokens_do_not_change_each_other(problems: SimpleNamespace, dtype: torch.dtype) -> None:
-    problem = problems.make(tokens=200, d_in=100, d_out=50, rank=40, dtype=dtype)
+@pytest.mark.parametrize(
+    ("tokens", "parts"),
+    # A may be turned from 64 tokens on, with 40 ranks from 160 on: then sums are made in another order.
+    [(63, ((0, 5), (3, 16), (20, 51), (7, 63))), (400, ((0, 160), (100, 350), (7, 400)))],
+)
+def test_cpp_more_than_four_tokens_do_not_change_each_other(
+    problems: SimpleNamespace, dtype: torch.dtype, tokens: int, parts: tuple[tuple[int, int], ...]
+) -> None:
+    problem = problems.make(tokens=tokens, d_in=100, d_out=50, rank=40, dtype=dtype)
     problem.rows.clamp_min_(0)
     x, a, b, g, rows, s = problem.arguments
     whole = rankwise_lora(x, a, b, g, rows, s)
-    for part in (slice(0, 5), slice(3, 16), slice(100, 131), slice(7, 107)):
+    for first, last in parts:
+        part = slice(first, last)
         assert torch.equal(rankwise_lora(x[part], a, b, g, rows[part], s), whole[part])
 
 

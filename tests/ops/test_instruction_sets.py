@@ -35,6 +35,8 @@ STORAGES = [
 SHAPES = [(1, 1, 1, 1), (7, 37, 29, 13), (41, 130, 70, 33), (3, 64, 128, 24), (70, 96, 64, 32), (9, 40, 90, 21)]
 SHAPES += [(2, 70, 37, 47), (4, 50, 41, 515), (3, 8301, 5, 7), (2, 30, 45, 20), (20, 5003, 40, 17), (8, 4100, 70, 12)]
 SHAPES += [(tokens, 90, 35 + tokens, 40 + tokens) for tokens in range(5, 60)]  # every tile of tokens
+SHAPES += [(tokens, 60 + tokens, 35, tokens) for tokens in range(90, 114)]  # and with A turned
+SHAPES += [(300, 2077, 33, 24), (130, 1100, 70, 40), (110, 1030, 37, 290)]
 for storage, narrow, widen, unit in STORAGES:
     for (tokens, d_in, d_out, rank), int8 in itertools.product(SHAPES, (False, True)):
         y, x, a, b = (
@@ -87,6 +89,7 @@ def at_the_end(values):
     array[...] = values
     return array
 SHAPES = [(17, 33, 31, 20), (40, 64, 48, 32), (5, 2049, 17, 7), (64, 96, 33, 129), (1, 65, 19, 40), (2, 40, 16, 300)]
+SHAPES += [(99, 65, 21, 61), (80, 1031, 40, 96)]
 for storage, (tokens, d_in, d_out, rank), int8 in itertools.product((0, 1, 2), SHAPES, (False, True)):
     size = np.uint32 if storage == 0 else np.uint16
     sizes = [(tokens, d_out), (tokens, d_in), (rank, d_in), (d_out, rank)]
