@@ -88,7 +88,7 @@ const Kernel& kernel_for(const Kernel& chosen, const Product& p) {
 
 bool turns(const Kernel& kernel, const Product& p) {
 #ifdef BDC_X86
-    // Intel's second cache is too slow for dot products of many tokens; AMD's was not, on Zen 3 to 5.
+    // Dot products of many tokens wait for the second cache of Intel's, but not of Zen 3 to 5.
     static const bool intel = __builtin_cpu_is("intel");
     const bool pairs = &kernel == &kAvx512BFloat16 && p.storage == Storage::kBFloat16;
     if (!intel || !kernel.panel || pairs) return false;

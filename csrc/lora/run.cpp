@@ -177,7 +177,8 @@ void run(const Kernel& chosen, const Product& given, int threads) {
     {
         const int i = omp_get_thread_num(), n = omp_get_num_threads();
         void* scratch = scratch_for(kernel, p);
-        kernel.shrink(p, part_of(p, p.rank, p.turned ? kernel.panel : kernel.rank_step, i, n), scratch);
+        kernel.shrink(p, part_of(p, p.rank, p.turned ? kernel.panel : kernel.rank_step, i, n),
+                      scratch);
 #pragma omp barrier
         const auto own = [&](const Product& q) { return part_of(q, q.out, kernel.out_step, i, n); };
         expand(kernel, p, own, scratch);
