@@ -248,7 +248,7 @@ void expand_any(const Product& p, const Part& part, void* scratch) {
 
 }  // namespace
 
-const Kernel kAmxBFloat16 = {"amx_bf16",    kTileRows,     2 * kTileRows, 0,         {},
-                             kFewestTokens, scratch_bytes, shrink_any,    expand_any};
+const Kernel kAmxBFloat16 = {"amx_bf16",    kLanes,        kTileRows,  2 * kTileRows, 0,
+                             kFewestTokens, scratch_bytes, shrink_any, expand_any};
 
 }  // namespace bdc::lora

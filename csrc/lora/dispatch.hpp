@@ -12,6 +12,10 @@ const Kernel& choose();
 // The kernel for all tokens of a call.
 const Kernel& kernel_for(const Kernel& chosen, const Product& product);
 
+// The order for the tokens of a whole call, however it is cut up, and for each of its outputs: dot
+// products with the rows of B where turning B would cost more.
+Order order(const Kernel& kernel, const Product& product);
+
 // Does it pay to turn A for this call, as `turned` says?
 bool turns(const Kernel& kernel, const Product& product);
 

@@ -60,33 +60,19 @@ struct Part {
     std::int64_t first_token, last_token, first, last;
 };
 
-// Units of a rank from which on dot products are taken, by the number of tokens: see `order`.
-struct DotsFrom {
-    std::int64_t units[5];
-};
-
 // The two halves for one instruction set: shrink writes h, expand reads it. Parts of one half can
 // run at the same time; they write to different places, and each value is summed in an order that
 // only depends on in, out and rank.
 struct Kernel {
     const char* name;
-    std::int64_t rank_step, out_step;  // a part is best a multiple of these
-    std::int64_t panel;                // rows of A that are turned together; 0: none are
-    DotsFrom dots_from;
+    int lanes;                               // floats in a vector
+    std::int64_t rank_step, out_step;        // a part is best a multiple of these
+    std::int64_t panel;                      // rows of A that are turned together; 0: none are
     std::int64_t fewest_at_once;             // tokens whose h is made before it is used
     std::size_t (*scratch)(const Product&);  // bytes that either half needs
     void (*shrink)(const Product&, const Part&, void* scratch);
     void (*expand)(const Product&, const Part&, void* scratch);
 };
-
-// The order for the tokens of a whole call, however it is cut up, and for each of its outputs: dot
-// products with the rows of B where turning B would cost more.
-static inline Order order(const Kernel& kernel, const Product& p) {
-    if (p.count > 4) return Order::kUnits;
-    const std::int64_t ranks = p.rank / p.slices;
-    const std::int64_t units = p.storage == Storage::kBFloat16 ? ranks / 2 : ranks;
-    return units >= kernel.dots_from.units[p.count] ? Order::kDots : Order::kEvenAndOdd;
-}
 
 extern const Kernel kPortable;
 #ifdef BDC_X86
