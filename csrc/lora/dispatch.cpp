@@ -67,6 +67,19 @@ const Kernel& choose() {
                                 wanted);
 }
 
+namespace {
+
+// Does this kernel multiply the inputs as pairs of bfloat16?
+bool takes_pairs([[maybe_unused]] const Kernel& kernel, [[maybe_unused]] const Product& p) {
+#ifdef BDC_X86
+    return &kernel == &kAvx512BFloat16 && p.storage == Storage::kBFloat16;
+#else
+    return false;
+#endif
+}
+
+}  // namespace
+
 const Kernel& kernel_for(const Kernel& chosen, const Product& p) {
 #ifdef BDC_AMX
     if (&chosen == &kAmxBFloat16) {
@@ -79,8 +92,7 @@ const Kernel& kernel_for(const Kernel& chosen, const Product& p) {
     // Zen 4's units take wide vectors in halves: for one token, adding up their lanes costs more
     // than the products, but for pairs of bfloat16.
     static const bool halves = __builtin_cpu_is("amdfam19h");
-    const bool pairs = &chosen == &kAvx512BFloat16 && p.storage == Storage::kBFloat16 &&
-                       p.experts == Experts::kAsInputs;
+    const bool pairs = takes_pairs(chosen, p) && p.experts == Experts::kAsInputs;
     if (halves && p.count == 1 && !pairs && &chosen != &kPortable) return kAvx2;
 #endif
     return chosen;
@@ -117,13 +129,8 @@ Order order(const Kernel& kernel, const Product& p) {
 }
 
 bool turns(const Kernel& kernel, const Product& p) {
-#ifdef BDC_X86
-    const bool pairs = &kernel == &kAvx512BFloat16 && p.storage == Storage::kBFloat16;
-#else
-    const bool pairs = false;
-#endif
     // Dot products of many tokens wait for the second cache of Intel's, but not of Zen 3 to 5.
-    if (!on_intel() || !kernel.panel || pairs) return false;
+    if (!on_intel() || !kernel.panel || takes_pairs(kernel, p)) return false;
     // Lanes of the last panel that have no rank take as long as the others.
     const std::int64_t lanes = (p.rank + kernel.panel - 1) / kernel.panel * kernel.panel;
     return p.count * (2 * p.rank - lanes) >= 64 * p.rank;
