@@ -53,10 +53,13 @@ def product_(
     touch(y)
 
 
+# A tenth of a microsecond cheaper than its wrapper; tensors of inference mode, which have no version, pass.
+_increment_version = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
+
+
 def touch(y: Tensor) -> None:
     """Tell autograd of a write that it did not see: a graph that saved ``y`` must not be used."""
-    if not y.is_inference():
-        torch.autograd.graph.increment_version(y)
+    _increment_version((y,))
 
 
 def product_with_h(

@@ -123,6 +123,7 @@ def test_inference_mode_and_versions(problems: SimpleNamespace) -> None:
     with torch.inference_mode():
         y = torch.zeros(7, 29)
         assert torch.equal(rankwise_lora_(y, *problem.arguments), rankwise_lora(*problem.arguments))
+    assert rankwise_lora_(y, *problem.arguments) is y  # it has no version
 
 
 def test_func(problems: SimpleNamespace) -> None:
