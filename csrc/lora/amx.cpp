@@ -1,5 +1,5 @@
-// The kernel for bfloat16 on CPUs with a matrix unit. Of x and A, and of h and B, the rows of one
-// are turned, whichever that costs less for.
+// The kernel for numbers of 16 bits on CPUs with a matrix unit for bfloat16. Of x and A, and of h
+// and B, the rows of one are turned, whichever that costs less for.
 #define BDC_LANES 16
 #include "edges.inc"
 #include "tiles.inc"
@@ -8,24 +8,25 @@ namespace bdc::lora {
 namespace {
 
 // Rows of A or B, evenly spaced.
-template <class Kind>
+template <class T>
 struct Rows {
-    static constexpr bool kPadded = false;  // with zeros to whole tiles
-    const typename Kind::Weight* first;
+    static constexpr bool kTokens = false, kPadded = false;  // with zeros to whole tiles
+    const T* first;
     int64_t stride, count;
 
-    const typename Kind::Weight* row(int64_t n) const { return first + n * stride; }
+    const T* row(int64_t n) const { return first + n * stride; }
     bool lies_even(int64_t) const { return true; }
 };
 
 // Inputs of active tokens.
+template <class T>
 struct Inputs {
-    static constexpr bool kPadded = false;
+    static constexpr bool kTokens = true, kPadded = false;
     const Product& p;
     int64_t first, count;
 
-    const BFloat16* row(int64_t n) const {
-        return static_cast<const BFloat16*>(p.x) + p.active[first + n] * p.x_stride;
+    const T* row(int64_t n) const {
+        return static_cast<const T*>(p.x) + p.active[first + n] * p.x_stride;
     }
     bool lies_even(int64_t n) const {
         return p.active[first + n + kTileRows - 1] - p.active[first + n] == kTileRows - 1;
@@ -35,26 +36,35 @@ struct Inputs {
 // Rows of a matrix as one side of a product.
 template <class Kind, class Source>
 struct Side {
+    static constexpr bool kTokens = Source::kTokens, kExact = Kind::kExact;
+    static constexpr int kPlanes = Kind::kPlanes;
     const Source& source;
     int64_t count = source.count;
 
-    void turn(int64_t n, int64_t k, int64_t length, char* to) const {
-        put_strip<Kind, true>([&](int64_t i) { return source.row(n + i) + k; }, rows_from(n),
-                              length, to);
+    using Number = typename Kind::Number;
+
+    RowsOfTile<Number> rows(int64_t n) const {
+        RowsOfTile<Number> found{{}, rows_from(n)};
+        for (int64_t i = 0; i < found.count; ++i) found.rows[i] = source.row(n + i);
+        return found;
     }
-    // Copied where they do not lie as the matrix unit reads them.
-    Strip strip(int64_t n, int64_t k, int64_t length, char* room) const {
-        const int64_t rows = rows_from(n);
-        if constexpr (sizeof(*source.row(0)) == 2) {
-            const bool whole = Source::kPadded || length % kDepth == 0;
-            if (rows == kTileRows && whole && source.lies_even(n)) {
-                const auto* at = source.row(n);
-                return {reinterpret_cast<const char*>(at + k), 2 * (source.row(n + 1) - at)};
-            }
-        }
-        put_strip<Kind, false>([&](int64_t i) { return source.row(n + i) + k; }, rows, length,
-                               room);
-        return {room, steps_for(length) * kTileRow};
+    // Of up to `part` elements of each from the k-th on.
+    void turn(const RowsOfTile<Number>& rows, int64_t k, int64_t part, char* to) const {
+        put_tiles<Kind, true>(rows, k, part, to);
+    }
+    void copy(const RowsOfTile<Number>& rows, int64_t k, int64_t part, char* to) const {
+        put_tiles<Kind, false>(rows, k, part, to);
+    }
+    // Does the matrix unit read `length` elements of them as they lie?
+    bool lies(int64_t n, int64_t length) const {
+        const bool whole = Source::kPadded || length % kDepth == 0;
+        return Kind::kLies && rows_from(n) == kTileRows && whole && source.lies_even(n);
+    }
+    Strip strip(int64_t n, int64_t k) const {
+        const auto* at = source.row(n);
+        const int64_t stride = source.row(n + 1) - at;
+        return {reinterpret_cast<const char*>(at + k), int64_t(sizeof *at) * stride, 0, kTileRow,
+                -1};
     }
 
   private:
@@ -69,7 +79,7 @@ struct HandOut {
     const Put& put;
 
     int64_t parts(const Block& block) const { return kTokensTurned ? block.N : block.M; }
-    void operator()(const Block& block, int64_t part) const {
+    [[gnu::noinline]] void operator()(const Block& block, int64_t part) const {
         const auto [l, M, t, N, sums] = block;
         if constexpr (kTokensTurned) {
             Floats low[kLanes], high[kLanes];
@@ -96,17 +106,46 @@ struct HandOut {
     }
 };
 
+template <class T>
+inline void store_both(const Floats& low, const Floats& high, T* to) {
+    store(low, to);
+    store(high, to + kLanes);
+}
+inline void store_both(const Floats& low, const Floats& high, BFloat16* to) {
+    const __m512bh both = _mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    memcpy(to, &both, sizeof both);
+}
+
 // y[0 .. count) += low, high, or = where y is new, for count of at most 2 * kLanes.
-inline void add_both(bool fresh, BFloat16* y, const Floats& low, const Floats& high,
-                     int64_t count) {
+template <class T>
+inline void add_both(bool fresh, T* y, const Floats& low, const Floats& high, int64_t count) {
     if (count >= 2 * kLanes) {
-        const Floats a = fresh ? low : load(y) + low, b = fresh ? high : load(y + kLanes) + high;
-        const __m512bh both = _mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
-        memcpy(y, &both, sizeof both);
+        store_both(fresh ? low : load(y) + low, fresh ? high : load(y + kLanes) + high, y);
     } else {
         add_to(fresh, y, low, count);
         add_to(fresh, y + kLanes, high, count - kLanes);
     }
+}
+
+// How a product's numbers are multiplied.
+template <class T, class OfWeights, class OfInputs, class OfHidden>
+struct Numbers {
+    using Number = T;  // of x and y
+    using Weights = OfWeights;
+    using Inputs = OfInputs;
+    using Hidden = OfHidden;  // the gated h
+};
+
+template <class Run>
+void with_numbers(const Product& p, const Run& run) {
+    using Plain = OnePlane<Pairs>;
+    const bool integers = p.experts == Experts::kInt8;
+    if (p.storage == Storage::kBFloat16)
+        integers ? run(Numbers<BFloat16, OnePlane<PairsInt8>, Plain, Plain>{})
+                 : run(Numbers<BFloat16, Plain, Plain, Plain>{});
+    else
+        integers ? run(Numbers<Float16, SplitInt8, SplitFloat16, SplitFloat32>{})
+                 : run(Numbers<Float16, SplitFloat16, SplitFloat16, SplitFloat32>{});
 }
 
 // Elements of x and A that one pass multiplies: long rows, whose strips or whose turned side the
@@ -133,10 +172,13 @@ void multiply_all(bool tokens_turned, const Weights& weights, const Tokens& toke
     }
 }
 
+// At most, of any matrix.
+int64_t planes_in(const Product& p) { return p.storage == Storage::kBFloat16 ? 1 : 2; }
+
 // Rows of B that are turned at once: in the second cache, and many, so that each token's outputs
 // are written in long rows.
 int64_t outputs_at_once(const Product& p) {
-    const int64_t fit = (1 << 19) / (steps_for(p.rank) * kTileBytes);
+    const int64_t fit = (1 << 19) / (steps_for(p.rank) * planes_in(p) * kTileBytes);
     return (fit < 2 ? 2 : fit) * kTileRows;
 }
 
@@ -150,11 +192,12 @@ Sizes sizes_for(const Product& p) {
     const int64_t tokens = tiles_for(p.count), ranks = tiles_for(p.rank);
     const int64_t steps = steps_for(p.in < kPass ? p.in : kPass), deep = steps_for(p.rank);
     const int64_t turned = kTurnedTokens / kTileRows, fewer = tokens < ranks ? tokens : ranks;
-    return {p.count * deep * kTileRow,
+    const int64_t planes = planes_in(p), bytes = planes * kTileBytes;
+    return {p.count * deep * planes * kTileRow,
             larger(larger(turned, fewer) * steps,
                    larger(fewer, outputs_at_once(p) / kTileRows) * deep) *
-                kTileBytes,
-            kMostStrips * larger(steps, deep) * kTileBytes,
+                bytes,
+            kMostStrips * larger(steps, deep) * bytes,
             larger(2 * kBlockTiles, p.in > kPass ? tokens * ranks : 0) * kTileBytes};
 }
 
@@ -169,81 +212,83 @@ Room room_in(const Product& p, void* scratch) {  // behind the gated h
     return {at, at + sizes.turned, reinterpret_cast<float*>(at + sizes.turned + sizes.copies)};
 }
 
-template <class Kind>
+template <class Kinds>
 void shrink(const Product& p, const Part& part, void* scratch) {
+    using Weight = typename Kinds::Weights::Number;
+    using Tokens = Inputs<typename Kinds::Number>;
     const Room room = room_in(p, scratch);
     const int64_t ranks = part.last - part.first, all = part.last_token - part.first_token;
-    const auto* a = static_cast<const typename Kind::Weight*>(p.a) + part.first * p.a_stride;
-    const Rows<Kind> rows{a, p.a_stride, ranks};
+    const auto* a = static_cast<const Weight*>(p.a) + part.first * p.a_stride;
+    const Rows<Weight> rows{a, p.a_stride, ranks};
     const bool turned = turn_tokens(all, ranks);
     const int64_t most = turned ? kTurnedTokens : all;
     for (int64_t i = part.first_token; i < part.last_token; i += most) {
         const int64_t left = part.last_token - i;
-        const Inputs inputs{p, i, left < most ? left : most};
+        const Tokens inputs{p, i, left < most ? left : most};
         const auto put = [&](int64_t t, int64_t r, const Floats& low, const Floats& high,
                              int64_t count) {
             float* const h = h_of(p, i + t) + part.first + r;
             add_to(true, h, low, count);
             add_to(true, h + kLanes, high, count - kLanes);
         };
-        multiply_all(turned, Side<Kind, Rows<Kind>>{rows}, Side<Pairs, Inputs>{inputs}, p.in, kPass,
-                     room, put);
+        multiply_all(turned, Side<typename Kinds::Weights, Rows<Weight>>{rows},
+                     Side<typename Kinds::Inputs, Tokens>{inputs}, p.in, kPass, room, put);
     }
 }
 
-// Gated h of tokens, rounded.
+// Gated h of tokens, as T.
+template <class T>
 struct Gated {
-    static constexpr bool kPadded = true;
-    BFloat16* values;
+    static constexpr bool kTokens = true, kPadded = true;
+    T* values;
     int64_t stride, count;
 
     Gated(const Product& p, int64_t first, int64_t last, void* room)
-        : values(static_cast<BFloat16*>(room)),
-          stride(steps_for(p.rank) * kDepth),
-          count(last - first) {
+        : values(static_cast<T*>(room)), stride(steps_for(p.rank) * kDepth), count(last - first) {
         for (int64_t t = 0; t < count; ++t) {
-            BFloat16* const to = values + t * stride;
+            T* const to = values + t * stride;
             for (int64_t r = 0; r < stride; r += kLanes)
                 store(r < p.rank ? gated_h(p, first + t, r) : Floats{}, to + r);
         }
     }
-    const BFloat16* row(int64_t n) const { return values + n * stride; }
+    const T* row(int64_t n) const { return values + n * stride; }
     bool lies_even(int64_t) const { return true; }
 };
 
-template <class Kind>
+template <class Kinds>
 void expand(const Product& p, const Part& part, void* scratch) {
+    using Number = typename Kinds::Number;
+    using Weight = typename Kinds::Weights::Number;
+    using Tokens = Gated<typename Kinds::Hidden::Number>;
     const Room room = room_in(p, scratch);
-    const Gated gated(p, part.first_token, part.last_token, scratch);
-    const auto* b = static_cast<const typename Kind::Weight*>(p.b);
+    const Tokens gated(p, part.first_token, part.last_token, scratch);
+    const auto* b = static_cast<const Weight*>(p.b);
     const bool turned = turn_tokens(gated.count, p.rank);
     const int64_t most = turned ? part.last - part.first : outputs_at_once(p);
     for (int64_t o = part.first; o < part.last; o += most) {
         const int64_t left = part.last - o;
-        const Rows<Kind> rows{b + o * p.b_stride, p.b_stride, left < most ? left : most};
-        const auto put = [y = static_cast<BFloat16*>(p.y) + o, stride = p.y_stride, fresh = p.fresh,
+        const Rows<Weight> rows{b + o * p.b_stride, p.b_stride, left < most ? left : most};
+        const auto put = [y = static_cast<Number*>(p.y) + o, stride = p.y_stride, fresh = p.fresh,
                           active = p.active + part.first_token](int64_t t, int64_t n,
                                                                 const Floats& low,
                                                                 const Floats& high, int64_t count) {
-            BFloat16* const to = y + active[t] * stride + n;
+            Number* const to = y + active[t] * stride + n;
             __builtin_prefetch(to + 2 * kLanes, 1);
             add_both(fresh, to, low, high, count);
         };
-        multiply_all(turned, Side<Kind, Rows<Kind>>{rows}, Side<Pairs, Gated>{gated}, p.rank,
-                     p.rank, room, put);
+        multiply_all(turned, Side<typename Kinds::Weights, Rows<Weight>>{rows},
+                     Side<typename Kinds::Hidden, Tokens>{gated}, p.rank, p.rank, room, put);
     }
 }
 
 void shrink_any(const Product& p, const Part& part, void* scratch) {
     const Tiles tiles;
-    p.experts == Experts::kInt8 ? shrink<PairsInt8>(p, part, scratch)
-                                : shrink<Pairs>(p, part, scratch);
+    with_numbers(p, [&](auto kinds) { shrink<decltype(kinds)>(p, part, scratch); });
 }
 
 void expand_any(const Product& p, const Part& part, void* scratch) {
     const Tiles tiles;
-    p.experts == Experts::kInt8 ? expand<PairsInt8>(p, part, scratch)
-                                : expand<Pairs>(p, part, scratch);
+    with_numbers(p, [&](auto kinds) { expand<decltype(kinds)>(p, part, scratch); });
 }
 
 }  // namespace

@@ -30,8 +30,12 @@ bool may_use_tiles() {
 #endif
 }
 
-// Fewer tokens are multiplied as fast without it; integers must be widened first.
-std::int64_t fewest_for_tiles(Experts experts) { return experts == Experts::kInt8 ? 5 : 3; }
+// Fewer tokens are multiplied as fast without it: integers must be widened first, and float16
+// split.
+std::int64_t fewest_for_tiles(const Product& p) {
+    if (p.storage == Storage::kFloat16) return 9;
+    return p.experts == Experts::kInt8 ? 5 : 3;
+}
 
 }  // namespace
 #endif
@@ -83,8 +87,7 @@ bool takes_pairs([[maybe_unused]] const Kernel& kernel, [[maybe_unused]] const P
 const Kernel& kernel_for(const Kernel& chosen, const Product& p) {
 #ifdef BDC_AMX
     if (&chosen == &kAmxBFloat16) {
-        const bool tiles =
-            p.storage == Storage::kBFloat16 && p.count >= fewest_for_tiles(p.experts);
+        const bool tiles = p.storage != Storage::kFloat32 && p.count >= fewest_for_tiles(p);
         return tiles ? kAmxBFloat16 : kAvx512BFloat16;
     }
 #endif

@@ -81,7 +81,7 @@ extern const Kernel kAvx512;
 extern const Kernel kAvx512BFloat16;
 #endif
 #ifdef BDC_AMX
-extern const Kernel kAmxBFloat16;  // for products of bfloat16 alone
+extern const Kernel kAmxBFloat16;  // for products of numbers of 16 bits alone
 #endif
 
 // Tokens that share one pass over A, at least and at most.

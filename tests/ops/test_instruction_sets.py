@@ -38,9 +38,10 @@ SHAPES += [(tokens, 90, 35 + tokens, 40 + tokens) for tokens in range(5, 60)]  #
 SHAPES += [(tokens, 60 + tokens, 35, tokens) for tokens in range(90, 114)]  # and with A turned
 SHAPES += [(300, 2077, 33, 24), (130, 1100, 70, 40), (110, 1030, 37, 290)]
 for storage, narrow, widen, unit in STORAGES:
-    for (tokens, d_in, d_out, rank), int8 in itertools.product(SHAPES, (False, True)):
+    for (tokens, d_in, d_out, rank), int8, spread in itertools.product(SHAPES, (False, True), (0, 12)):
+        # Spread, many are subnormal in float16.
         y, x, a, b = (
-            narrow(random.standard_normal(shape))
+            narrow(random.standard_normal(shape) * 2.0 ** random.integers(-2 * spread, spread // 4 + 1, shape))
             for shape in [(tokens, d_out), (tokens, d_in), (rank, d_in), (d_out, rank)]
         )
         g = random.standard_normal((3, rank)).astype(np.float32)
@@ -57,6 +58,7 @@ for storage, narrow, widen, unit in STORAGES:
         gated = 0.5 * np.abs(x64 @ a64.T * gate) @ np.abs(b64).T
         summed = 0.5 * (np.abs(x64) @ np.abs(a64).T * np.abs(gate)) @ np.abs(b64).T
         bound = unit * (np.abs(expected) + gated) + 2.0**-23 * (d_in * summed + rank * gated)
+        bound += 2.0**-25 if storage == 2 else 0  # half of its least number
         assert (np.abs(widen(y) - expected) <= bound).all(), (storage, tokens, int8)
         assert (np.isnan(expected) == np.isnan(widen(y))).all()
     # Rounding of the special values: infinities stay, a NaN stays one, what is too large for the storage overflows.
