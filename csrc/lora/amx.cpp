@@ -2,7 +2,7 @@
 // and B, the rows of one are turned, whichever that costs less for.
 #define BDC_LANES 16
 #include "edges.inc"
-#include "tiles.inc"
+#include "products.inc"
 
 namespace bdc::lora {
 namespace {
@@ -64,7 +64,7 @@ struct Side {
         const auto* at = source.row(n);
         const int64_t stride = source.row(n + 1) - at;
         return {reinterpret_cast<const char*>(at + k), int64_t(sizeof *at) * stride, 0, kTileRow,
-                -1};
+                kNoRing};
     }
 
   private:
