@@ -148,9 +148,16 @@ void with_numbers(const Product& p, const Run& run) {
                  : run(Numbers<Float16, SplitFloat16, SplitFloat16, SplitFloat32>{});
 }
 
+// At most, of any matrix.
+int64_t planes_in(const Product& p) { return p.storage == Storage::kBFloat16 ? 1 : 2; }
+
 // Elements of x and A that one pass multiplies: long rows, whose strips or whose turned side the
-// second cache holds.
-constexpr int64_t kPass = 2048;
+// second cache holds; or short ones, whose few turned tokens the nearest one does, where A comes
+// from the second, too.
+int64_t pass_length(const Product& p) {
+    const bool near = p.rank * p.in * int64_t(expert_bytes(p)) <= 1 << 20;
+    return planes_in(p) == 1 && p.count <= 2 * kTileRows && near ? 256 : 2048;
+}
 // Tokens that share weights that are turned, where there are so many.
 constexpr int64_t kFewestTokens = 1024;
 // Tokens that shrink turns at once.
@@ -172,9 +179,6 @@ void multiply_all(bool tokens_turned, const Weights& weights, const Tokens& toke
     }
 }
 
-// At most, of any matrix.
-int64_t planes_in(const Product& p) { return p.storage == Storage::kBFloat16 ? 1 : 2; }
-
 // Rows of B that are turned at once: in the second cache, and many, so that each token's outputs
 // are written in long rows.
 int64_t outputs_at_once(const Product& p) {
@@ -190,7 +194,8 @@ int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 Sizes sizes_for(const Product& p) {
     const int64_t tokens = tiles_for(p.count), ranks = tiles_for(p.rank);
-    const int64_t steps = steps_for(p.in < kPass ? p.in : kPass), deep = steps_for(p.rank);
+    const int64_t pass = pass_length(p), deep = steps_for(p.rank);
+    const int64_t steps = steps_for(p.in < pass ? p.in : pass);
     const int64_t turned = kTurnedTokens / kTileRows, fewer = tokens < ranks ? tokens : ranks;
     const int64_t planes = planes_in(p), bytes = planes * kTileBytes;
     return {p.count * deep * planes * kTileRow,
@@ -198,7 +203,7 @@ Sizes sizes_for(const Product& p) {
                    larger(fewer, outputs_at_once(p) / kTileRows) * deep) *
                 bytes,
             kMostStrips * larger(steps, deep) * bytes,
-            larger(2 * kBlockTiles, p.in > kPass ? tokens * ranks : 0) * kTileBytes};
+            larger(2 * kBlockTiles, p.in > pass ? tokens * ranks : 0) * kTileBytes};
 }
 
 std::size_t scratch_bytes(const Product& p) {
@@ -232,7 +237,7 @@ void shrink(const Product& p, const Part& part, void* scratch) {
             add_to(true, h + kLanes, high, count - kLanes);
         };
         multiply_all(turned, Side<typename Kinds::Weights, Rows<Weight>>{rows},
-                     Side<typename Kinds::Inputs, Tokens>{inputs}, p.in, kPass, room, put);
+                     Side<typename Kinds::Inputs, Tokens>{inputs}, p.in, pass_length(p), room, put);
     }
 }
 
