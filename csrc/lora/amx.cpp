@@ -16,6 +16,11 @@ struct Rows {
 
     const T* row(int64_t n) const { return first + n * stride; }
     bool lies_even(int64_t) const { return true; }
+    // Rows after these, where they are short.
+    int64_t ahead() const {
+        constexpr int64_t kLineOf = kLine / sizeof(T), kShort = 32 * kLineOf;
+        return stride <= kShort ? 4 * kShort : 2 * kLineOf;
+    }
 };
 
 // Inputs of active tokens.
@@ -31,6 +36,7 @@ struct Inputs {
     bool lies_even(int64_t n) const {
         return p.active[first + n + kTileRows - 1] - p.active[first + n] == kTileRows - 1;
     }
+    int64_t ahead() const { return 2 * kLine / sizeof(T); }
 };
 
 // Rows of a matrix as one side of a product.
@@ -44,7 +50,7 @@ struct Side {
     using Number = typename Kind::Number;
 
     RowsOfTile<Number> rows(int64_t n) const {
-        RowsOfTile<Number> found{{}, rows_from(n)};
+        RowsOfTile<Number> found{{}, rows_from(n), source.ahead()};
         for (int64_t i = 0; i < found.count; ++i) found.rows[i] = source.row(n + i);
         return found;
     }
@@ -155,8 +161,10 @@ int64_t planes_in(const Product& p) { return p.storage == Storage::kBFloat16 ? 1
 // second cache holds; or short ones, whose few turned tokens the nearest one does, where A comes
 // from the second, too.
 int64_t pass_length(const Product& p) {
-    const bool near = p.rank * p.in * int64_t(expert_bytes(p)) <= 1 << 20;
-    return planes_in(p) == 1 && p.count <= 2 * kTileRows && near ? 256 : 2048;
+    const bool near = p.rank * p.in * int64_t(expert_bytes(p)) <= 3 << 18;
+    return p.experts == Experts::kAsInputs && planes_in(p) == 1 && p.count <= 2 * kTileRows && near
+               ? 256
+               : 2048;
 }
 // Tokens that share weights that are turned, where there are so many.
 constexpr int64_t kFewestTokens = 1024;
@@ -258,6 +266,7 @@ struct Gated {
     }
     const T* row(int64_t n) const { return values + n * stride; }
     bool lies_even(int64_t) const { return true; }
+    int64_t ahead() const { return 0; }
 };
 
 template <class Kinds>
