@@ -85,6 +85,7 @@ struct HandOut {
     const Put& put;
 
     int64_t parts(const Block& block) const { return kTokensTurned ? block.N : block.M; }
+    // Not part of multiply, as put_tiles is not.
     [[gnu::noinline]] void operator()(const Block& block, int64_t part) const {
         const auto [l, M, t, N, sums] = block;
         if constexpr (kTokensTurned) {

@@ -6,10 +6,11 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -104,6 +105,28 @@ def cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     if "cpp" not in backends():
         pytest.skip(WITHOUT["cpp"])
     monkeypatch.setenv("BDC_OPS_BACKEND", "cpp")
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512", "avx512_bf16", "amx_bf16"])
+def isa(request: pytest.FixtureRequest) -> str:
+    """Each instruction set that there is a CPU kernel for."""
+    name: str = request.param
+    return name
+
+
+def _run_with_isa(isa: str, command: Sequence[str | Path], timeout: float) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "BDC_CPU_ISA": isa, "OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    if done.returncode and "on this machine" in done.stderr:
+        assert isa != "portable"
+        pytest.skip(f"this CPU has no {isa}: run on one that has it")
+    return done
+
+
+@pytest.fixture
+def run_with_isa() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``run_with_isa(isa, command, timeout)`` with that instruction set forced; skips where the CPU lacks it."""
+    return _run_with_isa
 
 
 def _compile_emulator(compiler: str, sources: Path, files: list[Path], library: Path, pybind11_include: str) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -105,28 +106,21 @@ print(lora.isa())
 """
 
 
-def _run(isa: str, script: str = SCRIPT) -> subprocess.CompletedProcess[str]:
+def _command(script: str = SCRIPT) -> list[str]:
     spec = importlib.util.find_spec("bdc._lora")
     if spec is None or spec.origin is None:
         pytest.skip("bdc._lora is not built: cmake --build BUILD --target _lora, then copy it beside the package")
-    environment = {**os.environ, "BDC_CPU_ISA": isa}
-    command = [sys.executable, "-c", LOAD + script, spec.origin]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return [sys.executable, "-c", LOAD + script, spec.origin]
 
 
-ISAS = ["portable", "avx2", "avx512", "avx512_bf16", "amx_bf16"]
-
-
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("script", [SCRIPT, BOUNDS], ids=["values", "bounds"])
-def test_script(isa: str, script: str) -> None:
-    done = _run(isa, script)
-    if done.returncode and "on this machine" in done.stderr:
-        assert isa != "portable"
-        pytest.skip(f"this CPU has no {isa}: run on one that has it")
+def test_script(isa: str, script: str, run_with_isa: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = run_with_isa(isa, _command(script), timeout=60)
     assert done.stdout.strip() == isa, done.stderr
 
 
 def test_unknown_name() -> None:
-    done = _run("mmx")
+    done = subprocess.run(
+        _command(), env={**os.environ, "BDC_CPU_ISA": "mmx"}, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode and "BDC_CPU_ISA must be one of" in done.stderr and "got mmx" in done.stderr
