@@ -160,7 +160,7 @@ int64_t planes_in(const Product& p) { return p.storage == Storage::kBFloat16 ? 1
 
 // Elements of x and A that one pass multiplies: long rows, whose strips or whose turned side the
 // second cache holds; or short ones, whose few turned tokens the nearest one does, where A comes
-// from the second, too.
+// from the second, too. Not for integers, whose short rows come slowly from memory.
 int64_t pass_length(const Product& p) {
     const bool near = p.rank * p.in * int64_t(expert_bytes(p)) <= 3 << 18;
     return p.experts == Experts::kAsInputs && planes_in(p) == 1 && p.count <= 2 * kTileRows && near
