@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ def add_product(
     """:func:`bdc.ops.rankwise_lora_` without checks, for arguments that were checked, and without a gradient."""
     if not len(x):
         return y
-    _BACKENDS[_chosen(y, x, lora_a)].add(y, x, lora_a, lora_b, g, rows, scaling)
+    with _without_autocast(x):
+        _BACKENDS[_chosen(y, x, lora_a)].add(y, x, lora_a, lora_b, g, rows, scaling)
     return y
 
 
@@ -57,14 +59,22 @@ def forward_with_h(
     x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float
 ) -> tuple[Tensor, Tensor]:
     """The product and h [T, R] for :func:`backward`, for arguments that were checked."""
-    found: tuple[Tensor, Tensor] = _training(x, lora_a).forward(x, lora_a, lora_b, g, rows, scaling)
+    with _without_autocast(x):
+        found: tuple[Tensor, Tensor] = _training(x, lora_a).forward(x, lora_a, lora_b, g, rows, scaling)
     return found
 
 
 def backward(grad: Tensor, x: Tensor, lora_a: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
     """Gradients of x, lora_a, lora_b and g; arguments as :func:`bdc.ops.matmul.backward`."""
-    found: tuple[Tensor | None, ...] = _training(x, lora_a).backward(grad, x, lora_a, *rest)
+    with _without_autocast(x):
+        found: tuple[Tensor | None, ...] = _training(x, lora_a).backward(grad, x, lora_a, *rest)
     return found
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """What was cast is multiplied as it is: the products that a backend takes from torch are not for autocast."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _training(x: Tensor, lora_a: Tensor) -> Any:

@@ -17,8 +17,8 @@ _any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
 def autocasts(x: Tensor) -> bool:
-    """Whether autocast is on where x is."""
-    return _any_autocast() and torch.is_autocast_enabled(x.device.type)
+    """Whether autocast casts x: not float64, as in torch."""
+    return _any_autocast() and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
 
 
 def rankwise_lora(
@@ -43,7 +43,7 @@ def rankwise_lora(
 
     Returns:
         [T, d_out] in the dtype of x, zero where the row is -1. Differentiable in x, lora_a, lora_b and rank_weights, once.
-        Under autocast x, lora_a and lora_b are cast to its dtype.
+        Under autocast x, lora_a and lora_b are cast to its dtype, unless x is float64.
 
     Raises:
         InputError: shapes, dtypes, devices or rows do not fit.
@@ -85,7 +85,7 @@ def rankwise_lora_(
 ) -> Tensor:
     """Add :func:`rankwise_lora` to ``y`` [T, d_out] in place; tokens with row -1 are not written.
 
-    Under autocast x, lora_a and lora_b are cast to the dtype of ``y``.
+    Under autocast x, lora_a and lora_b are cast to the dtype of ``y``, unless x is float64.
 
     Returns:
         ``y``.

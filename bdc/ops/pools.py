@@ -11,6 +11,7 @@ from torch import Tensor
 from bdc.errors import InputError
 from bdc.ops import checks, dispatch, matmul
 from bdc.ops.extension import try_add
+from bdc.ops.functional import autocasts
 from bdc.ops.library import touch
 from bdc.ops.quantized import cast_experts
 
@@ -55,7 +56,7 @@ def rankwise_lora_pools(
     Raises:
         InputError: shapes, dtypes, devices, pools or rows do not fit.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, lora_a, lora_b = x.to(dtype), cast_experts(lora_a, dtype), cast_experts(lora_b, dtype)
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
@@ -80,7 +81,7 @@ def rankwise_lora_pools_(
 ) -> Tensor:
     """Add :func:`rankwise_lora_pools` to ``y`` [T, d_out] in place; tokens with row -1 are not written.
 
-    Under autocast x, lora_a and lora_b are cast to the dtype of ``y``.
+    Under autocast x, lora_a and lora_b are cast to the dtype of ``y``, unless x is float64.
 
     Returns:
         ``y``.
@@ -91,7 +92,7 @@ def rankwise_lora_pools_(
     """
     if not torch.compiler.is_compiling():
         checks.check_not_mapped(y, x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row)
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         x, lora_a, lora_b = x.to(y.dtype), cast_experts(lora_a, y.dtype), cast_experts(lora_b, y.dtype)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (y, x, lora_a, lora_b, rank_weights)):
         raise InputError(

@@ -114,6 +114,29 @@ def test_autocast(problems: SimpleNamespace) -> None:
     torch.testing.assert_close(out.float(), wanted, rtol=3e-2, atol=0.3)
 
 
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+def test_autocast_casts_the_arguments_alone(
+    problems: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setenv("BDC_OPS_BACKEND", backend)
+    x, a, b, g, rows, s = problems.make().arguments
+    leaves = [t.bfloat16().requires_grad_() for t in (x, a, b)]
+
+    def added() -> Tensor:
+        return rankwise_lora_(x.new_ones(len(x), len(b)), x, a, b, g, rows, s)
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(rankwise_lora(*leaves, g, rows, s).float().square().sum(), leaves)
+
+    doubles = x.double(), a.double(), b.double(), g, rows, s
+    plain = (added(), rankwise_lora(*leaves, g, rows, s), *gradients(), rankwise_lora(*doubles))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = (added(), rankwise_lora(x, a, b, g, rows, s), *gradients(), rankwise_lora(*doubles))
+    for got, expected in zip(cast, plain, strict=True):
+        assert got.dtype == expected.dtype
+        assert torch.equal(got, expected)
+
+
 def test_inference_mode_and_versions(problems: SimpleNamespace) -> None:
     problem = problems.make()
     for form in (rankwise_lora_, torch.ops.bdc.rankwise_lora_):
