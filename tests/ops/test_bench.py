@@ -87,7 +87,7 @@ def test_experts_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     rows = json.loads(path.read_text(encoding="utf-8"))["cells"]
     assert [(row["tokens"], row["copies"]) for row in rows] == [(1, 56), (4, 56)]
     for row in rows:
-        assert row["int8_gb_per_s"] == pytest.approx(8 * 1152 / row["int8_us"] / 1e3, rel=0.02)
+        assert row["int8_gb_per_s"] == pytest.approx(8 * 1152 / row["int8_us"] / 1e3, rel=0.02, abs=0.01)
         assert row["own_share"] == pytest.approx(row["own_gb_per_s"] / 10, abs=0.01)
 
 
