@@ -8,9 +8,8 @@ from torch import Tensor
 from bdc.errors import InputError
 from bdc.ops import checks, library
 from bdc.ops.extension import try_add
+from bdc.ops.operators import PLAIN
 from bdc.ops.quantized import cast_experts
-
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 # Half a microsecond cheaper than asking for the device first.
 _any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
@@ -54,7 +53,7 @@ def rankwise_lora(
     if torch.compiler.is_compiling():
         traced: Tensor = torch.ops.bdc.rankwise_lora(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return traced
-    plain = type(x) in _PLAIN
+    plain = type(x) in PLAIN
     wants_gradient = torch.is_grad_enabled() and (
         x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or rank_weights.requires_grad
     )
@@ -64,8 +63,7 @@ def rankwise_lora(
             return y
     if torch._C._are_functorch_transforms_active():
         checks.check_not_mapped(x, lora_a, lora_b, rank_weights, token_to_row)
-        mapped: Tensor = library.Traced.apply(x, lora_a, lora_b, rank_weights, token_to_row, scaling)[0]  # type: ignore[no-untyped-call]
-        return mapped
+        return library.traced(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
     if not plain:
         found: Tensor = torch.ops.bdc.rankwise_lora(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return found
@@ -105,11 +103,11 @@ def rankwise_lora_(
     if torch.compiler.is_compiling():
         torch.ops.bdc.rankwise_lora_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return y
-    if type(y) in _PLAIN and y.ndim == 2 and try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling):
+    if type(y) in PLAIN and y.ndim == 2 and try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling):
         library.touch(y)
         return y
     checks.check_not_mapped(y, x, lora_a, lora_b, rank_weights, token_to_row)
-    if type(y) not in _PLAIN:
+    if type(y) not in PLAIN:
         torch.ops.bdc.rankwise_lora_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return y
     library.product_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)

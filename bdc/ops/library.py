@@ -1,4 +1,4 @@
-"""The product as operators of torch, ``torch.ops.bdc.*``: what torch.compile and torch.export see.
+"""The product with and without a gradient, and its operators of torch.
 
 Eager code calls the kernels directly, since torch's dispatcher would cost more than a small product.
 """
@@ -10,21 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdc.ops import checks, matmul
+from bdc.ops import checks, operators
 from bdc.ops.dispatch import add_product, backward, forward_with_h
 from bdc.ops.extension import try_add
-
-_ARGUMENTS = "Tensor x, Tensor lora_a, Tensor lora_b, Tensor rank_weights, Tensor? token_to_row, float scaling"
-
-_library = torch.library.Library("bdc", "DEF")
-_library.define(f"rankwise_lora({_ARGUMENTS}) -> Tensor")
-_library.define(f"rankwise_lora_(Tensor(a!) y, {_ARGUMENTS}) -> ()")
-# For training: also h, [T, R], which the gradients need.
-_library.define(f"rankwise_lora_with_h({_ARGUMENTS}) -> (Tensor, Tensor)")
-_library.define(
-    "rankwise_lora_backward(Tensor grad, Tensor x, Tensor lora_a, Tensor lora_b, Tensor rank_weights, "
-    "Tensor? token_to_row, Tensor h, float scaling, bool[4] needed) -> (Tensor, Tensor, Tensor, Tensor)"
-)
 
 
 def product(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> Tensor:
@@ -75,12 +63,6 @@ def product_with_h(
     return forward_with_h(x, lora_a, lora_b, g, rows, scaling)
 
 
-def _backward(*arguments: Any) -> tuple[Tensor, ...]:
-    # An operator returns tensors only: an empty one stands for a gradient that nobody needs.
-    found = backward(*arguments)
-    return tuple(arguments[0].new_empty(0) if gradient is None else gradient for gradient in found)
-
-
 class Eager(torch.autograd.Function):
     """The product with h saved before the gate."""
 
@@ -111,91 +93,7 @@ def differentiable(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: T
     return out
 
 
-class Traced(torch.autograd.Function):
-    """The same made of operators, in the form that tracers and torch.func can see through, which costs more."""
-
-    @staticmethod
-    def forward(
-        x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float
-    ) -> tuple[Tensor, Tensor]:
-        out: tuple[Tensor, Tensor] = torch.ops.bdc.rankwise_lora_with_h(x, lora_a, lora_b, g, rows, scaling)
-        return out
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*inputs[:5], output[1])
-        ctx.scaling = inputs[5]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[:4]
-        found = torch.ops.bdc.rankwise_lora_backward(grads[0], *ctx.saved_tensors, ctx.scaling, list(needed))
-        return *(gradient if need else None for gradient, need in zip(found, needed, strict=True)), None, None
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def _autograd(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> Tensor:
-    wants_gradient = torch.is_grad_enabled() and (
-        x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or g.requires_grad
-    )
-    if (
-        type(x) in _PLAIN
-        and type(g) in _PLAIN
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._are_functorch_transforms_active()
-    ):
-        # Through the dispatcher again would cost more than a small product.
-        return (differentiable if wants_gradient else product)(x, lora_a, lora_b, g, rows, scaling)
-    if wants_gradient:
-        out: Tensor = Traced.apply(x, lora_a, lora_b, g, rows, scaling)[0]  # type: ignore[no-untyped-call]
-        return out
-    with torch._C._AutoDispatchBelowAutograd():
-        found: Tensor = torch.ops.bdc.rankwise_lora(x, lora_a, lora_b, g, rows, scaling)
-        return found
-
-
-_library.impl("rankwise_lora", product, "CompositeExplicitAutograd")
-_library.impl("rankwise_lora", _autograd, "Autograd")
-_library.impl("rankwise_lora_", product_, "CompositeExplicitAutograd")
-_library.impl("rankwise_lora_with_h", product_with_h, "CompositeExplicitAutograd")
-_library.impl("rankwise_lora_backward", _backward, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("bdc::rankwise_lora", lib=_library)
-def _fake(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> Tensor:
-    return x.new_empty(x.shape[0], lora_b.shape[0])
-
-
-@torch.library.register_fake("bdc::rankwise_lora_", lib=_library)
-def _fake_(y: Tensor, *_: Any) -> None:
-    return None
-
-
-@torch.library.register_fake("bdc::rankwise_lora_with_h", lib=_library)
-def _fake_with_h(
-    x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float
-) -> tuple[Tensor, Tensor]:
-    h = x.new_empty(x.shape[0], lora_a.shape[0], dtype=matmul.wide_dtype(x))
-    return x.new_empty(x.shape[0], lora_b.shape[0]), h
-
-
-@torch.library.register_fake("bdc::rankwise_lora_backward", lib=_library)
-def _fake_backward(
-    grad: Tensor,
-    x: Tensor,
-    lora_a: Tensor,
-    lora_b: Tensor,
-    g: Tensor,
-    rows: Tensor | None,
-    h: Tensor,
-    scaling: float,
-    needed: list[bool],
-) -> tuple[Tensor, ...]:
-    like = (x, lora_a, lora_b, g)
-    return tuple(
-        torch.empty_like(t, memory_format=torch.contiguous_format) if need else grad.new_empty(0)
-        for t, need in zip(like, needed, strict=True)
-    )
+traced = operators.register(
+    "rankwise_lora", "Tensor? token_to_row", product, product_, product_with_h, backward, differentiable
+)
+"""The same as :func:`differentiable` made of operators, for tracers and torch.func, which costs more."""

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bdc.errors import InputError
-from bdc.ops import checks, dispatch, matmul
+from bdc.ops import checks, dispatch, matmul, operators
 from bdc.ops.extension import try_add
 from bdc.ops.functional import autocasts
 from bdc.ops.library import touch
 from bdc.ops.quantized import cast_experts
-
-_ARGUMENTS = "Tensor x, Tensor lora_a, Tensor lora_b, Tensor rank_weights, Tensor row_to_pool, Tensor? token_to_row, float scaling"
-
-_library = torch.library.Library("bdc", "FRAGMENT")
-_library.define(f"rankwise_lora_pools({_ARGUMENTS}) -> Tensor")
-_library.define(f"rankwise_lora_pools_(Tensor(a!) y, {_ARGUMENTS}) -> ()")
-# For training: also h, [T, R], which the gradients need.
-_library.define(f"rankwise_lora_pools_with_h({_ARGUMENTS}) -> (Tensor, Tensor)")
-_library.define(
-    "rankwise_lora_pools_backward(Tensor grad, Tensor x, Tensor lora_a, Tensor lora_b, Tensor rank_weights, "
-    "Tensor row_to_pool, Tensor? token_to_row, Tensor h, float scaling, bool[4] needed) -> (Tensor, Tensor, Tensor, Tensor)"
-)
 
 
 def rankwise_lora_pools(
@@ -61,8 +48,7 @@ def rankwise_lora_pools(
         x, lora_a, lora_b = x.to(dtype), cast_experts(lora_a, dtype), cast_experts(lora_b, dtype)
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         checks.check_not_mapped(x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row)
-        mapped: Tensor = _Differentiable.apply(x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row, scaling)[0]  # type: ignore[no-untyped-call]
-        return mapped
+        return _traced(x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row, scaling)
     found: Tensor = torch.ops.bdc.rankwise_lora_pools(
         x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row, scaling
     )
@@ -199,71 +185,11 @@ def _tokens_of(rows: Tensor) -> Tensor:
     return (rows >= 0).nonzero().squeeze(1)
 
 
-class _Differentiable(torch.autograd.Function):
-    """The product made of operators, in the form that tracers and torch.func can see through."""
-
-    @staticmethod
-    def forward(
-        x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, pools: Tensor, rows: Tensor | None, scaling: float
-    ) -> tuple[Tensor, Tensor]:
-        out: tuple[Tensor, Tensor] = torch.ops.bdc.rankwise_lora_pools_with_h(
-            x, lora_a, lora_b, g, pools, rows, scaling
-        )
-        return out
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*inputs[:6], output[1])
-        ctx.scaling = inputs[6]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[:4]
-        found = torch.ops.bdc.rankwise_lora_pools_backward(grads[0], *ctx.saved_tensors, ctx.scaling, list(needed))
-        gradients = (gradient if need else None for gradient, need in zip(found, needed, strict=True))
-        return *gradients, None, None, None
-
-
-def _autograd(
-    x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, pools: Tensor, rows: Tensor | None, scaling: float
-) -> Tensor:
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, lora_a, lora_b, g)):
-        out: Tensor = _Differentiable.apply(x, lora_a, lora_b, g, pools, rows, scaling)[0]  # type: ignore[no-untyped-call]
-        return out
-    with torch._C._AutoDispatchBelowAutograd():
-        found: Tensor = torch.ops.bdc.rankwise_lora_pools(x, lora_a, lora_b, g, pools, rows, scaling)
-        return found
-
-
-_library.impl("rankwise_lora_pools", _product, "CompositeExplicitAutograd")
-_library.impl("rankwise_lora_pools", _autograd, "Autograd")
-_library.impl("rankwise_lora_pools_", _product_, "CompositeExplicitAutograd")
-_library.impl("rankwise_lora_pools_with_h", _product_with_h, "CompositeExplicitAutograd")
-_library.impl("rankwise_lora_pools_backward", _backward, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("bdc::rankwise_lora_pools", lib=_library)
-def _fake(x: Tensor, lora_a: Tensor, lora_b: Tensor, *_: Any) -> Tensor:
-    return x.new_empty(x.shape[0], lora_b.shape[1])
-
-
-@torch.library.register_fake("bdc::rankwise_lora_pools_", lib=_library)
-def _fake_(y: Tensor, *_: Any) -> None:
-    return None
-
-
-@torch.library.register_fake("bdc::rankwise_lora_pools_with_h", lib=_library)
-def _fake_with_h(x: Tensor, lora_a: Tensor, lora_b: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    h = x.new_empty(x.shape[0], lora_a.shape[1], dtype=matmul.wide_dtype(x))
-    return x.new_empty(x.shape[0], lora_b.shape[1]), h
-
-
-@torch.library.register_fake("bdc::rankwise_lora_pools_backward", lib=_library)
-def _fake_backward(
-    grad: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, pools: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.empty_like(t, memory_format=torch.contiguous_format) if need else grad.new_empty(0)
-        for t, need in zip((x, lora_a, lora_b, g), rest[-1], strict=True)
-    )
+_traced = operators.register(
+    "rankwise_lora_pools",
+    "Tensor row_to_pool, Tensor? token_to_row",
+    _product,
+    _product_,
+    _product_with_h,
+    _backward,
+)

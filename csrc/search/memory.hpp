@@ -20,7 +20,6 @@ class Reserve {
     ~Reserve();
 
     std::byte* data() const { return data_; }
-    std::size_t committed() const { return committed_; }
 
     // Makes the first `bytes` usable; what is new holds anything, and until it is written to
     // perhaps something else when it is read again. Throws std::bad_alloc.

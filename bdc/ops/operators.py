@@ -1,0 +1,124 @@
+"""A product as operators of torch, ``torch.ops.bdc.*``: what torch.compile and torch.export see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdc.ops import matmul
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+_library = torch.library.Library("bdc", "DEF")
+
+
+def register(
+    name: str,
+    others: str,
+    product: Callable[..., Tensor],
+    product_: Callable[..., None],
+    product_with_h: Callable[..., tuple[Tensor, Tensor]],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+    differentiable: Callable[..., Tensor] | None = None,
+) -> Callable[..., Tensor]:
+    """Define operators of x, lora_a, lora_b, rank_weights, ``others`` as torch's schemas write them, and scaling.
+
+    They are ``name``; ``name_``, which adds to y in place; ``name_with_h``, for training, which also returns h, [T, R], that the
+    gradients need; and ``name_backward``, which takes the gradient of the output first, h before scaling, and last which of the
+    first four gradients are needed. ``differentiable`` is the product of plain tensors with its gradient, where there is a
+    cheaper one than that made of operators.
+
+    Returns:
+        The product with its gradient made of operators, in the form that tracers and torch.func can see through.
+    """
+    arguments = f"Tensor x, Tensor lora_a, Tensor lora_b, Tensor rank_weights, {others}"
+    _library.define(f"{name}({arguments}, float scaling) -> Tensor")
+    _library.define(f"{name}_(Tensor(a!) y, {arguments}, float scaling) -> ()")
+    _library.define(f"{name}_with_h({arguments}, float scaling) -> (Tensor, Tensor)")
+    _library.define(
+        f"{name}_backward(Tensor grad, {arguments}, Tensor h, float scaling, bool[4] needed) "
+        "-> (Tensor, Tensor, Tensor, Tensor)"
+    )
+    operators = torch.ops.bdc
+    plain_op, with_h, gradients = (getattr(operators, name + form) for form in ("", "_with_h", "_backward"))
+
+    class Traced(torch.autograd.Function):
+        @staticmethod
+        def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+            out: tuple[Tensor, Tensor] = with_h(*inputs)
+            return out
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+            ctx.mark_non_differentiable(output[1])
+            ctx.save_for_backward(*inputs[:-1], output[1])
+            ctx.scaling = inputs[-1]
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            needed = ctx.needs_input_grad
+            found = gradients(grads[0], *ctx.saved_tensors, ctx.scaling, list(needed[:4]))
+            wanted = (gradient if need else None for gradient, need in zip(found, needed[:4], strict=True))
+            return *wanted, *(None,) * (len(needed) - 4)
+
+    def traced(*inputs: Any) -> Tensor:
+        out: Tensor = Traced.apply(*inputs)[0]  # type: ignore[no-untyped-call]
+        return out
+
+    def autograd(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, *rest: Any) -> Tensor:
+        wants_gradient = torch.is_grad_enabled() and (
+            x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or g.requires_grad
+        )
+        direct = differentiable if wants_gradient else product
+        if (
+            direct is not None
+            and type(x) in PLAIN
+            and type(g) in PLAIN
+            and not torch._C._len_torch_dispatch_stack()
+            and not torch._C._are_functorch_transforms_active()
+        ):
+            # Through the dispatcher again would cost more than a small product.
+            return direct(x, lora_a, lora_b, g, *rest)
+        if wants_gradient:
+            return traced(x, lora_a, lora_b, g, *rest)
+        with torch._C._AutoDispatchBelowAutograd():
+            found: Tensor = plain_op(x, lora_a, lora_b, g, *rest)
+            return found
+
+    def gradients_or_empty(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        # An operator returns tensors only: an empty one stands for a gradient that nobody needs.
+        return tuple(grad.new_empty(0) if gradient is None else gradient for gradient in backward(grad, *rest))
+
+    _library.impl(name, product, "CompositeExplicitAutograd")
+    _library.impl(name, autograd, "Autograd")
+    _library.impl(f"{name}_", product_, "CompositeExplicitAutograd")
+    _library.impl(f"{name}_with_h", product_with_h, "CompositeExplicitAutograd")
+    _library.impl(f"{name}_backward", gradients_or_empty, "CompositeExplicitAutograd")
+    for form, fake in (("", _fake), ("_", _fake_), ("_with_h", _fake_with_h), ("_backward", _fake_backward)):
+        torch.library.register_fake(f"bdc::{name}{form}", fake, lib=_library)
+    return traced
+
+
+def _fake(x: Tensor, lora_a: Tensor, lora_b: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape[0], lora_b.shape[-2])
+
+
+def _fake_(y: Tensor, *_: Any) -> None:
+    return None
+
+
+def _fake_with_h(x: Tensor, lora_a: Tensor, lora_b: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    h = x.new_empty(x.shape[0], lora_a.shape[-2], dtype=matmul.wide_dtype(x))
+    return x.new_empty(x.shape[0], lora_b.shape[-2]), h
+
+
+def _fake_backward(
+    grad: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.empty_like(t, memory_format=torch.contiguous_format) if need else grad.new_empty(0)
+        for t, need in zip((x, lora_a, lora_b, g), rest[-1], strict=True)
+    )
