@@ -84,6 +84,8 @@ def check_product(
     """All arguments of the product."""
     if not math.isfinite(scaling):
         raise InputError(f"scaling must be finite, got {scaling}")
+    if x.dtype != torch.float64 and abs(scaling) > torch.finfo(torch.float32).max:
+        raise InputError(f"scaling must be finite in float32, got {scaling}")
     if x.ndim != 2:
         raise InputError(f"x must be [T, d_in], got {_shape(x)}")
     if x.dtype not in _DTYPES:
@@ -162,11 +164,23 @@ def check_output(y: Tensor, others: dict[str, Tensor], tokens: int, out_features
         raise InputError(f"y must be {x.dtype} on {x.device} as x is, got {y.dtype} on {y.device}")
     if y.numel() and 0 in y.stride() and any(n > 1 and s == 0 for n, s in zip(y.shape, y.stride(), strict=True)):
         raise InputError("y must not be an expanded tensor: its tokens would be the same memory")
-    low, high = _extent(y)
+    if y.is_meta:
+        return
     for name, tensor in others.items():
-        first, last = _extent(tensor)
-        if first < high and low < last:
+        if _overlap(y, tensor):
             raise InputError(f"y must not share memory with {name}: pass a copy of one of them")
+
+
+def _overlap(y: Tensor, other: Tensor) -> bool:
+    """Whether they may share an element; columns of the same rows do not."""
+    (low, high), (first, last) = _extent(y), _extent(other)
+    if first >= high or low >= last:
+        return False
+    if y.ndim != 2 or y.stride() != other.stride() or y.stride(1) != 1 or y.dtype != other.dtype:
+        return True
+    row, width = y.stride(0), y.element_size()
+    column = (first - low) // width % row if row else 0
+    return (first - low) % width != 0 or column < y.shape[1] or column + other.shape[1] > row
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:

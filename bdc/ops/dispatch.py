@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from bdc.errors import InputError
 from bdc.ops import cuda, extension, matmul, triton_gradients, triton_kernels, triton_layer
+from bdc.ops.autocasting import without_autocast
 
 _BACKENDS: dict[str, Any] = {"cpp": extension, "cuda": cuda, "triton": triton_layer, "torch": matmul}
 # On a GPU the vector kernels are the fastest up to so many tokens (docs/op.md).
@@ -50,7 +50,7 @@ def add_product(
     """:func:`bdc.ops.rankwise_lora_` without checks, for arguments that were checked, and without a gradient."""
     if not len(x):
         return y
-    with _without_autocast(x):
+    with without_autocast(x):
         _BACKENDS[_chosen(y, x, lora_a)].add(y, x, lora_a, lora_b, g, rows, scaling)
     return y
 
@@ -59,39 +59,43 @@ def forward_with_h(
     x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float
 ) -> tuple[Tensor, Tensor]:
     """The product and h [T, R] for :func:`backward`, for arguments that were checked."""
-    with _without_autocast(x):
+    with without_autocast(x):
         found: tuple[Tensor, Tensor] = _training(x, lora_a).forward(x, lora_a, lora_b, g, rows, scaling)
     return found
 
 
 def backward(grad: Tensor, x: Tensor, lora_a: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
     """Gradients of x, lora_a, lora_b and g; arguments as :func:`bdc.ops.matmul.backward`."""
-    with _without_autocast(x):
+    with without_autocast(x):
         found: tuple[Tensor | None, ...] = _training(x, lora_a).backward(grad, x, lora_a, *rest)
     return found
 
 
-def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """What was cast is multiplied as it is: the products that a backend takes from torch are not for autocast."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-
-
 def _training(x: Tensor, lora_a: Tensor) -> Any:
     """The module with the gradients: Triton's where it is asked for and takes these, else that of torch's products."""
-    if os.environ.get("BDC_OPS_BACKEND") != "triton" or _chosen(x, x, lora_a) != "triton" or not x.numel():
+    if _forced() != "triton" or _chosen(x, x, lora_a) != "triton" or not x.numel():
         return matmul
     # The interpreter cannot multiply bfloat16.
     return matmul if x.device.type == "cpu" and x.dtype == torch.bfloat16 else triton_gradients
 
 
-def _chosen(y: Tensor, x: Tensor, lora_a: Tensor) -> str:
+def _forced() -> str | None:
+    """The backend that BDC_OPS_BACKEND asks for."""
     forced = os.environ.get("BDC_OPS_BACKEND")
+    if not forced:
+        return None
+    if forced not in _BACKENDS:
+        raise InputError(f"BDC_OPS_BACKEND must be one of {', '.join(_BACKENDS)}, got {forced}")
+    if forced not in backends():
+        raise InputError(f"BDC_OPS_BACKEND={forced} is not usable here: {_MISSING[forced]}")
+    return forced
+
+
+def _chosen(y: Tensor, x: Tensor, lora_a: Tensor) -> str:
+    forced = _forced()
+    if not _has_products(y, x, lora_a):
+        return "torch"
     if forced:
-        if forced not in _BACKENDS:
-            raise InputError(f"BDC_OPS_BACKEND must be one of {', '.join(_BACKENDS)}, got {forced}")
-        if forced not in backends():
-            raise InputError(f"BDC_OPS_BACKEND={forced} is not usable here: {_MISSING[forced]}")
         return forced if _fits(forced, lora_a) and _BACKENDS[forced].supports(y, x) else "torch"
     if x.device.type == "cuda":
         return _chosen_on_gpu(y, x, lora_a)
@@ -109,6 +113,11 @@ def _chosen_on_gpu(y: Tensor, x: Tensor, lora_a: Tensor) -> str:
     if len(x) <= _CUDA_TOKENS and cuda.supports(y, x):
         return "cuda"
     return "triton" if triton_kernels.load() is not None and triton_kernels.supports(y, x) else "torch"
+
+
+def _has_products(y: Tensor, x: Tensor, lora_a: Tensor) -> bool:
+    """Whether there is anything to multiply, and no view that only torch knows to negate when it is written."""
+    return bool(x.shape[1] and y.shape[1] and len(lora_a)) and not y.is_neg()
 
 
 def _fits(backend: str, lora_a: Tensor) -> bool:

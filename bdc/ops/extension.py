@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from bdc.errors import InputError
-from bdc.ops import native
+from bdc.ops import native, watchers
 
 
 @cache
@@ -20,35 +21,33 @@ def load() -> Any | None:
         return None
     extension = native.load_extension("_lora")
     exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    if exchange is not None:
-        extension.connect(exchange)
+    extension.connect(exchange, watchers.PLAIN, watchers.WATCHERS, vars(forward_ad), torch.get_num_threads)
     return extension
 
 
-def _bound() -> Callable[..., bool]:
-    """The function behind :data:`try_add`, looked up once: asking for the module costs as much as a check of the arguments."""
+def _bound(name: str, otherwise: Callable[..., bool]) -> Callable[..., bool]:
+    """A function of the module, looked up once: asking for the module costs as much as a check of the arguments."""
     try:
         module = load()
     except InputError:
-        return _refused
-    found: Callable[..., bool] = _unavailable if module is None else module.try_add
+        return otherwise  # which says so where it matters; importing this module must not
+    found: Callable[..., bool] = otherwise if module is None else getattr(module, name)
     return found
 
 
 def _unavailable(*arguments: Any) -> bool:
+    load()  # says why it does not load, where it is there
     return False
 
 
-def _refused(*arguments: Any) -> bool:
-    load()  # says why; importing this module must not
-    return False
+unwatched = _bound("unwatched", watchers.unwatched)
+""":func:`bdc.ops.watchers.unwatched`, positional."""
 
-
-try_add = _bound()
+try_add = _bound("try_add", _unavailable)
 """``try_add(y, x, lora_a, lora_b, g, rows, scaling, h=None, fresh=False, pools=None, ends=None)``, positional: add the product to ``y``
-if these are plain CPU tensors that fit; False, with nothing written, if not.
+if these are :data:`unwatched` CPU tensors that fit; False, with nothing written, if not.
 
-Checks what :mod:`bdc.ops.checks` checks, in C++, for a microsecond; a gradient, a mode or a subclass is the caller's to see.
+Checks what :mod:`bdc.ops.checks` checks, in C++, for a microsecond; a gradient is the caller's to see.
 ``h``, float32 [T, R], takes h before the gate where a token has a row. With ``fresh``, ``y`` and ``h`` are written whole,
 whatever they held. With ``pools`` [N], ``lora_a`` and ``lora_b`` have a leading dimension, and a row of g takes its pool's. With a
 tuple of ``ends``, the arguments are those of :func:`bdc.ops.rankwise_lora_slices_`.
@@ -64,8 +63,8 @@ def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: T
     """Add the product to ``y``, copying arguments into the layout of the kernel where they have another."""
     extension = load()
     assert extension is not None
-    x = x if x.stride(1) == 1 else x.contiguous()
-    lora_a, lora_b, g = lora_a.contiguous(), lora_b.contiguous(), g.float().contiguous()
+    x = (x if x.stride(1) == 1 else x.contiguous()).resolve_neg()
+    lora_a, lora_b, g = (t.contiguous().resolve_neg() for t in (lora_a, lora_b, g.float()))
     place = None if rows is None else rows.to(torch.int32).contiguous()
     extension.add(
         native.DTYPE_CODES[x.dtype],

@@ -7,17 +7,9 @@ from torch import Tensor
 
 from bdc.errors import InputError
 from bdc.ops import checks, library
-from bdc.ops.extension import try_add
-from bdc.ops.operators import PLAIN
-from bdc.ops.quantized import cast_experts
-
-# Half a microsecond cheaper than asking for the device first.
-_any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
-
-
-def autocasts(x: Tensor) -> bool:
-    """Whether autocast casts x: not float64, as in torch."""
-    return _any_autocast() and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+from bdc.ops.autocasting import autocasts, cast
+from bdc.ops.extension import try_add, unwatched
+from bdc.ops.watchers import PLAIN, check_no_tangents
 
 
 def rankwise_lora(
@@ -49,22 +41,21 @@ def rankwise_lora(
     """
     if autocasts(x):
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, lora_a, lora_b = x.to(dtype), cast_experts(lora_a, dtype), cast_experts(lora_b, dtype)
+        x, lora_a, lora_b, rank_weights = cast(dtype, x, lora_a, lora_b, rank_weights)
     if torch.compiler.is_compiling():
         traced: Tensor = torch.ops.bdc.rankwise_lora(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return traced
-    plain = type(x) in PLAIN
     wants_gradient = torch.is_grad_enabled() and (
         x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or rank_weights.requires_grad
     )
-    if plain and not wants_gradient and x.ndim == 2 and lora_b.ndim == 2:
+    if not wants_gradient and type(x) in PLAIN and x.ndim == 2 and lora_b.ndim == 2:
         y = x.new_empty(x.shape[0], lora_b.shape[0])
         if try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, None, True):
             return y
     if torch._C._are_functorch_transforms_active():
         checks.check_not_mapped(x, lora_a, lora_b, rank_weights, token_to_row)
         return library.traced(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
-    if not plain:
+    if not unwatched(x, lora_a, lora_b, rank_weights):
         found: Tensor = torch.ops.bdc.rankwise_lora(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return found
     if not wants_gradient:
@@ -92,7 +83,7 @@ def rankwise_lora_(
         InputError: as :func:`rankwise_lora`; also where ``y`` shares memory with another argument, or a gradient is wanted.
     """
     if autocasts(x):
-        x, lora_a, lora_b = x.to(y.dtype), cast_experts(lora_a, y.dtype), cast_experts(lora_b, y.dtype)
+        x, lora_a, lora_b, rank_weights = cast(y.dtype, x, lora_a, lora_b, rank_weights)
     if torch.is_grad_enabled() and (
         y.requires_grad or x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or rank_weights.requires_grad
     ):
@@ -103,11 +94,12 @@ def rankwise_lora_(
     if torch.compiler.is_compiling():
         torch.ops.bdc.rankwise_lora_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return y
-    if type(y) in PLAIN and y.ndim == 2 and try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling):
+    if y.ndim == 2 and try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling):
         library.touch(y)
         return y
     checks.check_not_mapped(y, x, lora_a, lora_b, rank_weights, token_to_row)
-    if type(y) not in PLAIN:
+    check_no_tangents(y, x, lora_a, lora_b, rank_weights)
+    if not unwatched(y, x, lora_a, lora_b, rank_weights):
         torch.ops.bdc.rankwise_lora_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return y
     library.product_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)

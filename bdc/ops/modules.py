@@ -14,6 +14,7 @@ from bdc.errors import InputError
 from bdc.ops import checks
 from bdc.ops.extension import try_add
 from bdc.ops.functional import rankwise_lora, rankwise_lora_
+from bdc.ops.library import touch
 from bdc.ops.quantized import Int8Experts, fold
 from bdc.ops.slices import rankwise_lora_slices, rankwise_lora_slices_
 
@@ -61,7 +62,7 @@ class RankwiseLoraLinear(nn.Module):
         self.lora_a = nn.Parameter(lora_a.detach().to(device, dtype), requires_grad=False)
         self.lora_b = nn.Parameter(lora_b.detach().to(device, dtype), requires_grad=False)
         self.scaling = float(scaling)
-        # While rank weights are in force: lora_a, lora_b, g, token_to_row, scaling, and what else try_add takes.
+        # While rank weights are in force: g, token_to_row, scaling, and what else try_add takes.
         self._arguments: tuple[Any, ...] | None = None
 
     @property
@@ -88,15 +89,22 @@ class RankwiseLoraLinear(nn.Module):
         arguments = self._arguments
         if arguments is None:
             return y
+        a, b = self._experts()
         if torch.is_grad_enabled() and (
-            y.requires_grad or x.requires_grad or arguments[2].requires_grad or self._trains()
+            y.requires_grad or x.requires_grad or arguments[0].requires_grad or a.requires_grad or b.requires_grad
         ):
-            return y + self._product(self._tokens(x), *arguments[:5]).view_as(y)
-        if not torch.compiler.is_compiling() and try_add(y, x, *arguments):
+            return y + self._product(self._tokens(x), a, b, *arguments[:3]).view_as(y)
+        if not torch.compiler.is_compiling() and try_add(y, x, a, b, *arguments):
+            touch(y)
             return y
         y = y.contiguous()
-        self._add(y.view(-1, y.shape[-1]), self._tokens(x), *arguments[:5])
+        self._add(y.view(-1, y.shape[-1]), self._tokens(x), a, b, *arguments[:3])
         return y
+
+    def _experts(self) -> tuple[Tensor, Tensor]:
+        """A and B as they are now, which functional_call and parametrizations replace."""
+        a, b = self._parameters.get("lora_a"), self._parameters.get("lora_b")
+        return self.lora_a if a is None else a, self.lora_b if b is None else b
 
     def _product(self, x: Tensor, a: Tensor, b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> Tensor:
         if self.ends is None:
@@ -123,17 +131,17 @@ class RankwiseLoraLinear(nn.Module):
         return fold(rank_weights, self.scales)
 
     def arguments(self, rank_weights: Tensor, token_to_row: Tensor | None) -> tuple[Any, ...]:
-        """Those of the product and, for several outputs, the rest of :data:`bdc.ops.extension.try_add`'s."""
-        plain = (self.lora_a, self.lora_b, rank_weights, token_to_row, self.scaling)
+        """Those of the product after the experts, and for several outputs the rest of :data:`bdc.ops.extension.try_add`'s."""
+        plain = (rank_weights, token_to_row, self.scaling)
         return plain if self.ends is None else (*plain, None, False, None, self.ends)
 
-    def _trains(self) -> bool:
-        return self.lora_a.requires_grad or self.lora_b.requires_grad
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arguments": None}  # a copy has no rank weights in force
 
     def _tokens(self, x: Tensor) -> Tensor:
         """``x`` as [T, d_in]; refused if the rank weights in force are for another number of tokens."""
         assert self._arguments is not None
-        _, _, g, rows = self._arguments[:4]
+        g, rows = self._arguments[:2]
         tokens = x.reshape(-1, x.shape[-1])
         if rows is not None and rows.shape[0] != tokens.shape[0]:
             raise InputError(f"token_to_row has {rows.shape[0]} tokens, but the layer got {tokens.shape[0]}")
@@ -206,6 +214,8 @@ def _wrap(layer: nn.Linear, experts: Experts | Sequence[Experts], scaling: float
 def remove_rankwise_lora(model: nn.Module) -> list[str]:
     """Put the base layers back in place of the wrapped ones; returns their names."""
     wrapped = _wrapped(model)
+    if "" in wrapped:
+        raise InputError("the model is itself the wrapped layer: take its base")
     for name, module in wrapped.items():
         model.set_submodule(name, module.base)
     return list(wrapped)

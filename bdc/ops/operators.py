@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bdc.errors import InputError
 from bdc.ops import matmul
-
-PLAIN = (Tensor, torch.nn.Parameter)
+from bdc.ops.extension import unwatched
+from bdc.ops.watchers import check_no_tangents
 
 _library = torch.library.Library("bdc", "DEF")
 
@@ -43,7 +44,25 @@ def register(
         "-> (Tensor, Tensor, Tensor, Tensor)"
     )
     operators = torch.ops.bdc
-    plain_op, with_h, gradients = (getattr(operators, name + form) for form in ("", "_with_h", "_backward"))
+    plain_op, in_place, with_h, gradients = (
+        getattr(operators, name + form) for form in ("", "_", "_with_h", "_backward")
+    )
+
+    class Once(torch.autograd.Function):
+        """The gradients where they could be differentiated themselves."""
+
+        @staticmethod
+        def forward(*inputs: Any) -> tuple[Tensor, ...]:
+            out: tuple[Tensor, ...] = gradients(*inputs)
+            return out
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+            pass
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            raise InputError(f"{name} has no second derivative")
 
     class Traced(torch.autograd.Function):
         @staticmethod
@@ -60,7 +79,8 @@ def register(
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
             needed = ctx.needs_input_grad
-            found = gradients(grads[0], *ctx.saved_tensors, ctx.scaling, list(needed[:4]))
+            compute = Once.apply if torch.is_grad_enabled() else gradients
+            found = compute(grads[0], *ctx.saved_tensors, ctx.scaling, list(needed[:4]))
             wanted = (gradient if need else None for gradient, need in zip(found, needed[:4], strict=True))
             return *wanted, *(None,) * (len(needed) - 4)
 
@@ -73,20 +93,27 @@ def register(
             x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or g.requires_grad
         )
         direct = differentiable if wants_gradient else product
-        if (
-            direct is not None
-            and type(x) in PLAIN
-            and type(g) in PLAIN
-            and not torch._C._len_torch_dispatch_stack()
-            and not torch._C._are_functorch_transforms_active()
-        ):
+        if direct is not None and unwatched(x, lora_a, lora_b, g):
             # Through the dispatcher again would cost more than a small product.
             return direct(x, lora_a, lora_b, g, *rest)
+        check_no_tangents(x, lora_a, lora_b, g)
         if wants_gradient:
             return traced(x, lora_a, lora_b, g, *rest)
         with torch._C._AutoDispatchBelowAutograd():
             found: Tensor = plain_op(x, lora_a, lora_b, g, *rest)
             return found
+
+    def autograd_(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, *rest: Any) -> None:
+        if torch.is_grad_enabled() and (
+            y.requires_grad or x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or g.requires_grad
+        ):
+            raise InputError(f"{name}_ has no gradient: add {name} to y instead, or call it under torch.no_grad()")
+        if unwatched(y, x, lora_a, lora_b, g):
+            product_(y, x, lora_a, lora_b, g, *rest)
+            return
+        check_no_tangents(y, x, lora_a, lora_b, g)
+        with torch._C._AutoDispatchBelowAutograd():
+            in_place(y, x, lora_a, lora_b, g, *rest)
 
     def gradients_or_empty(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         # An operator returns tensors only: an empty one stands for a gradient that nobody needs.
@@ -95,6 +122,7 @@ def register(
     _library.impl(name, product, "CompositeExplicitAutograd")
     _library.impl(name, autograd, "Autograd")
     _library.impl(f"{name}_", product_, "CompositeExplicitAutograd")
+    _library.impl(f"{name}_", autograd_, "Autograd")
     _library.impl(f"{name}_with_h", product_with_h, "CompositeExplicitAutograd")
     _library.impl(f"{name}_backward", gradients_or_empty, "CompositeExplicitAutograd")
     for form, fake in (("", _fake), ("_", _fake_), ("_with_h", _fake_with_h), ("_backward", _fake_backward)):

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bdc.errors import InputError
 from bdc.ops import checks, dispatch, matmul, operators
+from bdc.ops.autocasting import autocasts, cast
 from bdc.ops.extension import try_add
-from bdc.ops.functional import autocasts
 from bdc.ops.library import touch
-from bdc.ops.quantized import cast_experts
 
 
 def rankwise_lora_pools(
@@ -45,7 +43,7 @@ def rankwise_lora_pools(
     """
     if autocasts(x):
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, lora_a, lora_b = x.to(dtype), cast_experts(lora_a, dtype), cast_experts(lora_b, dtype)
+        x, lora_a, lora_b, rank_weights = cast(dtype, x, lora_a, lora_b, rank_weights)
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         checks.check_not_mapped(x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row)
         return _traced(x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row, scaling)
@@ -79,11 +77,7 @@ def rankwise_lora_pools_(
     if not torch.compiler.is_compiling():
         checks.check_not_mapped(y, x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row)
     if autocasts(x):
-        x, lora_a, lora_b = x.to(y.dtype), cast_experts(lora_a, y.dtype), cast_experts(lora_b, y.dtype)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (y, x, lora_a, lora_b, rank_weights)):
-        raise InputError(
-            "rankwise_lora_pools_ has no gradient: add rankwise_lora_pools to y, or call it under torch.no_grad()"
-        )
+        x, lora_a, lora_b, rank_weights = cast(y.dtype, x, lora_a, lora_b, rank_weights)
     torch.ops.bdc.rankwise_lora_pools_(y, x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row, scaling)
     return y
 

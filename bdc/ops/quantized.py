@@ -63,7 +63,7 @@ def quantize_experts(lora_a: Tensor, lora_b: Tensor) -> Int8Experts:
             raise InputError(f"{name} must be finite to be rounded to 8 bits, got NaN or infinity")
     integers_a, scale_a = _round(lora_a)
     integers_b, scale_b = _round(lora_b.T)
-    scales = scale_a * scale_b
+    scales = (scale_a * scale_b).float()
     beyond = ~scales.isfinite() | ((scales == 0) & (scale_a > 0) & (scale_b > 0))
     if bool(beyond.any()):
         rank = int(beyond.nonzero()[0])
@@ -74,15 +74,11 @@ def quantize_experts(lora_a: Tensor, lora_b: Tensor) -> Int8Experts:
     return Int8Experts(integers_a, integers_b.T.contiguous(), scales)
 
 
-def cast_experts(experts: Tensor, dtype: torch.dtype) -> Tensor:
-    """``experts`` as autocast casts them; integers stay."""
-    return experts if experts.dtype == torch.int8 else experts.to(dtype)
-
-
 def _round(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """``rows`` [R, d] as int8 [R, d] and the scale of each, float32 [R]; a row of zeros has scale 0."""
-    rows = rows.detach().float()
-    scale = rows.abs().amax(1) / _MOST if rows.shape[1] else rows.new_zeros(len(rows))
-    # A scale that underflowed would make infinities of its row; such a row is zero in float32 anyway.
-    divisor = torch.where(scale > torch.finfo(torch.float32).tiny, scale, torch.inf)
-    return (rows / divisor[:, None]).round().to(torch.int8), torch.where(divisor.isinf(), 0.0, scale)
+    """``rows`` [R, d] as int8 [R, d] and the scale of each, float64 [R]; a row of zeros, or of subnormal ones, has scale 0."""
+    least = torch.finfo(torch.promote_types(rows.dtype, torch.float32)).tiny
+    rows = rows.detach().double()  # in float32 a scale can be too small where the product of two is not
+    largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
+    scale = torch.where(largest < least, 0.0, largest / _MOST)
+    divisor = torch.where(scale > 0, scale, torch.inf)
+    return (rows / divisor[:, None]).round().to(torch.int8), scale

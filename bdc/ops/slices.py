@@ -9,10 +9,11 @@ from torch import Tensor
 
 from bdc.errors import InputError
 from bdc.ops import checks
-from bdc.ops.extension import try_add
-from bdc.ops.functional import autocasts, rankwise_lora, rankwise_lora_
+from bdc.ops.autocasting import autocasts, cast
+from bdc.ops.extension import try_add, unwatched
+from bdc.ops.functional import rankwise_lora, rankwise_lora_
 from bdc.ops.library import touch
-from bdc.ops.quantized import cast_experts
+from bdc.ops.watchers import check_no_tangents
 
 
 def rankwise_lora_slices(
@@ -83,16 +84,18 @@ def rankwise_lora_slices_(
         touch(y)
         return y
     parts = list(_parts(lora_a, lora_b, rank_weights, ends))
-    if not torch.compiler.is_compiling():  # all of it before anything is written
+    if not torch.compiler.is_compiling():
+        check_no_tangents(*tensors)
         if autocasts(x):
-            x = x.to(y.dtype)
-            parts = [(at, cast_experts(a, y.dtype), cast_experts(b, y.dtype), g) for at, a, b, g in parts]
-        for _, a, b, g in parts:
-            checks.check_product(x, a, b, g, token_to_row, scaling)
-        others = {"x": x, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": rank_weights}
-        if token_to_row is not None:
-            others["token_to_row"] = token_to_row
-        checks.check_output(y, others, len(x), len(lora_b))
+            x, lora_a, lora_b, rank_weights = cast(y.dtype, x, lora_a, lora_b, rank_weights)
+            parts = list(_parts(lora_a, lora_b, rank_weights, ends))
+        if unwatched(y, x, lora_a, lora_b, rank_weights):  # all of it before anything is written
+            for _, a, b, g in parts:
+                checks.check_product(x, a, b, g, token_to_row, scaling)
+            others = {"x": x, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": rank_weights}
+            if token_to_row is not None:
+                others["token_to_row"] = token_to_row
+            checks.check_output(y, others, len(x), len(lora_b))
     for columns, a, b, g in parts:
         rankwise_lora_(y[:, columns], x, a, b, g, token_to_row, scaling)
     return y

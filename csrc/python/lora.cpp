@@ -22,7 +22,42 @@ using namespace bdc::lora;
 
 namespace {
 
-const dlpack::ExchangeApi* tensors = nullptr;  // set once, by connect
+// What bdc.ops knows of torch, set once, by connect.
+struct Torch {
+    const dlpack::ExchangeApi* tensors = nullptr;
+    PyObject* plain = nullptr;     // a tuple of the types whose memory is what they hold
+    PyObject* watchers = nullptr;  // a tuple of functions: does somebody see operators only?
+    PyObject* levels = nullptr;    // the names of torch's module of forward-mode differentiation
+    PyObject* threads = nullptr;   // torch.get_num_threads
+};
+Torch torch;
+
+bool is_plain(py::handle tensor) {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(torch.plain); ++i)
+        if (reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr())) == PyTuple_GET_ITEM(torch.plain, i))
+            return true;
+    return false;
+}
+
+// Is a mode, a tracer or a level of forward-mode differentiation active?
+bool watched() {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(torch.watchers); ++i) {
+        const auto found = py::reinterpret_steal<py::object>(
+            PyObject_CallNoArgs(PyTuple_GET_ITEM(torch.watchers, i)));
+        if (!found) throw py::error_already_set();
+        if (PyObject_IsTrue(found.ptr())) return true;
+    }
+    PyObject* const level = PyDict_GetItemString(torch.levels, "_current_level");
+    return level && PyLong_AsLong(level) >= 0;
+}
+
+// Torch tells OpenMP its number of threads in each of Python's threads when that first asks for it.
+void follow_threads() {
+    thread_local bool followed = false;
+    if (followed || !torch.threads) return;
+    followed = true;
+    py::handle(torch.threads)();
+}
 
 // The tokens that have an adapter, those of one pool of experts after those of another, and the row
 // of g of each.
@@ -30,8 +65,7 @@ struct Tokens {
     std::vector<std::int64_t> active, rows;
     std::vector<std::int64_t> pools, places, sorted;  // places: where each pool's tokens end
 
-    // False where a row is neither -1 nor one of g, or its pool does not exist; nothing was written
-    // then.
+    // False where a row is neither -1 nor one of g; nothing was written then.
     template <class Row, class Pool>
     bool find(const Product& p, std::int64_t tokens, std::int64_t requests, std::int64_t pool_count,
               const Row& row_of, const Pool& pool_of) {
@@ -42,15 +76,13 @@ struct Tokens {
             const std::int64_t row = row_of(t);
             if (row < -1 || row >= requests) return false;
             if (row < 0) continue;
-            const std::int64_t pool = pool_of(row);
-            if (pool < 0 || pool >= pool_count) return false;
             const float* first = p.g + row * p.g_stride;
             // A gate of zeros adds nothing: y keeps its bits, even those of -0.
             if (!p.h && std::all_of(first, first + p.rank, [](float w) { return w == 0; }))
                 continue;
             active.push_back(t);
             rows.push_back(row);
-            if (pool_count > 1) pools.push_back(pool);
+            if (pool_count > 1) pools.push_back(pool_of(row));
         }
         return true;
     }
@@ -184,11 +216,13 @@ bool wanted(const Kernel& kernel) {
 bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, py::handle b_,
              py::handle g_, py::handle rows_, double scaling, py::handle h_, bool fresh,
              py::handle pools_, py::handle ends_) {
-    if (!tensors || !wanted(kernel) || !std::isfinite(scaling)) return false;
-    dlpack::Matrix y, x, a, b, g;
-    if (!y.read(*tensors, y_) || !x.read(*tensors, x_) || !a.read(*tensors, a_) ||
-        !b.read(*tensors, b_) || !g.read(*tensors, g_))
+    if (!torch.tensors || !wanted(kernel) || !std::isfinite(float(scaling)) || watched())
         return false;
+    const auto read = [](py::handle tensor, dlpack::Matrix& to) {
+        return is_plain(tensor) && to.read(*torch.tensors, tensor);
+    };
+    dlpack::Matrix y, x, a, b, g;
+    if (!read(y_, y) || !read(x_, x) || !read(a_, a) || !read(b_, b) || !read(g_, g)) return false;
     const auto storage = storage_of(x);
     const bool int8_experts = is_int8(a) && is_int8(b);
     if (!storage || storage_of(y) != storage || storage_of(g) != Storage::kFloat32 ||
@@ -205,6 +239,8 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
     if (a.columns != x.columns || b.columns * slices != rank || g.columns != rank ||
         y.rows != x.rows || y.columns != out)
         return false;
+    // Nothing to multiply; or single columns, which may be torch's negated views.
+    if (x.columns <= 1 || out <= 1 || b.columns <= 1) return false;
     if (y.rows > 1 && y.stride < y.columns) return false;
     if (!y.apart_from(x) || !y.apart_from(a) || !y.apart_from(b) || !y.apart_from(g)) return false;
 
@@ -212,7 +248,7 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
     float* h = nullptr;
     if (!h_.is_none()) {
         dlpack::Matrix to;
-        if (!to.read(*tensors, h_) || storage_of(to) != Storage::kFloat32 || to.rows != tokens ||
+        if (!read(h_, to) || storage_of(to) != Storage::kFloat32 || to.rows != tokens ||
             to.columns != rank || (tokens > 1 && to.stride != to.columns))
             return false;
         h = reinterpret_cast<float*>(to.data);
@@ -225,10 +261,10 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
     };
     if (!given) {
         if (requests != 1 && requests != tokens) return false;
-    } else if (!rows.read(*tensors, rows_) || !is_index(rows, tokens)) {
+    } else if (!read(rows_, rows) || !is_index(rows, tokens)) {
         return false;
     }
-    if (pooled && (!pools.read(*tensors, pools_) || !is_index(pools, requests))) return false;
+    if (pooled && (!read(pools_, pools) || !is_index(pools, requests))) return false;
 
     Product p{};
     p.storage = *storage;
@@ -246,6 +282,8 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
         return m.bits == 32 ? reinterpret_cast<const std::int32_t*>(m.data)[i]
                             : reinterpret_cast<const std::int64_t*>(m.data)[i];
     };
+    for (std::int64_t i = 0; pooled && i < requests; ++i)
+        if (index(pools, i) < 0 || index(pools, i) >= pool_count) return false;
     const auto add = [&] {
         const bool fit = chosen.find(
             p, tokens, requests, pool_count,
@@ -262,6 +300,19 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
     return add();
 }
 
+// Whether a kernel may be called directly: plain tensors, and nobody watches.
+PyObject* call_unwatched(PyObject*, PyObject* const* tensors, Py_ssize_t count) {
+    if (!torch.plain) Py_RETURN_FALSE;
+    try {
+        for (Py_ssize_t i = 0; i < count; ++i)
+            if (!is_plain(tensors[i])) Py_RETURN_FALSE;
+        return PyBool_FromLong(!watched());
+    } catch (py::error_already_set& error) {
+        error.restore();
+        return nullptr;
+    }
+}
+
 const Kernel* kernel = nullptr;  // set once, when the module is loaded
 
 // A plain function of CPython: pybind11's own call costs twice as much.
@@ -273,6 +324,7 @@ PyObject* call_try_add(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
     const double scaling = PyFloat_AsDouble(arguments[6]);
     if (scaling == -1 && PyErr_Occurred()) return nullptr;
     try {
+        follow_threads();
         const py::handle y = arguments[0], x = arguments[1], a = arguments[2], b = arguments[3],
                          g = arguments[4], rows = arguments[5],
                          h = count > 7 ? arguments[7] : Py_None,
@@ -287,9 +339,15 @@ PyObject* call_try_add(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
     }
 }
 
+PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
+    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+PyMethodDef unwatched_method = {"unwatched", fast(call_unwatched), METH_FASTCALL,
+                                "unwatched(*tensors) -> bool"};
 PyMethodDef try_add_method = {
     "try_add",
-    reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_try_add)),
+    fast(call_try_add),
     METH_FASTCALL,
     "try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, h=None, fresh=False, "
     "row_to_pool=None, ends=None) -> bool",
@@ -300,18 +358,30 @@ PyMethodDef try_add_method = {
 PYBIND11_MODULE(_lora, m) {
     m.doc() = "The CPU kernel of bdc.ops.";
     kernel = &choose();
-    m.def("threads", max_threads);
-    m.def("isa", [] { return std::string(kernel->name); });
-    // Takes a tensor type's __dlpack_c_exchange_api__; False where try_add can't use it.
-    m.def("connect", [](const py::object& capsule) {
-        tensors = dlpack::exchange(capsule);
-        return tensors != nullptr;
+    m.def("threads", [] {
+        follow_threads();
+        return max_threads();
     });
-    m.attr("try_add") =
-        py::reinterpret_steal<py::object>(PyCFunction_New(&try_add_method, nullptr));
+    m.def("isa", [] { return std::string(kernel->name); });
+    // Takes a tensor type's __dlpack_c_exchange_api__, or None, and what else Torch holds; False
+    // where try_add can't use it.
+    m.def("connect",
+          [](const py::object& capsule, const py::tuple& plain, const py::tuple& watchers,
+             const py::dict& levels, const py::function& threads) {
+              torch.plain = plain.inc_ref().ptr();
+              torch.watchers = watchers.inc_ref().ptr();
+              torch.levels = levels.inc_ref().ptr();
+              torch.threads = threads.inc_ref().ptr();
+              torch.tensors = capsule.is_none() ? nullptr : dlpack::exchange(capsule);
+              return torch.tensors != nullptr;
+          });
+    for (PyMethodDef* method : {&unwatched_method, &try_add_method})
+        m.attr(method->ml_name) =
+            py::reinterpret_steal<py::object>(PyCFunction_New(method, nullptr));
     m.def("add", [](int storage, bool int8_experts, const std::array<std::uintptr_t, 5>& addresses,
                     std::uintptr_t token_to_row, const std::array<std::int64_t, 5>& sizes,
                     const std::array<std::int64_t, 2>& strides, float scaling) {
+        follow_threads();
         const py::gil_scoped_release release;
         add(*kernel, storage, int8_experts, addresses, token_to_row, sizes, strides, scaling);
     });
