@@ -56,6 +56,8 @@ def check_rows(token_to_row: Tensor | None, tokens: int | None, requests: int) -
                 f"without token_to_row, rank_weights must have 1 row or one per token ({tokens}), got {requests}"
             )
         return
+    if not isinstance(token_to_row, Tensor):
+        raise InputError(f"token_to_row must be a tensor or None, got {type(token_to_row).__name__}")
     if token_to_row.dtype not in _INTEGERS:
         raise InputError(f"token_to_row must be int32 or int64, got {token_to_row.dtype}")
     if token_to_row.ndim != 1 or tokens not in (None, len(token_to_row)):
@@ -151,7 +153,7 @@ def check_slices(lora_a: Tensor, lora_b: Tensor, ends: Sequence[int], rank_weigh
 
 def check_not_mapped(*tensors: Tensor | None) -> None:
     """None of them is being mapped over by ``torch.func.vmap``."""
-    if any(tensor is not None and torch._C._functorch.is_batchedtensor(tensor) for tensor in tensors):
+    if any(isinstance(tensor, Tensor) and torch._C._functorch.is_batchedtensor(tensor) for tensor in tensors):
         raise InputError("the rank-wise product has no torch.func.vmap: it is batched itself, pass all tokens in one x")
 
 

@@ -13,7 +13,7 @@ from bdc.ops import checks
 _MOST = 127  # -128 is not used: symmetric
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Int8Experts:
     """A stack of experts as 8-bit integers, with one scale per rank for A and B together.
 

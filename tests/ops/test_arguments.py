@@ -23,6 +23,7 @@ from bdc.ops import checks, rankwise_lora, rankwise_lora_
         ({"g": torch.zeros(4, 12)}, r"rank_weights must be \[N, 13\], got \[4, 12\]"),
         ({"g": torch.zeros(4, 13).half()}, "rank_weights must be float32.*got torch.float16"),
         ({"rows": torch.zeros(6, dtype=torch.int32)}, r"token_to_row must be \[7\].*got \[6\]"),
+        ({"rows": [0] * 7}, "token_to_row must be a tensor or None, got list"),
         ({"rows": torch.zeros(7)}, "token_to_row must be int32 or int64, got torch.float32"),
         ({"rows": torch.tensor([0, 1, 2, 3, 4, 0, 0])}, r"token_to_row must be in \[-1, 4\).*got 4"),
         ({"rows": torch.tensor([0, 1, -2, 3, 0, 0, 0])}, r"token_to_row must be in \[-1, 4\).*got -2"),
@@ -83,6 +84,7 @@ def test_shared_memory_is_refused_before_anything_is_written(
     [
         ({"scaling": float("nan")}, "scaling must be finite, got nan"),
         ({"scaling": float("inf")}, "scaling must be finite, got inf"),
+        ({"scaling": 1e39}, r"scaling must be finite in float32, got 1e\+39"),
         ({"rows": torch.tensor([0, 1, 2, 3, 0, 1, 4])}, r"token_to_row must be in \[-1, 4\).*got 4"),
         ({"rows": torch.tensor([0, 1, 2, 3, 0, 1, -2], dtype=torch.int32)}, r"token_to_row must be in .*got -2"),
     ],

@@ -64,6 +64,12 @@ def test_tiny_and_huge_experts_stay_finite(size: float) -> None:
     assert experts.scales.isfinite().all()
 
 
+def test_a_scale_too_small_for_float32_alone() -> None:
+    experts = quantize_experts(torch.full((1, 8), 1e-36), torch.full((5, 1), 1e36))
+    got = rankwise_lora(torch.ones(1, 8), experts.lora_a, experts.lora_b, experts.fold(torch.ones(1, 1)))
+    torch.testing.assert_close(got, torch.full((1, 5), 8.0))
+
+
 @pytest.mark.parametrize("size", [1e25, 1e-30])
 def test_a_scale_beyond_float32_is_refused(size: float) -> None:
     a, b = torch.ones(3, 8), torch.ones(4, 3)

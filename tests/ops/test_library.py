@@ -129,9 +129,13 @@ def test_autocast_casts_the_arguments_alone(
         return torch.autograd.grad(rankwise_lora(*leaves, g, rows, s).float().square().sum(), leaves)
 
     doubles = x.double(), a.double(), b.double(), g, rows, s
+    halves = x.half(), a.half(), b.half(), g.half(), rows, s
     plain = (added(), rankwise_lora(*leaves, g, rows, s), *gradients(), rankwise_lora(*doubles))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = (added(), rankwise_lora(x, a, b, g, rows, s), *gradients(), rankwise_lora(*doubles))
+        assert rankwise_lora(*halves).dtype == torch.bfloat16
+        with pytest.raises(InputError, match=r"x must be float32.*got torch.int32"):
+            rankwise_lora(x.int(), a, b, g, rows, s)
     for got, expected in zip(cast, plain, strict=True):
         assert got.dtype == expected.dtype
         assert torch.equal(got, expected)

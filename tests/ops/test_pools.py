@@ -223,6 +223,10 @@ def test_modes_and_transforms(problems: SimpleNamespace) -> None:
         ({"pools": torch.zeros(4, dtype=torch.int64)}, r"row_to_pool must be \[5\].*got \[4\]"),
         ({"pools": torch.zeros(5)}, "row_to_pool must be int32 or int64, got torch.float32"),
         ({"pools": torch.tensor([0, 1, 2, 4, 0])}, r"row_to_pool must be in \[0, 4\).*got 4"),
+        (
+            {"pools": torch.tensor([0, 1, 2, 99, 0]), "rows": torch.zeros(17, dtype=torch.int64)},
+            "row_to_pool must be.*99",
+        ),
         ({"pools": torch.tensor([0, 1, 2, -1, 0])}, r"row_to_pool must be in \[0, 4\).*got -1"),
         ({"rows": torch.full((17,), 5)}, r"token_to_row must be in \[-1, 5\).*got 5"),
         ({"scaling": float("nan")}, "scaling must be finite, got nan"),
