@@ -212,31 +212,38 @@ def test_a_program_ends_with_its_host(level: str) -> None:
         "from bdc.sandbox import Limits, Sandbox\nfrom bdc.testcase import CallTest\n"
         f"Sandbox(1, {level!r}).judge_many([({program!r}, [CallTest('f', (), 1)])], Limits(wall_seconds=200))"
     )
-    before = _servers()
     host = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
     expected = {"L3": 3, "L2": 2, "L1": 4}[level]  # the server (two processes at L3), the program and what it started
     deadline = time.monotonic() + 30
-    while len(_servers() - before) < expected and time.monotonic() < deadline:
+    while len(_servers_below(host.pid)) < expected and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(_servers() - before) == expected
+    own = _servers_below(host.pid)
+    assert len(own) == expected
     host.kill()
     host.wait()
-    while _servers() - before and time.monotonic() < deadline:
+    while any(map(_runs, own)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not _servers() - before
+    assert not any(map(_runs, own))
 
 
-def _servers() -> set[int]:
-    """Fork servers of this checkout and their children, whoever started them."""
+def _servers_below(host: int) -> set[int]:
+    """The host's fork servers and their children."""
     boot = str(Path(pool.__file__).parent / "inside" / "boot.py").encode()
-    found = set()
+    parents, found = {}, set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             if boot in (folder / "cmdline").read_bytes():
                 found.add(int(folder.name))
         except OSError:
             continue
-    return found
+
+    def is_below(pid: int) -> bool:
+        while pid not in (0, host):
+            pid = parents.get(pid, 0)
+        return pid == host
+
+    return set(filter(is_below, found))
 
 
 def _runs(pid: int) -> bool:
