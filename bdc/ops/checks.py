@@ -48,6 +48,12 @@ def check_weights(rank_weights: Tensor, rank: int, dtype: torch.dtype, device: t
         raise InputError(f"rank_weights must be on {device}, where x is, got {rank_weights.device}")
 
 
+def check_is_tensor(token_to_row: object) -> None:
+    """The rows of the tokens are a tensor, or None."""
+    if not (token_to_row is None or isinstance(token_to_row, Tensor)):
+        raise InputError(f"token_to_row must be a tensor or None, got {type(token_to_row).__name__}")
+
+
 def check_rows(token_to_row: Tensor | None, tokens: int | None, requests: int) -> None:
     """``token_to_row`` [T] has a row of ``rank_weights`` or -1 per token; see :func:`reads_values`."""
     if token_to_row is None:
@@ -56,8 +62,7 @@ def check_rows(token_to_row: Tensor | None, tokens: int | None, requests: int) -
                 f"without token_to_row, rank_weights must have 1 row or one per token ({tokens}), got {requests}"
             )
         return
-    if not isinstance(token_to_row, Tensor):
-        raise InputError(f"token_to_row must be a tensor or None, got {type(token_to_row).__name__}")
+    check_is_tensor(token_to_row)
     if token_to_row.dtype not in _INTEGERS:
         raise InputError(f"token_to_row must be int32 or int64, got {token_to_row.dtype}")
     if token_to_row.ndim != 1 or tokens not in (None, len(token_to_row)):
@@ -149,6 +154,43 @@ def check_slices(lora_a: Tensor, lora_b: Tensor, ends: Sequence[int], rank_weigh
             raise InputError(
                 f"{name} must have {len(ends)} slices of {ranks} ranks, the columns of lora_b, got {got} ranks"
             )
+
+
+def check_layer(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    g: Tensor,
+    rows: Tensor | None,
+    scaling: float,
+    out: Tensor | None,
+    ends: Sequence[int],
+) -> None:
+    """All arguments of a layer, base and product, in one launch; ``out`` alone is added to."""
+    check_slices(lora_a, lora_b, ends, g)
+    ranks = lora_b.shape[1]
+    check_product(x, lora_a[:ranks], lora_b, g[:, :ranks], rows, scaling)
+    if lora_a.dtype != x.dtype:
+        raise InputError(f"lora_a must be {x.dtype}, the dtype of x, got {lora_a.dtype}")
+    outputs = len(lora_b)
+    for name, tensor, shape in (("weight", weight, (outputs, x.shape[1])), ("bias", bias, (outputs,))):
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise InputError(f"{name} must be {list(shape)}, got {_shape(tensor)}")
+        if tensor.dtype != x.dtype or tensor.device != x.device:
+            raise InputError(f"{name} must be {x.dtype} on {x.device} as x is, got {tensor.dtype} on {tensor.device}")
+    if out is None:
+        if weight is None:
+            raise InputError("out must be given where weight is not: the product is added to it")
+        return
+    given = {"x": x, "weight": weight, "bias": bias, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": g}
+    given["token_to_row"] = rows
+    check_output(out, {name: tensor for name, tensor in given.items() if tensor is not None}, len(x), outputs)
+    if outputs > 1 and out.stride(1) != 1:
+        raise InputError(f"out must have contiguous rows, got strides {list(out.stride())}")
 
 
 def check_not_mapped(*tensors: Tensor | None) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bdc.errors import BdcError, InputError
-from bdc.ops import native
+from bdc.ops import checks, native
 from bdc.ops.counters import counters, raw_stream
 
 MOST_TOKENS = 64
@@ -70,9 +70,11 @@ def linear(
     Raises:
         InputError: no such kernel: float32, more than 64 tokens, rows that are not multiples of 16 bytes, or other ends.
     """
+    ends = ends or (len(lora_b),)
+    checks.check_layer(x, weight, bias, lora_a, lora_b, g, rows, scaling, out, ends)
     y = x.new_empty(len(x), len(lora_b)) if out is None else out
     if len(x):
-        _run(y, x, lora_a, lora_b, g, rows, scaling, weight, bias, ends or (len(lora_b),))
+        _run(y, x, lora_a, lora_b, g, rows, scaling, weight, bias if bias is None else bias.contiguous(), ends)
     return y
 
 

@@ -50,6 +50,7 @@ def add_product(
     """:func:`bdc.ops.rankwise_lora_` without checks, for arguments that were checked, and without a gradient."""
     if not len(x):
         return y
+    x, lora_a, lora_b, g = (t.resolve_neg() for t in (x, lora_a, lora_b, g))
     with without_autocast(x):
         _BACKENDS[_chosen(y, x, lora_a)].add(y, x, lora_a, lora_b, g, rows, scaling)
     return y
@@ -60,20 +61,20 @@ def forward_with_h(
 ) -> tuple[Tensor, Tensor]:
     """The product and h [T, R] for :func:`backward`, for arguments that were checked."""
     with without_autocast(x):
-        found: tuple[Tensor, Tensor] = _training(x, lora_a).forward(x, lora_a, lora_b, g, rows, scaling)
+        found: tuple[Tensor, Tensor] = _training(x, lora_a, lora_b).forward(x, lora_a, lora_b, g, rows, scaling)
     return found
 
 
-def backward(grad: Tensor, x: Tensor, lora_a: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
+def backward(grad: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
     """Gradients of x, lora_a, lora_b and g; arguments as :func:`bdc.ops.matmul.backward`."""
     with without_autocast(x):
-        found: tuple[Tensor | None, ...] = _training(x, lora_a).backward(grad, x, lora_a, *rest)
+        found: tuple[Tensor | None, ...] = _training(x, lora_a, lora_b).backward(grad, x, lora_a, lora_b, *rest)
     return found
 
 
-def _training(x: Tensor, lora_a: Tensor) -> Any:
+def _training(x: Tensor, lora_a: Tensor, lora_b: Tensor) -> Any:
     """The module with the gradients: Triton's where it is asked for and takes these, else that of torch's products."""
-    if _forced() != "triton" or _chosen(x, x, lora_a) != "triton" or not x.numel():
+    if _forced() != "triton" or _chosen(x, x, lora_a) != "triton" or not (x.numel() and lora_b.numel()):
         return matmul
     # The interpreter cannot multiply bfloat16.
     return matmul if x.device.type == "cpu" and x.dtype == torch.bfloat16 else triton_gradients

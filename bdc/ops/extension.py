@@ -63,13 +63,17 @@ def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: T
     """Add the product to ``y``, copying arguments into the layout of the kernel where they have another."""
     extension = load()
     assert extension is not None
-    x = (x if x.stride(1) == 1 else x.contiguous()).resolve_neg()
-    lora_a, lora_b, g = (t.contiguous().resolve_neg() for t in (lora_a, lora_b, g.float()))
+    x = x if x.stride(1) == 1 else x.contiguous()
+    lora_a, lora_b, g = lora_a.contiguous(), lora_b.contiguous(), g.float().contiguous()
     place = None if rows is None else rows.to(torch.int32).contiguous()
+    tensors = {"y": y, "x": x, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": g}
+    for name, tensor in tensors.items():
+        if not (tensor.data_ptr() and tensor.untyped_storage().nbytes()):
+            raise InputError(f"{name} must have memory, but its storage was released")
     extension.add(
         native.DTYPE_CODES[x.dtype],
         lora_a.dtype == torch.int8,
-        (y.data_ptr(), x.data_ptr(), lora_a.data_ptr(), lora_b.data_ptr(), g.data_ptr()),
+        tuple(tensor.data_ptr() for tensor in tensors.values()),
         0 if place is None else place.data_ptr(),
         (len(x), x.shape[1], len(lora_b), len(lora_a), len(g)),
         (y.stride(0), x.stride(0)),

@@ -55,7 +55,8 @@ def rankwise_lora(
     if torch._C._are_functorch_transforms_active():
         checks.check_not_mapped(x, lora_a, lora_b, rank_weights, token_to_row)
         return library.traced(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
-    if not unwatched(x, lora_a, lora_b, rank_weights):
+    if not unwatched(x, lora_a, lora_b, rank_weights, token_to_row):
+        checks.check_is_tensor(token_to_row)
         found: Tensor = torch.ops.bdc.rankwise_lora(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return found
     if not wants_gradient:
@@ -99,7 +100,8 @@ def rankwise_lora_(
         return y
     checks.check_not_mapped(y, x, lora_a, lora_b, rank_weights, token_to_row)
     check_no_tangents(y, x, lora_a, lora_b, rank_weights)
-    if not unwatched(y, x, lora_a, lora_b, rank_weights):
+    if not unwatched(y, x, lora_a, lora_b, rank_weights, token_to_row):
+        checks.check_is_tensor(token_to_row)
         torch.ops.bdc.rankwise_lora_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return y
     library.product_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)

@@ -76,10 +76,10 @@ class Eager(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, lora_a, lora_b, g, rows, h = ctx.saved_tensors
-        found = backward(grad, x, lora_a, lora_b, g, rows, h, ctx.scaling, ctx.needs_input_grad[:4])
+        needed = ctx.needs_input_grad[:4]
+        found = operators.once(backward, grad, x, lora_a, lora_b, g, rows, h, ctx.scaling, needed)
         return *found, None, None
 
 

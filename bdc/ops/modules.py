@@ -18,6 +18,9 @@ from bdc.ops.library import touch
 from bdc.ops.quantized import Int8Experts, fold
 from bdc.ops.slices import rankwise_lora_slices, rankwise_lora_slices_
 
+# Modules that multiply with the weights of layers inside them by themselves.
+_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
 Experts = tuple[Tensor, Tensor] | Int8Experts
 """lora_a [R, d_in] and lora_b [d_out, R] of one output."""
 
@@ -27,7 +30,7 @@ class RankwiseLoraLinear(nn.Module):
 
     Args:
         base: an ``nn.Linear`` (or a subclass), called through its own forward.
-        lora_a: [R, d_in]; cast to the dtype and device of the base weight.
+        lora_a: [R, d_in]; cast to the device, and where that is a dtype of floats to the dtype, of the base weight.
         lora_b: [d_out, R]; likewise.
         scaling: alpha / rank.
         scales: [R] of :class:`bdc.ops.Int8Experts`, whose integers stay what they are. A copy of the rank weights is
@@ -57,13 +60,14 @@ class RankwiseLoraLinear(nn.Module):
         self.base = base
         self.ends = None if ends is None else tuple(ends)
         device = base.weight.device
-        dtype = base.weight.dtype if scales is None else torch.int8
+        dtype = base.weight.dtype if scales is None and base.weight.is_floating_point() else lora_a.dtype
         self.register_buffer("scales", None if scales is None else scales.detach().to(device))
         self.lora_a = nn.Parameter(lora_a.detach().to(device, dtype), requires_grad=False)
         self.lora_b = nn.Parameter(lora_b.detach().to(device, dtype), requires_grad=False)
         self.scaling = float(scaling)
         # While rank weights are in force: g, token_to_row, scaling, and what else try_add takes.
         self._arguments: tuple[Any, ...] | None = None
+        self._contexts: list[list[Any]] = []  # that are open, each with its arguments
 
     @property
     def weight(self) -> Tensor:
@@ -120,8 +124,8 @@ class RankwiseLoraLinear(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> RankwiseLoraLinear:
         scales = self.scales
         super()._apply(fn, recurse)
-        if scales is not None and not scales.is_meta:  # float32, whatever the model is cast to
-            self.scales = scales.to(self.lora_a.device)
+        if scales is not None:  # float32, whatever the model is cast to
+            self.scales = self.scales.float() if scales.is_meta else scales.to(self.lora_a.device)  # type: ignore[union-attr]
         return self
 
     def folded(self, rank_weights: Tensor | None) -> Tensor | None:
@@ -136,7 +140,7 @@ class RankwiseLoraLinear(nn.Module):
         return plain if self.ends is None else (*plain, None, False, None, self.ends)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arguments": None}  # a copy has no rank weights in force
+        return {**self.__dict__, "_arguments": None, "_contexts": []}  # a copy has no rank weights in force
 
     def _tokens(self, x: Tensor) -> Tensor:
         """``x`` as [T, d_in]; refused if the rank weights in force are for another number of tokens."""
@@ -176,6 +180,9 @@ def apply_rankwise_lora(
             raise InputError(f"{name or 'the model itself'} must be an nn.Linear inside the model, got {got}")
         if layer is model:
             raise InputError("the model is itself the layer to wrap: use RankwiseLoraLinear on it instead")
+        parent = known[name.rpartition(".")[0]]
+        if isinstance(parent, _READERS):
+            raise InputError(f"{name} cannot be wrapped: {type(parent).__name__} reads its weight and does not call it")
         wrapped[name] = _wrap(layer, experts, scaling)
     for name, module in wrapped.items():
         model.set_submodule(name, module)
@@ -239,7 +246,8 @@ class PreparedRankWeights:
             raise InputError(f"{unknown[0]} has no experts in this model: apply_rankwise_lora wraps a layer")
         for name, g in weights.items():
             layer = wrapped[name]
-            checks.check_weights(g, len(layer.lora_a), layer.weight.dtype, layer.lora_a.device)
+            dtype = layer.weight.dtype if layer.weight.is_floating_point() else layer.lora_a.dtype
+            checks.check_weights(g, len(layer.lora_a), dtype, layer.lora_a.device)
         self._counts = {len(g) for g in weights.values()}
         self._layers = [(layer, layer.folded(weights.get(name))) for name, layer in wrapped.items()]
 
@@ -249,20 +257,24 @@ class PreparedRankWeights:
             checks.check_rows(token_to_row, None, count)
         # On a CPU it costs nothing to see that no token has an adapter.
         idle = token_to_row is not None and token_to_row.device.type == "cpu" and not bool((token_to_row >= 0).any())
-        before = [layer._arguments for layer, _ in self._layers]
+        idle = idle and not torch.is_grad_enabled()  # zeros have gradients
+        opened: list[tuple[RankwiseLoraLinear, list[Any]]] = []
         try:
             for layer, g in self._layers:
-                _put(layer, None if idle or g is None else layer.arguments(g, token_to_row))
+                opened.append((layer, [None if idle or g is None else layer.arguments(g, token_to_row)]))
+                _open(*opened[-1])
             yield
         finally:
-            for (layer, _), arguments in zip(self._layers, before, strict=True):
-                _put(layer, arguments)
+            for layer, context in opened:
+                _close(layer, context)
 
 
 def rank_weights(
     model: nn.Module, weights: Mapping[str, Tensor] | Tensor, token_to_row: Tensor | None = None
 ) -> AbstractContextManager[None]:
     """Rank weights in force in the wrapped layers of ``model`` inside a ``with``; blocks nest.
+
+    They are in force for the model, whichever thread runs it. With gradient checkpointing the backward belongs inside, too.
 
     Args:
         weights: g [N, R] for all layers, or by module name; layers without a name there compute the base alone.
@@ -274,9 +286,22 @@ def rank_weights(
     return PreparedRankWeights(model, weights)(token_to_row)
 
 
-def _put(layer: RankwiseLoraLinear, arguments: Any) -> None:
+def _open(layer: RankwiseLoraLinear, context: list[Any]) -> None:
+    layer._contexts.append(context)
+    _put(layer)
+
+
+def _close(layer: RankwiseLoraLinear, context: list[Any]) -> None:
+    # Generators may leave their contexts in another order than they entered them.
+    contexts = layer._contexts
+    del contexts[next(i for i in reversed(range(len(contexts))) if contexts[i] is context)]
+    _put(layer)
+
+
+def _put(layer: RankwiseLoraLinear) -> None:
+    """The arguments of the last open context are in force."""
     # nn.Module's __setattr__ looks for parameters first: milliseconds over the layers of a model.
-    layer.__dict__["_arguments"] = arguments
+    layer.__dict__["_arguments"] = layer._contexts[-1][0] if layer._contexts else None
 
 
 def _wrapped(model: nn.Module) -> dict[str, RankwiseLoraLinear]:

@@ -48,22 +48,6 @@ def register(
         getattr(operators, name + form) for form in ("", "_", "_with_h", "_backward")
     )
 
-    class Once(torch.autograd.Function):
-        """The gradients where they could be differentiated themselves."""
-
-        @staticmethod
-        def forward(*inputs: Any) -> tuple[Tensor, ...]:
-            out: tuple[Tensor, ...] = gradients(*inputs)
-            return out
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-            pass
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-            raise InputError(f"{name} has no second derivative")
-
     class Traced(torch.autograd.Function):
         @staticmethod
         def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -79,8 +63,7 @@ def register(
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
             needed = ctx.needs_input_grad
-            compute = Once.apply if torch.is_grad_enabled() else gradients
-            found = compute(grads[0], *ctx.saved_tensors, ctx.scaling, list(needed[:4]))
+            found = once(gradients, grads[0], *ctx.saved_tensors, ctx.scaling, list(needed[:4]))
             wanted = (gradient if need else None for gradient, need in zip(found, needed[:4], strict=True))
             return *wanted, *(None,) * (len(needed) - 4)
 
@@ -93,7 +76,7 @@ def register(
             x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or g.requires_grad
         )
         direct = differentiable if wants_gradient else product
-        if direct is not None and unwatched(x, lora_a, lora_b, g):
+        if direct is not None and unwatched(x, lora_a, lora_b, g, *rest[:-1]):
             # Through the dispatcher again would cost more than a small product.
             return direct(x, lora_a, lora_b, g, *rest)
         check_no_tangents(x, lora_a, lora_b, g)
@@ -108,7 +91,7 @@ def register(
             y.requires_grad or x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or g.requires_grad
         ):
             raise InputError(f"{name}_ has no gradient: add {name} to y instead, or call it under torch.no_grad()")
-        if unwatched(y, x, lora_a, lora_b, g):
+        if unwatched(y, x, lora_a, lora_b, g, *rest[:-1]):
             product_(y, x, lora_a, lora_b, g, *rest)
             return
         check_no_tangents(y, x, lora_a, lora_b, g)
@@ -128,6 +111,25 @@ def register(
     for form, fake in (("", _fake), ("_", _fake_), ("_with_h", _fake_with_h), ("_backward", _fake_backward)):
         torch.library.register_fake(f"bdc::{name}{form}", fake, lib=_library)
     return traced
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(gradients: Callable[..., Any], *inputs: Any) -> Any:
+        return gradients(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise InputError("the rank-wise product has no second derivative")
+
+
+def once(gradients: Callable[..., Any], *inputs: Any) -> Any:
+    """``gradients(*inputs)``; where they could be differentiated themselves, that is refused."""
+    return _Once.apply(gradients, *inputs) if torch.is_grad_enabled() else gradients(*inputs)  # type: ignore[no-untyped-call]
 
 
 def _fake(x: Tensor, lora_a: Tensor, lora_b: Tensor, *_: Any) -> Tensor:

@@ -142,7 +142,8 @@ def _backward(
     needed: list[bool],
 ) -> tuple[Tensor, ...]:
     found = [
-        torch.zeros_like(t) if need else x.new_empty(0) for t, need in zip((x, lora_a, lora_b, g), needed, strict=True)
+        torch.zeros_like(t, memory_format=torch.contiguous_format) if need else x.new_empty(0)
+        for t, need in zip((x, lora_a, lora_b, g), needed, strict=True)
     ]
     for pool, here in _rows_by_pool(lora_a, g, pools, rows, len(x)):
         at = _tokens_of(here)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,24 @@ class Int8Experts:
 
 def fold(rank_weights: Tensor, scales: Tensor) -> Tensor:
     """``rank_weights`` [N, R] times the ``scales`` [R] of integers, in float32."""
-    return rank_weights.float() * scales
+    if not rank_weights.requires_grad:
+        return rank_weights.float() * scales
+    with torch.enable_grad():  # weights that are put in force without it may be used with it
+        found: Tensor = _Fold.apply(rank_weights, scales)  # type: ignore[no-untyped-call]
+        return found
+
+
+class _Fold(torch.autograd.Function):
+    """Differentiable as often as the result is used: its backward frees nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, rank_weights: Tensor, scales: Tensor) -> Tensor:
+        ctx.scales, ctx.dtype = scales, rank_weights.dtype
+        return rank_weights.float() * scales
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return (grad * ctx.scales).to(ctx.dtype), None
 
 
 def quantize_experts(lora_a: Tensor, lora_b: Tensor) -> Int8Experts:

@@ -89,7 +89,7 @@ def rankwise_lora_slices_(
         if autocasts(x):
             x, lora_a, lora_b, rank_weights = cast(y.dtype, x, lora_a, lora_b, rank_weights)
             parts = list(_parts(lora_a, lora_b, rank_weights, ends))
-        if unwatched(y, x, lora_a, lora_b, rank_weights):  # all of it before anything is written
+        if unwatched(y, x, lora_a, lora_b, rank_weights, token_to_row):  # all of it before anything is written
             for _, a, b, g in parts:
                 checks.check_product(x, a, b, g, token_to_row, scaling)
             others = {"x": x, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": rank_weights}

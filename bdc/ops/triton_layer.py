@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bdc.errors import InputError
+from bdc.ops import checks
 from bdc.ops import triton_kernels as launches
 from bdc.ops.counters import counters
 from bdc.ops.triton_plan import layer_tiles
@@ -21,7 +22,7 @@ def supports(y: Tensor, x: Tensor) -> bool:
 def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> None:
     """Add the product to ``y``: in one launch for up to 64 tokens, else in two."""
     if x.device.type != "cpu" and len(x) <= MOST_LAYER_TOKENS and lora_a.numel() and lora_b.numel():
-        linear(x, None, None, lora_a, lora_b, g, rows, scaling, out=y)
+        _launch(y, x, None, None, lora_a, lora_b, g, rows, scaling, (len(lora_b),))
     else:
         launches.add(y, x, lora_a, lora_b, g, rows, scaling)
 
@@ -51,18 +52,34 @@ def linear(
             multiples of 64. Then ``lora_a`` [S * R, d_in] and g [N, S * R] hold ranks for each, ``lora_b`` [d_out, R] their B
             one below the other.
     """
+    ends = ends or (len(lora_b),)
+    checks.check_layer(x, weight, bias, lora_a, lora_b, g, rows, scaling, out, ends)
+    if len(ends) > 4 or any(end % 64 for end in ends[:-1]):
+        raise InputError(f"ends must be up to four, multiples of 64 but for the last, got {ends}")
+    if len(x) > MOST_LAYER_TOKENS:
+        raise InputError(f"the one-launch layer takes up to {MOST_LAYER_TOKENS} tokens, got {len(x)}")
+    if not (lora_a.numel() and lora_b.numel()):
+        raise InputError(f"the one-launch layer takes inputs, ranks and outputs, got {lora_a.shape} and {lora_b.shape}")
+    y = x.new_empty(len(x), len(lora_b)) if out is None else out
+    if len(x):
+        _launch(y, x, weight, bias, lora_a, lora_b, g, rows, scaling, ends)
+    return y
+
+
+def _launch(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    g: Tensor,
+    rows: Tensor | None,
+    scaling: float,
+    ends: tuple[int, ...],
+) -> None:
+    """:func:`linear` into ``y``, for arguments that were checked."""
     (tokens, d_in), (d_out, slice_ranks), ranks = x.shape, lora_b.shape, len(lora_a)
-    ends = ends or (d_out,)
-    if len(ends) > 4 or ends[-1] != d_out or any(end % 64 for end in ends[:-1]) or ranks != len(ends) * slice_ranks:
-        raise InputError(
-            f"ends must be up to four, multiples of 64 but for the last, {d_out}, with {slice_ranks} ranks each, "
-            f"got {ends} and {ranks} ranks"
-        )
-    if tokens > MOST_LAYER_TOKENS:
-        raise InputError(f"the one-launch layer takes up to {MOST_LAYER_TOKENS} tokens, got {tokens}")
-    y = x.new_empty(tokens, d_out) if out is None else out
-    if not tokens:
-        return y
     kernels = launches.kernels_for(x)
     x, lora_a, lora_b, w = (
         launches.contiguous_rows(x),
@@ -87,7 +104,7 @@ def linear(
         y,
         x,
         w,
-        y if bias is None else bias,
+        y if bias is None else bias.contiguous(),
         lora_a,
         lora_b,
         g,
@@ -122,7 +139,6 @@ def linear(
         num_stages=tile.stages,
         num_warps=tile.warps,
     )
-    return y
 
 
 def rms_norm_shrink(

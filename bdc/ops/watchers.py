@@ -22,12 +22,12 @@ WATCHERS: tuple[Callable[[], Any], ...] = (
 """Whether dispatch modes, torch.jit.trace or torch.func watch."""
 
 
-def unwatched(*tensors: Tensor) -> bool:
+def unwatched(*tensors: Tensor | None) -> bool:
     """Whether a kernel may be called directly: these are plain tensors, and nobody watches.
 
     :data:`bdc.ops.extension.unwatched` is the same in C++.
     """
-    plain = all(type(tensor) in PLAIN for tensor in tensors)
+    plain = all(tensor is None or type(tensor) in PLAIN for tensor in tensors)
     return plain and not any(watcher() for watcher in WATCHERS) and forward_ad._current_level < 0
 
 

@@ -305,7 +305,7 @@ PyObject* call_unwatched(PyObject*, PyObject* const* tensors, Py_ssize_t count) 
     if (!torch.plain) Py_RETURN_FALSE;
     try {
         for (Py_ssize_t i = 0; i < count; ++i)
-            if (!is_plain(tensors[i])) Py_RETURN_FALSE;
+            if (tensors[i] != Py_None && !is_plain(tensors[i])) Py_RETURN_FALSE;
         return PyBool_FromLong(!watched());
     } catch (py::error_already_set& error) {
         error.restore();

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import SimpleNamespace
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bdc.errors import InputError
-from bdc.ops import PreparedRankWeights, apply_rankwise_lora, rank_weights, reference, remove_rankwise_lora
+from bdc.ops import (
+    PreparedRankWeights,
+    RankwiseLoraLinear,
+    apply_rankwise_lora,
+    quantize_experts,
+    rank_weights,
+    rankwise_lora,
+    reference,
+    remove_rankwise_lora,
+)
 
 
 def model_and_stacks(
@@ -108,3 +120,81 @@ def test_errors() -> None:
         model(torch.randn(4, 12))
     with rank_weights(model, torch.ones(2, 6)), pytest.raises(InputError, match=r"2 rows .* 4 tokens"):
         model(torch.randn(4, 12))
+
+
+def test_contexts_may_close_in_any_order(problems: SimpleNamespace) -> None:
+    problem = problems.make()
+    layer = RankwiseLoraLinear(nn.Linear(37, 29), problem.a, problem.b).requires_grad_(False)
+
+    def hold(g: Tensor) -> Iterator[None]:
+        with rank_weights(layer, g, problem.rows):
+            yield
+
+    first, second = hold(problem.g), hold(2 * problem.g)
+    next(first)
+    expected = layer(problem.x)
+    next(second)
+    doubled = layer(problem.x)
+    first.close()
+    assert torch.equal(layer(problem.x), doubled)
+    assert not torch.equal(expected, doubled)
+    second.close()
+    assert torch.equal(layer(problem.x), layer.base(problem.x))
+
+
+def test_layers_whose_weight_is_read_by_others_are_refused() -> None:
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True))
+    for name, reader in (("0.linear1", "TransformerEncoderLayer"), ("0.self_attn.out_proj", "MultiheadAttention")):
+        layer = model.get_submodule(name)
+        experts = torch.zeros(4, layer.in_features), torch.zeros(layer.out_features, 4)
+        with pytest.raises(InputError, match=f"{name} cannot be wrapped: {reader} reads its weight"):
+            apply_rankwise_lora(model, {name: experts})
+
+
+def test_a_base_of_integers_leaves_the_experts_dtype(problems: SimpleNamespace) -> None:
+    class Quantised(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nn.functional.linear(x, self.weight.to(x.dtype))
+
+    problem = problems.make()
+    base = Quantised(37, 29, bias=False)
+    base.weight = nn.Parameter(torch.randint(-9, 9, (29, 37), dtype=torch.int8), requires_grad=False)
+    layer = RankwiseLoraLinear(base, problem.a, problem.b, 0.7).requires_grad_(False)
+    with rank_weights(layer, problem.g, problem.rows):
+        got = layer(problem.x)
+    expected = base(problem.x) + rankwise_lora(*problem.arguments[:5], 0.7)
+    torch.testing.assert_close(got, expected)
+
+
+def test_no_adapter_at_all_has_gradients_of_zero(problems: SimpleNamespace) -> None:
+    problem = problems.make()
+    layer = RankwiseLoraLinear(nn.Linear(37, 29), problem.a, problem.b).requires_grad_(False)
+    g = problem.g.requires_grad_()
+    with rank_weights(layer, g, torch.full_like(problem.rows, -1)):
+        layer(problem.x).sum().backward()
+    assert torch.equal(g.grad, torch.zeros_like(g))
+
+
+def test_weights_for_integers_are_trained_step_after_step(problems: SimpleNamespace) -> None:
+    problem = problems.make()
+    experts = quantize_experts(problem.a, problem.b)
+    layer = RankwiseLoraLinear(nn.Linear(37, 29), experts.lora_a, experts.lora_b, scales=experts.scales)
+    layer.requires_grad_(False)
+    g = problem.g.requires_grad_()
+    with torch.no_grad():
+        prepared = PreparedRankWeights(layer, g)
+    found = []
+    for _ in range(2):
+        with prepared(problem.rows):
+            found += torch.autograd.grad(layer(problem.x).sum(), g)
+    assert torch.equal(*found)
+    assert found[0].abs().sum() > 0
+
+
+def test_scales_are_float32_after_a_meta_model_was_cast(problems: SimpleNamespace) -> None:
+    experts = quantize_experts(problems.make().a, problems.make().b)
+    layer = RankwiseLoraLinear(nn.Linear(37, 29), experts.lora_a, experts.lora_b, scales=experts.scales)
+    state = layer.state_dict()
+    empty = layer.to("meta").to(torch.bfloat16).to_empty(device="cpu")
+    empty.load_state_dict(state)
+    assert torch.equal(empty.scales, experts.scales)

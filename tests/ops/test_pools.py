@@ -256,3 +256,14 @@ def test_shared_memory_and_gradients_in_place_are_refused(problems: SimpleNamesp
     problem.g.requires_grad_()
     with pytest.raises(InputError, match="rankwise_lora_pools_ has no gradient"):
         rankwise_lora_pools_(problem.y, *arguments(problem))
+
+
+def test_gradients_of_strided_experts_are_what_compilers_expect(problems: SimpleNamespace) -> None:
+    x, a, b, g, pools, rows, s = arguments(make(problems))
+    strided = b.transpose(1, 2).contiguous().transpose(1, 2)
+    grad, h = torch.ones(len(x), b.shape[1]), torch.ones(len(x), a.shape[1])
+    torch.library.opcheck(
+        torch.ops.bdc.rankwise_lora_pools_backward.default,
+        (grad, x, a, strided, g, pools, rows, h, s, [True] * 4),
+        test_utils="test_faketensor",
+    )

@@ -125,7 +125,18 @@ def test_slices_in_one_launch(problems: SimpleNamespace, dtype: torch.dtype, tok
         part.x, part.rows = x, rows
         expected, bound = product_bound(part)
         assert_close(got, part.y.double() + expected, bound)
-    with pytest.raises(InputError, match="multiples of 64 but for the last, 225"):
+    for change, message in (
+        ({"out": None}, "out must be given where weight is not"),
+        ({"out": y.t().contiguous().t()}, "out must have contiguous rows"),
+        ({"out": y[:1]}, r"y must be \[\d+, 225\]"),
+        ({"bias": torch.zeros(224, dtype=x.dtype, device=x.device)}, r"bias must be \[225\], got \[224\]"),
+        ({"ends": (64, 192, 224)}, "ends must be rising columns up to 225"),
+        ({"ends": (64, 225)}, "lora_a must have 2 slices"),
+    ):
+        given = {"weight": None, "bias": None, "out": y, "ends": (64, 192, 225)} | change
+        with pytest.raises(InputError, match=message):
+            triton_layer.linear(x, lora_a=a, lora_b=b, g=g, rows=rows, scaling=scaling, **given)
+    with pytest.raises(InputError, match=r"multiples of 64 but for the last, got \(50, 192, 225\)"):
         triton_layer.linear(x, None, None, a, b, g, rows, scaling, y, (50, 192, 225))
 
 
