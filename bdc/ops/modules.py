@@ -293,8 +293,7 @@ def _open(layer: RankwiseLoraLinear, context: list[Any]) -> None:
 
 def _close(layer: RankwiseLoraLinear, context: list[Any]) -> None:
     # Generators may leave their contexts in another order than they entered them.
-    contexts = layer._contexts
-    del contexts[next(i for i in reversed(range(len(contexts))) if contexts[i] is context)]
+    layer.__dict__["_contexts"] = [other for other in layer._contexts if other is not context]
     _put(layer)
 
 
