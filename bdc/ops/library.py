@@ -71,13 +71,15 @@ class Eager(torch.autograd.Function):
         ctx: Any, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float
     ) -> Tensor:
         y, h = product_with_h(x, lora_a, lora_b, g, rows, scaling)
-        ctx.save_for_backward(x, lora_a, lora_b, g, rows, h)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, lora_a, lora_b, g, rows, h)
         ctx.scaling = scaling
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, lora_a, lora_b, g, rows, h = ctx.saved_tensors
+        if x is None:
+            x = grad.new_empty(1).expand(len(grad), lora_a.shape[1])  # only the gradient of A reads it
         needed = ctx.needs_input_grad[:4]
         found = operators.once(backward, grad, x, lora_a, lora_b, g, rows, h, ctx.scaling, needed)
         return *found, None, None

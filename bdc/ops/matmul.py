@@ -68,19 +68,23 @@ def backward(
     scaling: float,
     needed: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, lora_a, lora_b and g where ``needed``; sums over tokens are kept in float32 or wider."""
+    """Gradients of x, lora_a, lora_b and g where ``needed``; sums over tokens are kept in float32 or wider.
+
+    Only the gradient of lora_a reads x.
+    """
     need_x, need_a, need_b, need_g = needed
     dtype, wide, s = x.dtype, wide_dtype(x), scaling
     total = torch.promote_types(wide, torch.float32)
     gate = _gate(g, rows, len(x)).to(total)
     if rows is not None:
         absent = (rows < 0)[:, None]
-        x, grad, gate = x.masked_fill(absent, 0), grad.masked_fill(absent, 0), gate.masked_fill(absent, 0)
-    x, grad = x.to(wide), grad.to(wide)
+        grad, gate = grad.masked_fill(absent, 0), gate.masked_fill(absent, 0)
+        x = x.masked_fill(absent, 0) if need_a else x
+    grad = grad.to(wide)
     u = grad @ lora_b.to(wide)
     dp = (u * gate * s).to(wide)
     dx = (dp @ lora_a.to(wide)).to(dtype) if need_x else None
-    da = (dp.T @ x).to(lora_a.dtype) if need_a else None
+    da = (dp.T @ x.to(wide)).to(lora_a.dtype) if need_a else None
     db = (grad.T @ (h * gate * s).to(wide)).to(lora_b.dtype) if need_b else None
     dg = _sum_by_row(h.to(total) * u * s, rows, len(g)).to(g.dtype) if need_g else None
     return dx, da, db, dg

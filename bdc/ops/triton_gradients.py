@@ -35,7 +35,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, lora_a, lora_b and g where ``needed``; dX is a GEMM of torch's."""
     kernels = launches.kernels_for(x).gradients
-    grad, x = launches.contiguous_rows(grad), launches.contiguous_rows(x)
+    grad, x = launches.contiguous_rows(grad), launches.contiguous_rows(x) if needed[1] else x
     weights, place, g_stride = launches.gates(g, rows)
     tokens, ranks = h.shape
     # A token without adapter may hold anything: its part of U is never read.

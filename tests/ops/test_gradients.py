@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -86,3 +87,23 @@ def test_same_bits_every_time(problems: SimpleNamespace) -> None:
         rankwise_lora(problem.x, problem.a, problem.b, g, problem.rows, 0.7).square().sum().backward()
         seen.append(g.grad)
     assert all(torch.equal(grad, seen[0]) for grad in seen)
+
+
+@pytest.mark.parametrize("form", [rankwise_lora, torch.ops.bdc.rankwise_lora])
+def test_inputs_are_kept_for_the_gradient_of_a_alone(problems: SimpleNamespace, form: Callable[..., Tensor]) -> None:
+    x, a, b, g, rows, s = problems.make().arguments
+    for name in ("a", "b", "g"):
+        leaves = {"a": a.clone(), "b": b.clone(), "g": g.clone()}
+        leaves[name].requires_grad_()
+        tokens = x.clone()
+        y = form(tokens, *leaves.values(), rows, s)
+        tokens.add_(1)
+        if name == "a":
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                y.sum().backward()
+        else:
+            y.sum().backward()
+            expected = leaves[name].grad
+            leaves[name].grad = None
+            reference.rankwise_lora(x, *leaves.values(), rows, s).sum().backward()
+            torch.testing.assert_close(expected, leaves[name].grad, rtol=1e-4, atol=1e-4)
