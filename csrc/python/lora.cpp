@@ -47,7 +47,8 @@ bool watched() {
         if (!found) throw py::error_already_set();
         if (PyObject_IsTrue(found.ptr())) return true;
     }
-    PyObject* const level = PyDict_GetItemString(torch.levels, "_current_level");
+    static PyObject* const name = PyUnicode_InternFromString("_current_level");
+    PyObject* const level = PyDict_GetItem(torch.levels, name);
     return level && PyLong_AsLong(level) >= 0;
 }
 
