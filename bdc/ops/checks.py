@@ -186,9 +186,15 @@ def check_layer(
         if weight is None:
             raise InputError("out must be given where weight is not: the product is added to it")
         return
-    given = {"x": x, "weight": weight, "bias": bias, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": g}
-    given["token_to_row"] = rows
-    check_output(out, {name: tensor for name, tensor in given.items() if tensor is not None}, len(x), outputs)
+    given = {
+        "weight": weight,
+        "bias": bias,
+        "lora_a": lora_a,
+        "lora_b": lora_b,
+        "rank_weights": g,
+        "token_to_row": rows,
+    }
+    check_output(out, x, given, len(x), outputs)
     if outputs > 1 and out.stride(1) != 1:
         raise InputError(f"out must have contiguous rows, got strides {list(out.stride())}")
 
@@ -199,19 +205,18 @@ def check_not_mapped(*tensors: Tensor | None) -> None:
         raise InputError("the rank-wise product has no torch.func.vmap: it is batched itself, pass all tokens in one x")
 
 
-def check_output(y: Tensor, others: dict[str, Tensor], tokens: int, out_features: int) -> None:
+def check_output(y: Tensor, x: Tensor, others: dict[str, Tensor | None], tokens: int, out_features: int) -> None:
     """``y`` [T, d_out] can be written in place, and shares no memory with what is read."""
     if y.shape != (tokens, out_features):
         raise InputError(f"y must be [{tokens}, {out_features}], got {_shape(y)}")
-    x = others["x"]
     if y.dtype != x.dtype or y.device != x.device:
         raise InputError(f"y must be {x.dtype} on {x.device} as x is, got {y.dtype} on {y.device}")
     if y.numel() and 0 in y.stride() and any(n > 1 and s == 0 for n, s in zip(y.shape, y.stride(), strict=True)):
         raise InputError("y must not be an expanded tensor: its tokens would be the same memory")
     if y.is_meta:
         return
-    for name, tensor in others.items():
-        if _overlap(y, tensor):
+    for name, tensor in ({"x": x} | others).items():
+        if tensor is not None and _overlap(y, tensor):
             raise InputError(f"y must not share memory with {name}: pass a copy of one of them")
 
 

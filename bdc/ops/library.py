@@ -33,10 +33,8 @@ def product_(
         touch(y)
         return
     checks.check_product(x, lora_a, lora_b, g, rows, scaling)
-    others = {"x": x, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": g}
-    if rows is not None:
-        others["token_to_row"] = rows
-    checks.check_output(y, others, len(x), len(lora_b))
+    others = {"lora_a": lora_a, "lora_b": lora_b, "rank_weights": g, "token_to_row": rows}
+    checks.check_output(y, x, others, len(x), len(lora_b))
     add_product(y, x, lora_a, lora_b, g, rows, scaling)
     touch(y)
 

@@ -103,10 +103,8 @@ def _product_(
         touch(y)
         return
     checks.check_pools(x, lora_a, lora_b, g, pools, rows, scaling)
-    others = {"x": x, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": g, "row_to_pool": pools}
-    if rows is not None:
-        others["token_to_row"] = rows
-    checks.check_output(y, others, len(x), lora_b.shape[1])
+    others = {"lora_a": lora_a, "lora_b": lora_b, "rank_weights": g, "row_to_pool": pools, "token_to_row": rows}
+    checks.check_output(y, x, others, len(x), lora_b.shape[1])
     for pool, here in _rows_by_pool(lora_a, g, pools, rows, len(x)):
         dispatch.add_product(y, x, lora_a[pool], lora_b[pool], g, here, scaling)
     touch(y)

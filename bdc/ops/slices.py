@@ -92,10 +92,8 @@ def rankwise_lora_slices_(
         if unwatched(y, x, lora_a, lora_b, rank_weights, token_to_row):  # all of it before anything is written
             for _, a, b, g in parts:
                 checks.check_product(x, a, b, g, token_to_row, scaling)
-            others = {"x": x, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": rank_weights}
-            if token_to_row is not None:
-                others["token_to_row"] = token_to_row
-            checks.check_output(y, others, len(x), len(lora_b))
+            others = {"lora_a": lora_a, "lora_b": lora_b, "rank_weights": rank_weights, "token_to_row": token_to_row}
+            checks.check_output(y, x, others, len(x), len(lora_b))
     for columns, a, b, g in parts:
         rankwise_lora_(y[:, columns], x, a, b, g, token_to_row, scaling)
     return y
