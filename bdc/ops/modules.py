@@ -165,7 +165,7 @@ def apply_rankwise_lora(
     """Wrap the named linear layers of ``model`` in place; nothing is changed if one of them does not fit.
 
     Args:
-        stacks: module name to (lora_a [R, d_in], lora_b [d_out, R]) or :class:`bdc.ops.Int8Experts`; or, for a merged layer,
+        stacks: module name, the first one of a layer that has several places, to (lora_a [R, d_in], lora_b [d_out, R]) or :class:`bdc.ops.Int8Experts`; or, for a merged layer,
             to a list of these, one per output in the order of the columns, with R ranks each.
 
     Returns:
@@ -181,11 +181,12 @@ def apply_rankwise_lora(
         if layer is model:
             raise InputError("the model is itself the layer to wrap: use RankwiseLoraLinear on it instead")
         parent = known[name.rpartition(".")[0]]
+        if isinstance(parent, RankwiseLoraLinear):
+            raise InputError(f"{name} cannot be wrapped: the layer that it belongs to is wrapped already")
         if isinstance(parent, _READERS):
             raise InputError(f"{name} cannot be wrapped: {type(parent).__name__} reads its weight and does not call it")
         wrapped[name] = _wrap(layer, experts, scaling)
-    for name, module in wrapped.items():
-        model.set_submodule(name, module)
+    _replace(model, {module.base: module for module in wrapped.values()})
     return wrapped
 
 
@@ -223,8 +224,7 @@ def remove_rankwise_lora(model: nn.Module) -> list[str]:
     wrapped = _wrapped(model)
     if "" in wrapped:
         raise InputError("the model is itself the wrapped layer: take its base")
-    for name, module in wrapped.items():
-        model.set_submodule(name, module.base)
+    _replace(model, {module: module.base for module in wrapped.values()})
     return list(wrapped)
 
 
@@ -255,9 +255,12 @@ class PreparedRankWeights:
     def __call__(self, token_to_row: Tensor | None = None) -> Iterator[None]:
         for count in self._counts:
             checks.check_rows(token_to_row, None, count)
-        # On a CPU it costs nothing to see that no token has an adapter.
-        idle = token_to_row is not None and token_to_row.device.type == "cpu" and not bool((token_to_row >= 0).any())
-        idle = idle and not torch.is_grad_enabled()  # zeros have gradients
+        idle = (
+            token_to_row is not None
+            and checks.reads_values(token_to_row.device)
+            and not torch.is_grad_enabled()  # zeros have gradients
+            and not bool((token_to_row >= 0).any())
+        )
         opened: list[tuple[RankwiseLoraLinear, list[Any]]] = []
         try:
             for layer, g in self._layers:
@@ -301,6 +304,14 @@ def _put(layer: RankwiseLoraLinear) -> None:
     """The arguments of the last open context are in force."""
     # nn.Module's __setattr__ looks for parameters first: milliseconds over the layers of a model.
     layer.__dict__["_arguments"] = layer._contexts[-1][0] if layer._contexts else None
+
+
+def _replace(model: nn.Module, others: Mapping[nn.Module, nn.Module]) -> None:
+    """Put other modules in every place of ``model`` that has one of these."""
+    for parent in list(model.modules()):
+        for name, module in parent._modules.items():
+            if module is not None and module in others:
+                setattr(parent, name, others[module])
 
 
 def _wrapped(model: nn.Module) -> dict[str, RankwiseLoraLinear]:

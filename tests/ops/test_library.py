@@ -83,6 +83,26 @@ def test_compiled_layer(training: bool) -> None:
         torch.testing.assert_close(compiled(x), model(x))
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_compiled_around_the_weights(training: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(RankwiseLoraLinear(nn.Linear(12, 10), torch.randn(6, 12), torch.randn(10, 6), 2.0))
+    model.requires_grad_(False)
+
+    def call(x: Tensor, g: Tensor, rows: Tensor) -> Tensor:
+        with rank_weights(model, g, rows):
+            return model(x)
+
+    x, g = torch.randn(4, 12), torch.randn(2, 6, requires_grad=training)
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    with torch.set_grad_enabled(training):
+        for rows in (torch.tensor([0, -1, 1, 1]), torch.full((4,), -1)):
+            torch.testing.assert_close(compiled(x, g, rows), call(x, g, rows))
+        with pytest.raises(InputError, match=r"token_to_row must be in \[-1, 2\).*got 5"):
+            compiled(x, g, torch.tensor([0, 5, 1, 1]))
+    assert torch.equal(model(x), model[0].base(x))
+
+
 def test_export(problems: SimpleNamespace) -> None:
     class Product(nn.Module):
         def forward(self, x: Tensor, a: Tensor, b: Tensor, g: Tensor, rows: Tensor) -> Tensor:

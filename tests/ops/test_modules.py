@@ -151,6 +151,18 @@ def test_layers_whose_weight_is_read_by_others_are_refused() -> None:
             apply_rankwise_lora(model, {name: experts})
 
 
+def test_a_layer_in_two_places_is_wrapped_in_both() -> None:
+    layer = nn.Linear(8, 8)
+    model = nn.Sequential(layer, nn.ModuleDict({"again": layer}))
+    experts = torch.randn(4, 8), torch.randn(8, 4)
+    wrapped = apply_rankwise_lora(model, {"0": experts})
+    assert model[0] is model[1]["again"] is wrapped["0"]
+    with pytest.raises(InputError, match=r"0\.base cannot be wrapped: the layer that it belongs to is wrapped already"):
+        apply_rankwise_lora(model, {"0.base": experts})
+    assert remove_rankwise_lora(model) == ["0"]
+    assert model[0] is model[1]["again"] is layer
+
+
 def test_a_base_of_integers_leaves_the_experts_dtype(problems: SimpleNamespace) -> None:
     class Quantised(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
