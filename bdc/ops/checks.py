@@ -65,10 +65,13 @@ def check_rows(token_to_row: Tensor | None, tokens: int | None, requests: int) -
     check_is_tensor(token_to_row)
     if token_to_row.dtype not in _INTEGERS:
         raise InputError(f"token_to_row must be int32 or int64, got {token_to_row.dtype}")
-    if token_to_row.ndim != 1 or tokens not in (None, len(token_to_row)):
+    if token_to_row.ndim != 1 or tokens not in (
+        None,
+        token_to_row.shape[0],
+    ):  # len() would be a constant for torch.export
         wanted = "T" if tokens is None else tokens
         raise InputError(f"token_to_row must be [{wanted}], one row per token, got {_shape(token_to_row)}")
-    if len(token_to_row) and reads_values(token_to_row.device):
+    if reads_values(token_to_row.device) and len(token_to_row):
         low, high = (int(bound) for bound in torch.aminmax(token_to_row))
         if low < -1 or high >= requests:
             wrong = low if low < -1 else high

@@ -248,13 +248,14 @@ class PreparedRankWeights:
             layer = wrapped[name]
             dtype = layer.weight.dtype if layer.weight.is_floating_point() else layer.lora_a.dtype
             checks.check_weights(g, len(layer.lora_a), dtype, layer.lora_a.device)
-        self._counts = {len(g) for g in weights.values()}
+        counts = [g.shape[0] for g in weights.values()]
+        self._fewest = min(counts) if counts else None
         self._layers = [(layer, layer.folded(weights.get(name))) for name, layer in wrapped.items()]
 
     @contextmanager
     def __call__(self, token_to_row: Tensor | None = None) -> Iterator[None]:
-        for count in self._counts:
-            checks.check_rows(token_to_row, None, count)
+        if self._fewest is not None:
+            checks.check_rows(token_to_row, None, self._fewest)
         idle = (
             token_to_row is not None
             and checks.reads_values(token_to_row.device)

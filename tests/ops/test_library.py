@@ -117,6 +117,32 @@ def test_export(problems: SimpleNamespace) -> None:
     assert torch.equal(program.module()(*other.arguments[:5]), rankwise_lora(*other.arguments))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.filterwarnings(
+    "ignore:While compiling, we found certain side effects"
+)  # the weights in force, until they are not
+def test_export_with_the_weights_inside(strict: bool) -> None:
+    class Served(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = RankwiseLoraLinear(nn.Linear(12, 10), torch.randn(6, 12), torch.randn(10, 6), 2.0)
+
+        def forward(self, x: Tensor, g: Tensor, rows: Tensor) -> Tensor:
+            with rank_weights(self, g, rows):
+                return self.layer(x)
+
+    torch.manual_seed(0)
+    served = Served().requires_grad_(False)
+    tokens, requests = torch.export.Dim("tokens"), torch.export.Dim("requests")
+    given = torch.randn(4, 12), torch.randn(2, 6), torch.tensor([0, -1, 1, 1])
+    program = torch.export.export(
+        served, given, dynamic_shapes=({0: tokens}, {0: requests}, {0: tokens}), strict=strict
+    )
+    for count, rows in ((4, [0, -1, 1, 1]), (3, [2, 0, 1, -1, 2])):
+        call = torch.randn(len(rows), 12), torch.randn(count, 6), torch.tensor(rows)
+        torch.testing.assert_close(program.module()(*call), served(*call))
+
+
 def test_autocast(problems: SimpleNamespace) -> None:
     problem = problems.make()
     x, a, b, g, rows, s = problem.arguments
