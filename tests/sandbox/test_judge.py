@@ -219,6 +219,19 @@ def test_a_value_that_fits_but_whose_copy_does_not_is_a_lack_of_memory(isolated:
     assert verdict.seconds < Limits().wall_seconds
 
 
+@pytest.mark.parametrize(
+    ("answer", "memory_mb", "status"), [("'x' * (5 << 20)", 256, "output_limit"), ("'x' * (90 << 20)", 150, "memory")]
+)
+def test_an_answer_that_cannot_be_sent_leaves_none_for_the_next_test(
+    isolated: Sandbox, answer: str, memory_mb: int, status: str
+) -> None:
+    program = f"def f(n): return {answer} if n == 0 else n"
+    tests: list[Test] = [AssertTest("assert f(0) == 1\nassert f(5) == 5\nassert f(6) == 6", "f")]
+    tests += [AssertTest("assert f(7) == 7", "f"), AssertTest("assert f(7) == 5", "f"), CallTest("f", (8,), 8)]
+    verdict = judge(isolated, program, tests, Limits(memory_mb=memory_mb))
+    assert statuses(verdict) == [status, "passed", "wrong_answer", "passed"]
+
+
 def test_a_test_may_pass_more_than_a_program_may_answer(isolated: Sandbox, quick: Limits) -> None:
     test = AssertTest("x = 'x' * (5 << 20)\nassert f(x) == len(x)", "f")
     verdict = judge(isolated, "def f(x): return len(x)", [test], quick)

@@ -44,15 +44,14 @@ def main(control: int, calls: int) -> None:
                 _send(channel, _beside(space, message))
                 continue
             for args, kwargs in message["steps"]:
-                reply = _call(space, message, args, kwargs)
-                _send(channel, reply)
-                if reply["status"] not in ("returned", "not_plain"):
+                if _send(channel, _call(space, message, args, kwargs)) not in ("returned", "not_plain"):
                     break
     except EOFError:
         return
 
 
-def _send(channel: Blocking, reply: dict[str, Any]) -> None:
+def _send(channel: Blocking, reply: dict[str, Any]) -> str:
+    """Send a reply, or why it cannot be sent; return the status that went out."""
     try:  # noqa: SIM105 (a context manager costs a fresh child five pages)
         flush()
     except BaseException:
@@ -60,9 +59,12 @@ def _send(channel: Blocking, reply: dict[str, Any]) -> None:
     try:
         channel.send(reply)
     except ProtocolError:
-        channel.send({"status": "output_limit", "message": "the answer is too large", "id": reply.get("id")})
+        reply = {"status": "output_limit", "message": "the answer is too large", "id": reply.get("id")}
+        channel.send(reply)
     except MemoryError as error:
-        channel.send({**describe(error), "id": reply.get("id")})
+        reply = {**describe(error), "id": reply.get("id")}
+        channel.send(reply)
+    return str(reply["status"])
 
 
 def like_plain_python() -> None:
