@@ -21,17 +21,35 @@ class Proposal(NamedTuple):
 
 
 # Models repeat themselves: no pattern here may take more than linear time in the length of a text.
+_FENCE = re.compile(r"([ \t]*+)(```|~~~)[`~]*+([^`]*+)")
 _FENCE_END = re.compile(r"[ \t]*+([\w+-]*+)[ \t]*+")
+_LANGUAGE = re.compile(r"[\w+.-]*")
+_PYTHON = re.compile(r"(py(thon)?[\d.]*)?")
 _CODE = re.compile(r"^[^\S\n]*+(def |import |from |print\(|return |for |while |class |if )", re.MULTILINE)
 _DEFINITION = re.compile(r"^[^\S\n]*+(async )?def ", re.MULTILINE)
-_PYTHON = ("", "python", "py", "python3")
-_MARK = re.compile(r"^\s*(?:(?:step|idea|thought)\s*\d*\s*[:.)-]|\(?\d{1,2}[.):]|[-*•])\s*", re.IGNORECASE)
+# These are tried on short lines only.
+_BOLD = re.compile(r"(?<![\w*])\*\*(?=\S)(.+?)(?<=\S)\*\*(?![\w*])")  # not a power, not keyword arguments
+_MARK = re.compile(
+    r"^(?:#+ |> )*\s*(?:(?:step|idea|thought)\s*\d*\s*[:.)-]|\(?\d{1,2}[.):](?!\d)|[-•](?!\d)|\*(?=\s))\s*",
+    re.IGNORECASE,
+)
+_NUMBER = r"(\d{1,2}(?:\.\d+)?)\s*(/\s*10|out\s+of\s+10)?"
+_WORD = r"(?:score|reasonableness|rating)"
 _SCORE = re.compile(
-    r"[\s\-:,.]*[(\[]?\s*(?:(?:score|reasonableness|rating)\s*(?:of|:|=|is)?\s*)?(\d{1,2}(?:\.\d+)?)\s*(?:/\s*10)?\s*[)\]]\s*\.?\s*$",
+    rf"(?:^|(?<=[\s.!?:;,]))[(\[]\s*(?:{_WORD}\s*(?:of|:|=|is)?\s*)?{_NUMBER}\s*[)\]]\s*\.?\s*$"
+    rf"|(?<=[.!?])\s+{_WORD}\s*[:=]\s*{_NUMBER}\s*\.?\s*$",
     re.IGNORECASE,
 )
 _DEFAULT_SCORE = 0.5
 _FRILLS = 100  # characters that a mark and a score may take beside a thought
+
+
+class _Read(NamedTuple):
+    """A thought as it was read, before the scale of the scores beside it is known."""
+
+    text: str
+    score: float | None = None
+    of_ten: bool = False  # said so itself
 
 
 def parse_proposals(text: str, limit: int) -> list[Proposal]:
@@ -39,9 +57,10 @@ def parse_proposals(text: str, limit: int) -> list[Proposal]:
 
     Returns:
         Distinct, non-empty proposals in the order written; empty when nothing readable is there. A thought without a
-        readable score gets 0.5.
+        readable score gets 0.5. Scores are of ten, as asked for, unless all are decimal fractions up to 1.
     """
-    found = _from_json(text) or _from_lines(text)
+    text = _answer(text)
+    found = _scaled(_from_json(text) or _from_lines(text))
     seen: set[str] = set()
     kept = []
     for proposal in found:
@@ -68,48 +87,69 @@ def parse_plan(text: str, limit: int = 8) -> list[str]:
     return [proposal.text for proposal in parse_proposals(text, limit)]
 
 
-def _from_json(text: str) -> list[Proposal]:
+def _answer(text: str) -> str:
+    """What comes after the thinking that some models show."""
+    return text.rpartition("</think>")[2]
+
+
+def _from_json(text: str) -> list[_Read]:
+    """A list, or an object per line."""
     start, end = text.find("["), text.rfind("]")
-    if start < 0 or end <= start:
-        return []
+    items = _loads(text[start : end + 1]) if 0 <= start < end else None
+    if not isinstance(items, list):
+        lines = (line.strip().rstrip(",") for line in text.split("\n"))
+        items = [_loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    return [read for item in items if (read := _json_item(item))]
+
+
+def _loads(text: str) -> Any:
     try:
-        items = json.loads(text[start : end + 1])
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return []
-    return [proposal for item in items if (proposal := _json_item(item))] if isinstance(items, list) else []
+        return None
 
 
-def _json_item(item: Any) -> Proposal | None:
+def _json_item(item: Any) -> _Read | None:
     if isinstance(item, str):
-        return _clean(storable(item))
+        return _clean(_plain(storable(item)))
     if not isinstance(item, dict):
         return None
     words = next((item[key] for key in ("thought", "step", "idea", "text") if isinstance(item.get(key), str)), "")
-    score = next(
-        (item[key] for key in ("score", "reasonableness", "rating") if isinstance(item.get(key), int | float)), None
-    )
-    cleaned = _clean(storable(words))
-    if cleaned is None or score is None:
+    cleaned = _clean(_plain(storable(words)))
+    score = next((item[key] for key in ("score", "reasonableness", "rating") if key in item), None)
+    if isinstance(score, str) and (found := re.fullmatch(rf"\s*{_NUMBER}\s*", score[:_FRILLS])):
+        return cleaned and _Read(cleaned.text, _number(found[1]), bool(found[2]))
+    if cleaned is None or isinstance(score, bool) or not isinstance(score, int | float):
         return cleaned
-    return Proposal(cleaned.text, _scaled(score))
+    return _Read(cleaned.text, min(max(score, 0), 10) if score == score else 0)
 
 
-def _from_lines(text: str) -> list[Proposal]:
-    lines = [line for line in _split_fences(text)[0] if line.strip()]
+def _from_lines(text: str) -> list[_Read]:
+    lines = [_plain(line) for line in _split_fences(text)[0] if line.strip()]
     marked = [line for line in lines if _MARK.match(line)]
-    return [proposal for line in (marked or lines) if (proposal := _clean(line))]
+    return [read for line in (marked or lines) if (read := _clean(line))]
 
 
-def _clean(line: str) -> Proposal | None:
+def _plain(line: str) -> str:
+    """A line with single spaces and without Markdown's bold; one that is too long for a thought stays as it is."""
     line = " ".join(line.split())
+    if len(line) > MAX_THOUGHT + _FRILLS:
+        return line
+    line = _BOLD.sub(r"\1", line)
+    return re.sub(r"^\*\*(?=[A-Z\d])|\*+$", "", line)  # of bold that goes on in another line
+
+
+def _clean(line: str) -> _Read | None:
     if len(line) > MAX_THOUGHT + _FRILLS:
         return None
     line = _MARK.sub("", line, count=1)
-    score = _DEFAULT_SCORE
+    score, of_ten = None, False
     if found := _SCORE.search(line):
-        score = _scaled(float(found.group(1)))
-        line = line[: found.start()]
-    words = line.replace("**", "").strip().strip("\"'").strip()
+        number, ten = found[1] or found[3], found[2] or found[4]
+        if float(number) <= 10:
+            score, of_ten = _number(number), bool(ten)
+            line = line[: found.start()].rstrip(" -\u2013\u2014:,")
+    words = line.strip().strip("\"'").strip()
     # A line that only announces a list, only gives a score, or is code, is not a thought.
     if (
         not 8 <= len(words) <= MAX_THOUGHT
@@ -118,57 +158,71 @@ def _clean(line: str) -> Proposal | None:
         or words.startswith(("def ", "import ", "return ", ">>>"))
     ):
         return None
-    return Proposal(words if words.endswith((".", "!", "?")) else words + ".", score)
+    return _Read(words if words.endswith((".", "!", "?")) else words + ".", score, of_ten)
 
 
-def _scaled(score: float) -> float:
-    if not 0 <= score <= 10:  # NaN too
-        return 1.0 if score > 10 else 0.0
-    return score / 10.0 if score > 1.0 else float(score)
+def _number(text: str) -> float:
+    return float(text) if "." in text else int(text)
+
+
+def _scaled(found: list[_Read]) -> list[Proposal]:
+    """Proposals with scores in [0, 1]."""
+    scores = [read.score for read in found if read.score is not None]
+    fractions = any(isinstance(score, float) for score in scores) and not any(read.of_ten for read in found)
+    whole = 1.0 if fractions and max(scores) <= 1 else 10.0
+    return [Proposal(read.text, _DEFAULT_SCORE if read.score is None else read.score / whole) for read in found]
 
 
 def _split_fences(text: str) -> tuple[list[str], list[tuple[str, str]]]:
     """The lines outside code fences, and each fenced block as (language, body).
 
-    A fence that names a language opens a block even inside another (models fence twice); the last may stay open.
+    A fence that names a language opens a block even inside another (models fence twice); the last may stay open. What is
+    indented four columns beyond the block's own fence is its text.
     """
     prose: list[str] = []
     blocks: list[tuple[str, list[str]]] = []
-    inside = False
-    for line in text.splitlines():
-        target = blocks[-1][1] if inside else prose
-        before, language = _cut_fence(line)
-        if language is None:
+    opened: tuple[int, str] | None = None  # columns of the open block's fence, and its characters
+    for line in text.replace("\r\n", "\n").split("\n"):
+        target = blocks[-1][1] if opened else prose
+        before, columns, fence, language = _cut_fence(line)
+        if language is None or (opened and (fence != opened[1] or columns > opened[0] + 3)):
             target.append(line)
             continue
         if before.strip():
             target.append(before)
-        inside = not inside or bool(language)
-        if inside:
-            blocks.append((language.lower(), []))
+        if opened and not language:
+            opened = None
+        else:
+            opened = columns, fence
+            blocks.append((language, []))
     return prose, [(language, "\n".join(body)) for language, body in blocks]
 
 
-def _cut_fence(line: str) -> tuple[str, str | None]:
-    """What stands before a fence at the end of a line, and the fence's language; (the line, None) without a fence."""
+def _cut_fence(line: str) -> tuple[str, int, str, str | None]:
+    """What stands before a fence, its column, its characters, and its language; the last is None without a fence."""
+    if found := _FENCE.fullmatch(line):
+        language = _LANGUAGE.match(found[3].lstrip(" \t{."))
+        return "", len(found[1].expandtabs(4)), found[2], language[0].lower() if language else ""
     at = line.rfind("```")
-    found = _FENCE_END.fullmatch(line, at + 3) if at >= 0 else None
-    return (line[:at].rstrip("`"), found.group(1)) if found else (line, None)
+    end = _FENCE_END.fullmatch(line, at + 3) if at >= 0 else None
+    return (line[:at].rstrip("`"), 0, "```", end[1].lower()) if end else (line, 0, "", None)
 
 
 def extract_program(text: str, starter_code: str = "") -> str | None:
-    """The program in a reply: the longest fenced block of Python, else the reply itself if it looks like code.
+    """The program in a reply: the longest fenced block of Python, one that defines a function before all others; without a
+    block, the reply itself if it looks like code.
 
     A block that only continues ``starter_code`` (a function's body, indented or not) is put under it.
 
     Returns:
         Source text, or None when the reply holds no code or more than `MAX_PROGRAM` characters of it.
     """
-    blocks = [body for language, body in _split_fences(text)[1] if language in _PYTHON and body.strip()]
+    text = _answer(text)
+    blocks = [body for language, body in _split_fences(text)[1] if _PYTHON.fullmatch(language) and body.strip()]
     if blocks:
-        code = max(blocks, key=len)
+        code = max(blocks, key=lambda body: (bool(_DEFINITION.search(body)), len(body)))
     elif _CODE.search(text):
-        code = "\n".join(_cut_fence(line)[0] for line in text.splitlines())
+        code = "\n".join(_cut_fence(line)[0] for line in text.replace("\r\n", "\n").split("\n"))
     else:
         return None
     code = code.strip("\n")

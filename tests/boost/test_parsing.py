@@ -18,6 +18,9 @@ from bdc.llm.parsing import extract_program, parse_plan, parse_proposals, parse_
         "- Count the letters. (score: 8)\n- Sort the words. [6/10]",
         '[{"thought": "Count the letters.", "score": 8}, {"thought": "Sort the words", "score": 6}]',
         "Here are two ideas:\n1) **Count the letters.** (8)\n2) **Sort the words.** (6)\n",
+        "**1. Count the letters (8)**\n**2. Sort the words (6 out of 10)**",
+        '{"thought": "Count the letters.", "score": "8"},\n{"thought": "Sort the words", "score": "6/10"}',
+        "<think>\n1. Sum it all. (9)\n</think>\n### Idea 1: Count the letters. (0.8)\n### Idea 2: Sort the words. (0.6)",
     ],
 )
 def test_every_form_gives_the_same_proposals(text: str) -> None:
@@ -28,6 +31,31 @@ def test_nothing_is_invented() -> None:
     assert parse_proposals("", 3) == []
     assert parse_proposals("\n \n```python\nreturn x\n```", 3) == []
     assert parse_thought("Sure:") is None
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "score"),
+    [
+        ("1. Use a dictionary. (1)", "Use a dictionary.", 0.1),
+        ("1. Use a dictionary. (1/10)", "Use a dictionary.", 0.1),
+        ("1. Compute dp[i][2]", "Compute dp[i][2].", 0.5),
+        ("1. Return f(3)", "Return f(3).", 0.5),
+        ("1. Stop at most at 100 (100)", "Stop at most at 100 (100).", 0.5),
+        ("1. Take the sum modulo 10**9 + 7. (8)", "Take the sum modulo 10**9 + 7.", 0.8),
+        ("- Loop while i**2 <= n and 2**k > i (9)", "Loop while i**2 <= n and 2**k > i.", 0.9),
+        ("* Pass **kwargs on to g(**kwargs)", "Pass **kwargs on to g(**kwargs).", 0.5),
+        ("-1 is returned where there is none", "-1 is returned where there is none.", 0.5),
+        ("2. 0.5 is the first guess. (3)", "0.5 is the first guess.", 0.3),
+    ],
+)
+def test_code_and_formulas_in_a_thought_stay_what_they_are(line: str, text: str, score: float) -> None:
+    assert parse_proposals(line, 3) == [(text, score)]
+
+
+def test_scores_of_one_reply_have_one_scale() -> None:
+    for scores, expected in (("1.0 0.5", [1.0, 0.5]), ("1 5", [0.1, 0.5]), ("0.5 9", [0.05, 0.9]), ("1 0", [0.1, 0.0])):
+        lines = [f"{i}. Sort by the column {i}. ({score})" for i, score in enumerate(scores.split(), 1)]
+        assert [proposal.score for proposal in parse_proposals("\n".join(lines), 3)] == expected
 
 
 def test_duplicates_and_limit() -> None:
@@ -63,6 +91,25 @@ def test_program_fenced_twice() -> None:
     assert extract_program("```\n\n```python\ndef f(x):\n    return x\n```") == expected
     assert extract_program("```python\n```python\ndef f(x):\n    return x\n```\n```") == expected
     assert extract_program("```text\nx = 1\n```\nso\n```py\ndef f(x):\n    return x\n```") == expected
+
+
+@pytest.mark.parametrize("fence", ["```python3.11", '```python title="f.py"', "```{.python}", "~~~ Python", "  ```py"])
+def test_fences_with_more_than_a_language(fence: str) -> None:
+    end = fence.split("p")[0].rstrip(" {.")
+    assert extract_program(f"So:\n{fence}\ndef f(x):\n    return x\n{end}\nDone.") == "def f(x):\n    return x\n"
+
+
+def test_a_fence_in_a_docstring_and_odd_line_ends_in_a_string_are_text() -> None:
+    program = 'def f(x):\n    """\n    ```\n    f(1)\n    ```\n    """\n    return "\u2028\x0c"\n'
+    assert extract_program(f"```python\n{program}```") == program
+    assert extract_program(program.replace("    ```\n", "")) == program.replace("    ```\n", "")
+
+
+def test_a_definition_comes_before_longer_examples() -> None:
+    tests = "\n".join(f"assert f({i}) == {i}" for i in range(9))
+    program = "def f(x):\n    return x\n"
+    assert extract_program(f"```python\n{program}```\nIt passes:\n```python\n{tests}\n```") == program
+    assert extract_program(f"<think>```python\n{program}# or\n```</think>\n```python\n{program}```") == program
 
 
 def test_code_before_a_stray_fence_is_kept() -> None:
@@ -111,7 +158,7 @@ def test_json_with_odd_values_is_read() -> None:
     scores = ["9" * 400, "NaN", "1e999", "-Infinity", "-3", "true", "7"]
     items = [f'{{"thought": "Sort the words {i}.\\ud800", "score": {score}}}' for i, score in enumerate(scores)]
     found = parse_proposals(f"[{', '.join(items)}]", 9)
-    assert [proposal.score for proposal in found] == [1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.7]
+    assert [proposal.score for proposal in found] == [1.0, 0.0, 1.0, 0.0, 0.0, 0.5, 0.7]
     assert found[0].text == "Sort the words 0.\ufffd."
 
 
