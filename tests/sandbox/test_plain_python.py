@@ -43,6 +43,15 @@ PROGRAMS = {
     "redirected": "import sys, io\nsys.stdout = io.StringIO()\nprint(2)",
     "reconfigured": "import sys\nsys.stdout.reconfigure(line_buffering=True)\nprint('ä', end='')",
     "reopened": "out = open(1, 'w')\nout.write('x')",
+    "stdout wrapped": "import sys, io\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8')\nprint('ä')",
+    "stdout detached": "import sys, io\nsys.stdout = io.TextIOWrapper(sys.stdout.detach(), 'utf-8')\nprint('ä')",
+    "stdout by number": "import os\nout = os.fdopen(1, 'w', closefd=False)\nout.write('x')",
+    "stdin wrapped": "import sys, io\nsys.stdin = io.TextIOWrapper(sys.stdin.detach(), 'utf-8')\nprint(*sys.stdin)",
+    "seeking": (
+        "import sys, io\nprint([(s.seekable(), s.buffer.seekable()) for s in (sys.stdin, sys.stdout)])\n"
+        "text = sys.stdin.read()\nprint(sys.stdin.seek(0), sys.stdin.read() == text)\n"
+        "try: sys.stdout.tell()\nexcept io.UnsupportedOperation: print('cannot')\nexcept OSError as e: print(e)"
+    ),
     "stderr": "import sys\nprint('x', file=sys.stderr)\nprint(1)",
     "__del__": "class A:\n    def __del__(self): print('gone', flush=True)\na = A()\na.me = a\nb = [A()]",
     "atexit": "import atexit\natexit.register(print, 'last')\nprint('first')",

@@ -8,6 +8,7 @@ import builtins
 import contextlib
 import gc
 import io
+import os
 import sys
 import threading
 import traceback
@@ -70,8 +71,10 @@ def _send(channel: Blocking, reply: dict[str, Any]) -> str:
 def like_plain_python() -> None:
     """Give programs what an interpreter started the usual way has: streams on descriptors 0 to 2, `exit` and the like.
 
-    The descriptors are those that a child will have, whatever they are now.
+    The descriptors are those that a child will have, whatever they are now, but for stdout: a stream remembers whether
+    its descriptor can seek, so a pipe stands there already.
     """
+    _pipe_to_nowhere(1)
     sys.stdin = _stream(io.BufferedReader(_raw(0, "r", "<stdin>")), "r", "surrogateescape")
     sys.stdout = _stream(io.BufferedWriter(_raw(1, "w", "<stdout>")), "w", "surrogateescape")
     sys.stderr = _stream(io.BufferedWriter(_raw(2, "w", "<stderr>")), "w", "backslashreplace", write_through=True)
@@ -81,6 +84,13 @@ def like_plain_python() -> None:
     vars(builtins)["help"] = _sitebuiltins._Helper()
     for name in ("copyright", "credits", "license"):
         setattr(builtins, name, _sitebuiltins._Printer(name, f"see sys.copyright for {name}"))
+
+
+def _pipe_to_nowhere(fd: int) -> None:
+    reader, writer = os.pipe()
+    os.dup2(writer, fd)
+    os.close(reader)
+    os.close(writer)
 
 
 def _raw(fd: int, mode: str, name: str) -> io.FileIO:
@@ -141,12 +151,13 @@ def _run_main(source: str) -> dict[str, Any]:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         flush()
-        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-        del sys.modules["__main__"]
-        gc.collect()  # a writer that nobody closed writes out its buffer when it goes
-        flush()
     except BaseException as error:
         return failure or describe(error)
+    with contextlib.suppress(BaseException):  # as Python does, with a detached stream for instance
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        sys.modules.pop("__main__", None)
+        gc.collect()  # a writer that nobody closed writes out its buffer when it goes
+        flush()
     return failure or {"status": "done"}
 
 
