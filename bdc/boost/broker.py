@@ -59,6 +59,7 @@ class Broker:
         self.replayed = self.asked = 0
         self._answering: set[int] = set()  # agents that have answered a call of this search, now or in an earlier start
         self._lost: set[str] = set()  # keys of calls that failed for good, as opposed to those that were refused
+        self._asked_now: set[str] = set()  # keys
         self._spent = {"calls": 0, "tokens": 0, "seconds": 0.0, "usd": 0.0}
         self._runner = asyncio.Runner()
 
@@ -80,6 +81,11 @@ class Broker:
         agent = self.agents[call.agent]
         sampling = (agent.settings.temperature, agent.settings.top_p, call.max_tokens, self.seed, call.sample)
         return digest(agent.name, agent.llm.name, call.role, call.messages, sampling)
+
+    @property
+    def calls(self) -> int:
+        """Answers used by this search so far, replayed ones included."""
+        return int(self._spent["calls"])
 
     def exhausted(self, budget: BudgetSettings) -> str:
         """Name of the first cap that is reached, or an empty string.
@@ -103,12 +109,13 @@ class Broker:
         """
         keys = [self.key(call) for call in calls]
         known = self._stored(keys)
-        self.replayed += sum(key in known for key in keys)
+        self.replayed += sum(key in known and key not in self._asked_now for key in keys)
         missing: dict[str, Call] = {}
         for key, call in zip(keys, calls, strict=True):
             if key not in known:
                 missing.setdefault(key, call)
         if missing:
+            self._asked_now.update(missing)
             known |= self._runner.run(self._ask_missing(missing, label))
         self._check_answers(dict(zip(keys, calls, strict=True)), known)
         answers = [known[key] for key in keys]

@@ -20,7 +20,8 @@ from bdc.progress import Progress
 from bdc.search import PUCB, Forest
 from bdc.verdicts import Verifier
 
-REASON_NOT_BETTER, REASON_NO_PROPOSALS = 1, 2
+REASON_NOT_BETTER, REASON_NO_PROPOSALS, REASON_NO_ANSWERS = 1, 2, 3
+_REOPENED = "; reopened: all its siblings were pruned"
 
 
 class Search:
@@ -59,25 +60,40 @@ class Search:
         """Search until every tree has stopped; ``Tree.stop`` says why."""
         with self.progress.task("boost: rollouts", total=self.settings.rollouts) as task:
             while active := [tree for tree in self.trees if not tree.stop]:
-                if cap := self.broker.exhausted(self.settings.budget):
+                affordable = self._affordable(active)
+                if not affordable:
                     for tree in active:
-                        tree.stop = f"budget: {cap}"
+                        tree.stop = f"budget: {self.broker.exhausted(self.settings.budget) or 'calls'}"
                     break
-                self._wave(active)
+                self._wave(affordable)
                 solved = sum(bool(tree.agents_that_solved()) for tree in self.trees)
                 note = f"{solved}/{len(self.trees)} problems have a program that passes the public tests"
                 task.update(max(tree.rollouts for tree in self.trees), note)
         return self.trees
 
+    def _affordable(self, active: list[Tree]) -> list[Tree]:
+        """The trees whose next rollout the budget allows, those with the fewest first."""
+        budget, agents = self.settings.budget, len(self.broker.agents)
+        if self.broker.exhausted(budget):
+            return []
+        if not budget.max_calls:
+            return active
+        most = 2 * agents * (1 + self.settings.programs_per_agent) + 1  # proposals and programs twice, one reflection
+        at_once = int(budget.max_calls - self.broker.calls) // most
+        return sorted(active, key=lambda tree: tree.rollouts)[:at_once]
+
     def _wave(self, active: list[Tree]) -> None:
         leaves = self._select(active)
         self._expand([(tree, node) for tree, node in leaves if self._wants_children(node)])
         fresh = [tree for tree, node in leaves if node.expanded and not tree.stop]
-        chosen = [(tree, node) for tree, node in leaves if not node.expanded and not tree.stop] + self._select(fresh)
+        ended = [(tree, node) for tree, node in leaves if not node.expanded and not tree.stop and node.state != PRUNED]
+        chosen = ended + self._select(fresh)
         new = [(tree, node) for tree, node in chosen if node.value is None]
         self._evaluate(new)
         weak = self._reflect([(tree, node) for tree, node in new if node.value is not None])
-        # A node whose calls all failed has no value and leaves no trace in the statistics.
+        for tree, node in new:
+            if node.value is None:  # it leaves no trace in the statistics, which would choose it again
+                self._mark_pruned(tree, node, REASON_NO_ANSWERS, "no agent answered when asked for programs")
         valued = [(node.node, node.value) for _, node in chosen if node.value is not None]
         if valued:
             ids, values = zip(*valued, strict=True)
@@ -104,6 +120,7 @@ class Search:
         return (
             (node.state == ROOT or node.value is not None)
             and not node.expanded
+            and not node.dead_end
             and node.depth < self.settings.max_depth
         )
 
@@ -169,6 +186,7 @@ class Search:
         if node.state == ROOT:
             tree.stop = "no readable thought"
         else:
+            node.dead_end = True
             self._mark_pruned(tree, node, REASON_NO_PROPOSALS, "no agent proposed a readable next thought")
 
     def _evaluate(self, nodes: list[tuple[Tree, Node]]) -> None:
@@ -266,11 +284,13 @@ class Search:
     def _mark_pruned(self, tree: Tree, node: Node, code: int, reason: str) -> None:
         reopened = self.forest.prune(np.array([node.node]), code)
         node.state = PRUNED
-        node.reason = f"{reason}; {node.reason}" if node.reason else reason
+        if reason not in node.reason:
+            node.reason = f"{reason}; {node.reason}" if node.reason else reason
         # The forest reopens the best of a family whose last open member was pruned.
         for sibling in reopened.tolist():
             tree.nodes[sibling].state = OPEN
-            tree.nodes[sibling].reason += "; reopened: all its siblings were pruned"
+            if _REOPENED not in tree.nodes[sibling].reason:
+                tree.nodes[sibling].reason += _REOPENED
 
     def _why_stop(self, tree: Tree) -> str:
         if len(tree.agents_that_solved()) >= min(2, len(self.broker.agents)):

@@ -58,6 +58,7 @@ class AgentSettings:
 class BudgetSettings:
     """Caps on the whole search; 0 means no cap.
 
+    ``max_calls`` is never exceeded; the others are looked at before each rollout of all problems, which may exceed them.
     Answers replayed from the run store count as well, so that a resumed search stops where an uninterrupted one does.
     ``max_seconds`` counts the seconds that agents spent answering.
     """

@@ -36,6 +36,7 @@ class Node:
     programs: tuple[Program, ...] = ()
     verdict: Verdict | None = None
     expanded: bool = False
+    dead_end: bool = False  # no agent knew a next thought
 
     @property
     def depth(self) -> int:
@@ -43,8 +44,8 @@ class Node:
 
     @property
     def best(self) -> Program | None:
-        """The first of the programs with the highest pass rate."""
-        return max(self.programs, key=lambda program: program.pass_rate, default=None)
+        """The first of the programs with the highest pass rate; verified ones come before others."""
+        return max(self.programs, key=lambda program: (program.pass_rate, program.verified), default=None)
 
 
 @dataclass(slots=True)
@@ -64,11 +65,13 @@ class Tree:
         return self.nodes[node.parent].value or 0.0
 
     def ranked(self) -> list[tuple[Node, Program]]:
-        """Nodes with their best program, best first: pass rate, then mutual agreement (node value), then age."""
+        """Nodes with their best program, best first: pass rate, verified or not, mutual agreement (node value), age."""
         pairs = [(node, node.best) for node in self.nodes.values() if node.best is not None]
         found = [(node, best) for node, best in pairs if best is not None]
-        return sorted(found, key=lambda pair: (-pair[1].pass_rate, -(pair[0].value or 0.0), pair[0].node))
+        return sorted(
+            found, key=lambda pair: (-pair[1].pass_rate, not pair[1].verified, -(pair[0].value or 0.0), pair[0].node)
+        )
 
     def agents_that_solved(self) -> set[int]:
-        """Agents with a program that passes all public tests anywhere in the tree."""
-        return {p.agent for node in self.nodes.values() for p in node.programs if p.pass_rate == 1.0}
+        """Agents with a program that verifiably passes all public tests anywhere in the tree."""
+        return {p.agent for node in self.nodes.values() for p in node.programs if p.pass_rate == 1.0 and p.verified}

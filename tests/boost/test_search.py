@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from bdc.problems import Problem
 from bdc.progress import Progress
 from bdc.runs import Run
 from bdc.sandbox import Limits, Sandbox
-from bdc.testcase import CallTest
+from bdc.testcase import AssertTest, CallTest
 from bdc.verdicts import Verifier
 
 RIGHT = "```python\ndef double(x):\n    return 2 * x\n```"
@@ -123,6 +124,80 @@ def test_budget_stops_the_search(tmp_path: Path, sandbox: Sandbox) -> None:
         agents = [Scripted("a", learns=False)]
         (tree,) = _search(run, sandbox, agents, budget=BudgetSettings(max_tokens=1))[0].run()
         assert tree.stop == "budget: tokens" and tree.rollouts == 1
+
+
+def test_a_cap_on_calls_is_kept(tmp_path: Path, sandbox: Sandbox) -> None:
+    for cap, rollouts in ((4, 0), (5, 1), (7, 1), (8, 2)):
+        with Run(tmp_path / f"run{cap}", create=True) as run:
+            search, broker, _ = _search(
+                run, sandbox, [Scripted("a", learns=False)], budget=BudgetSettings(max_calls=cap)
+            )
+            (tree,) = search.run()
+            assert (tree.stop, tree.rollouts) == ("budget: calls", rollouts)
+            assert broker.calls <= cap and broker.replayed == 0
+
+
+class Mute(Scripted):
+    """It has a first thought or two, half a program for them, and no second thought."""
+
+    def __init__(self, thoughts: str, *, refused: str = "no such prompt") -> None:
+        super().__init__("a")
+        self.thoughts, self.refused = thoughts, refused
+
+    def _answer(self, prompt: str) -> str:
+        if "Suggest" in prompt:
+            return self.thoughts if "Steps so far" not in prompt else "I cannot:"
+        return "No:" if "Rewrite step" in prompt else WRONG.replace("x * x", "2 * x if x == 1 else 0")
+
+    async def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        answers = await super().complete(requests)
+        prompts = [request.messages[-1]["content"] for request in requests]
+        return [
+            Completion("too long", 0, 0, "error", 0.0) if self.refused in prompt and "Complete" in prompt else answer
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+
+
+TWO = "1. Multiply the number by itself. (9)\n2. Compare it with one. (5)"
+
+
+@pytest.mark.parametrize(("thoughts", "pruned"), [(TWO, True), (TWO.partition("\n")[0], False)], ids=["two", "one"])
+def test_a_dead_end_ends_there_and_not_the_search(
+    thoughts: str, pruned: bool, tmp_path: Path, sandbox: Sandbox
+) -> None:
+    with Run(tmp_path / "run", create=True) as run:
+        agent = Mute(thoughts)
+        (tree,) = _search(run, sandbox, [agent], rollouts=6)[0].run()
+    assert (tree.stop, tree.rollouts) == ("rollouts", 6)
+    dead = [node for node in tree.nodes.values() if node.dead_end]
+    assert dead and tree.dropped_proposals == len(dead)
+    assert all(node.reason.count("no agent proposed") == 1 for node in dead)
+    assert any(node.state == PRUNED for node in dead) == pruned  # the last open one of a family is opened again
+
+
+def test_a_node_whose_calls_are_refused_leaves_the_others_their_turn(tmp_path: Path, sandbox: Sandbox) -> None:
+    with Run(tmp_path / "run", create=True) as run:
+        (tree,) = _search(run, sandbox, [Mute(TWO, refused="Multiply the number")], rollouts=3, prune=False)[0].run()
+    refused, other = (node for node in tree.nodes.values() if len(node.thoughts) == 1)
+    assert (refused.value, refused.state) == (None, PRUNED) and "no agent answered" in refused.reason
+    assert other.value == 0.5
+
+
+def test_an_unverified_program_solves_nothing(tmp_path: Path, sandbox: Sandbox) -> None:
+    lie = "```python\nclass E:\n    def __eq__(s, o):\n        return True\n\ndef double(x):\n    return E()\n```"
+
+    class Lying(Scripted):
+        def _answer(self, prompt: str) -> str:
+            return lie if "Complete" in prompt else super()._answer(prompt)
+
+    test = AssertTest("class P:\n    pass\n\nassert double(P()) == 1", "double")
+    with Run(tmp_path / "run", create=True) as run:
+        search, _, _ = _search(run, sandbox, [Lying("a")], rollouts=2)
+        search.trees[0].problem = replace(PROBLEM, public_tests=(test,))
+        (tree,) = search.run()
+    found = [program for node in tree.nodes.values() for program in node.programs]
+    assert found and all(program.pass_rate == 1.0 and not program.verified for program in found)
+    assert tree.stop == "rollouts" and not tree.agents_that_solved()
 
 
 def test_an_agent_that_never_answers_is_named(tmp_path: Path, sandbox: Sandbox) -> None:
