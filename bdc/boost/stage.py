@@ -78,8 +78,10 @@ def run(
         "calls_replayed": broker.replayed,
     }
     if not rows:
+        stopped = sum(tree.stop.startswith("budget") for tree in trees)
         raise BdcError(
-            f"{run.path}: the search of {len(trees)} problems left no verified trace; use stronger agents, more rollouts, or easier problems"
+            f"{run.path}: the search of {len(trees)} problems left no verified trace ({stopped} stopped by boost.budget); "
+            "use stronger agents, more rollouts, or easier problems"
         )
     return summary
 

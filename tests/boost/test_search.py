@@ -127,7 +127,7 @@ def test_budget_stops_the_search(tmp_path: Path, sandbox: Sandbox) -> None:
 
 
 def test_a_cap_on_calls_is_kept(tmp_path: Path, sandbox: Sandbox) -> None:
-    for cap, rollouts in ((4, 0), (5, 1), (7, 1), (8, 2)):
+    for cap, rollouts in ((4, 0), (5, 1), (8, 1), (9, 2)):
         with Run(tmp_path / f"run{cap}", create=True) as run:
             search, broker, _ = _search(
                 run, sandbox, [Scripted("a", learns=False)], budget=BudgetSettings(max_calls=cap)
