@@ -19,9 +19,10 @@ MAX_DEPTH = 200
 _SMALL = 1 << 62
 _TYPES: tuple[type, ...] = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)
 _NAMED = {kind.__name__: kind for kind in _TYPES}
-_AT_ONCE = 256  # elements put into a set or dict between two looks at the clock
+_AT_ONCE = 32  # elements put into a set or dict between two looks at the clock
 _FILL_SECONDS = 0.5  # of CPU time; the most that fits in a frame takes 0.1
 _MAX_FRACTION_BITS = 1 << 18
+_LONG_INT_BITS = 1 << 10
 
 
 class NotPlainError(Exception):
@@ -94,29 +95,47 @@ _PACKERS: tuple[tuple[type, Callable[[Any, int], Any]], ...] = (
 )
 
 
-def unpack(data: Any, depth: int = 0) -> Any:
-    """Return the value that `pack` packed; the data may be hostile.
+class _Seen:
+    """What a value holds so far. Comparing a Decimal with a long int takes quadratic time: no value may hold both."""
+
+    decimal = long_int = trusted = False
+
+    def check(self) -> None:
+        if self.decimal and self.long_int and not self.trusted:
+            raise NotPlainError("a Decimal beside a very long int")
+
+
+def unpack(data: Any, trusted: bool = False) -> Any:
+    """Return the value that `pack` packed; unless ``trusted``, the data may be hostile.
 
     Raises:
-        NotPlainError: the data is not what `pack` makes.
+        NotPlainError: the data is not what `pack` makes, or would take long to compare.
     """
+    seen = _Seen()
+    seen.trusted = trusted
+    return _unpack(data, 0, seen)
+
+
+def _unpack(data: Any, depth: int, seen: _Seen) -> Any:
     if depth > MAX_DEPTH + 10:
         raise NotPlainError("a value nested too deeply")
     if type(data) is list:
-        return [unpack(item, depth + 1) for item in data]
+        return [_unpack(item, depth + 1, seen) for item in data]
     if type(data) is not dict:
+        if type(data) is int and not -_SMALL < data < _SMALL:
+            raise NotPlainError("a long int that is not marked as one")
         return data
     try:
         ((tag, body),) = data.items()
-        return _UNPACKERS[tag](body, depth + 1)
+        return _UNPACKERS[tag](body, depth + 1, seen)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise NotPlainError("a value that cannot be read back") from error
 
 
-def _items(body: Any, depth: int) -> list[Any]:
+def _items(body: Any, depth: int, seen: _Seen) -> list[Any]:
     if type(body) is not list:
         raise NotPlainError("a value that cannot be read back")
-    return [unpack(item, depth) for item in body]
+    return [_unpack(item, depth, seen) for item in body]
 
 
 def _filled(collection: Any, items: list[Any]) -> Any:
@@ -129,19 +148,34 @@ def _filled(collection: Any, items: list[Any]) -> Any:
     return collection
 
 
-def _unpack_frozenset(body: Any, depth: int) -> frozenset[Any]:
-    items = _items(body, depth)
+def _unpack_frozenset(body: Any, depth: int, seen: _Seen) -> frozenset[Any]:
+    items = _items(body, depth, seen)
     _filled(set(), items)
     return frozenset(items)
 
 
-def _unpack_dict(body: Any, depth: int) -> dict[Any, Any]:
-    return _filled({}, [(unpack(key, depth), unpack(item, depth)) for key, item in body])  # type: ignore[no-any-return]
+def _unpack_dict(body: Any, depth: int, seen: _Seen) -> dict[Any, Any]:
+    pairs = [(_unpack(key, depth, seen), _unpack(item, depth, seen)) for key, item in body]
+    return _filled({}, pairs)  # type: ignore[no-any-return]
 
 
-def _unpack_fraction(body: Any, depth: int) -> Fraction:
+def _unpack_int(body: Any, depth: int, seen: _Seen) -> int:
+    value = int(body, 16)
+    if value.bit_length() > _LONG_INT_BITS:
+        seen.long_int = True
+        seen.check()
+    return value
+
+
+def _unpack_decimal(body: Any, depth: int, seen: _Seen) -> Decimal:
+    seen.decimal = True
+    seen.check()
+    return Decimal(body)
+
+
+def _unpack_fraction(body: Any, depth: int, seen: _Seen) -> Fraction:
     """Take two ints of a size whose common divisor is quickly found; a text such as 1e999999999 would be written out."""
-    numerator, denominator = _items(body, depth)
+    numerator, denominator = _items(body, depth, seen)
     if type(numerator) is not int or type(denominator) is not int:
         raise NotPlainError("a fraction not of two ints")
     if max(numerator.bit_length(), denominator.bit_length()) > _MAX_FRACTION_BITS:
@@ -149,20 +183,20 @@ def _unpack_fraction(body: Any, depth: int) -> Fraction:
     return Fraction(numerator, denominator)
 
 
-_UNPACKERS: dict[str, Callable[[Any, int], Any]] = {
-    "i": lambda b, d: int(b, 16),
-    "f": lambda b, d: float(b),
-    "t": lambda b, d: tuple(_items(b, d)),
+_UNPACKERS: dict[str, Callable[[Any, int, _Seen], Any]] = {
+    "i": _unpack_int,
+    "f": lambda b, d, s: float(b),
+    "t": lambda b, d, s: tuple(_items(b, d, s)),
     "d": _unpack_dict,
-    "s": lambda b, d: _filled(set(), _items(b, d)),
+    "s": lambda b, d, s: _filled(set(), _items(b, d, s)),
     "z": _unpack_frozenset,
-    "n": lambda b, d: _NAMED[b],
-    "c": lambda b, d: complex(float(b[0]), float(b[1])),
-    "b": lambda b, d: bytes.fromhex(b),
-    "u": lambda b, d: bytes.fromhex(b).decode("utf-8", "surrogatepass"),
-    "y": lambda b, d: bytearray.fromhex(b),
-    "r": lambda b, d: range(*_items(b, d)),
-    "q": lambda b, d: deque(_items(b, d)),
-    "D": lambda b, d: Decimal(b),
+    "n": lambda b, d, s: _NAMED[b],
+    "c": lambda b, d, s: complex(float(b[0]), float(b[1])),
+    "b": lambda b, d, s: bytes.fromhex(b),
+    "u": lambda b, d, s: bytes.fromhex(b).decode("utf-8", "surrogatepass"),
+    "y": lambda b, d, s: bytearray.fromhex(b),
+    "r": lambda b, d, s: range(*_items(b, d, s)),
+    "q": lambda b, d, s: deque(_items(b, d, s)),
+    "D": _unpack_decimal,
     "F": _unpack_fraction,
 }
