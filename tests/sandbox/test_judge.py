@@ -249,6 +249,45 @@ def test_assertions_see_what_a_call_did_to_its_arguments(isolated: Sandbox, quic
     assert verdict.passed and verdict.verified
 
 
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [
+        ("return m", "m = [2, 1]\nr = f(m)\nassert r == m and r is not m"),
+        ("return m", "m = [2, 1]\nr = f(m)\nr.append(3)\nassert m == [2, 1]"),
+        ("return list(m)", "m = [[1], [2]]\nr = f(m)\nr[0].append(3)\nassert m == [[1], [2]]"),
+        ("return list(m)", "m = [[1], [2]]\nr = f(m)\nassert r is not m and r[0] is m[0]"),
+        ("m.sort()\n    return m", "m = [2, 1]\nassert f(m) is m and m == [1, 2]"),
+        ("return m[1]", "m = [[1], [2]]\nassert f(m) is m[1]"),
+        ("return {'in': (m, m)}", "m = {1}\nr = f(m)\nassert r['in'][0] is m and r['in'][1] is m"),
+        ("a = []\n    return [a, a]", "r = f(1)\nassert r[0] is r[1]"),
+        ("a = []\n    return [a, a]", "r = f(1)\nassert r[0] is not r[1]"),
+        ("m[0].reverse()", "row = [1, 2]\nf([row])\nassert row == [2, 1]"),
+        ("m[0] = m[0][::-1]", "row = [1, 2]\nm = [row]\nf(m)\nassert row == [1, 2] and m == [[2, 1]]"),
+        ("m[0] = m[0][::-1]", "row = [1, 2]\nf([row])\nassert row == [2, 1]"),
+        ("m.sort()", "a, b = [2], [1]\nm = [a, b]\nf(m)\nassert m[0] is b and m[1] is a"),
+        ("m['a'][0].add(2)", "inner = {1}\nf({'a': (inner,)})\nassert inner == {1, 2}"),
+        ("m.append(1)", "from collections import deque\nq = deque()\nf(q)\nassert list(q) == [1]"),
+        ("m[0][0] = 5\n    return m", "assert f([[0] * 2] * 2) == [[5, 0], [5, 0]]"),
+        ("m[0][0] = 5\n    return m", "x = [[0] * 2] * 2\nassert f(x) == [[5, 0], [0, 0]]"),
+        ("m.append(m)\n    return m", "m = [1]\nr = f(m)\nassert r is m and r[1] is m"),
+        ("n.clear()\n    return m", "a = [1]\nassert f(a, n=a) == []"),
+        ("m.clear()\n    raise ValueError", "m = {1: 2}\ntry:\n    f(m)\nexcept ValueError:\n    pass\nassert not m"),
+        ("m[:] = b'x'", "m = bytearray()\nf(m)\nassert m == b'x'"),
+    ],
+)
+def test_objects_keep_their_identity_for_a_call(isolated: Sandbox, quick: Limits, program: str, code: str) -> None:
+    program = f"def f(m, n=None):\n    {program}"
+    space: dict[str, object] = {}
+    exec(program, space)
+    try:
+        exec(code, space)
+        status = "passed"
+    except AssertionError:
+        status = "wrong_answer"
+    (result,) = judge(isolated, program, [AssertTest(code, "f")], quick).results
+    assert (result.status, result.verified) == (status, True), result
+
+
 def test_values_that_cannot_travel_make_the_verdict_unverified(isolated: Sandbox, quick: Limits) -> None:
     program = "def f(g): return map(g, [1, 2])\ndef helper(): return 5\nclass Pair:\n    a = 1"
     tests: list[Test] = [

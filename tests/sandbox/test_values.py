@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdc.sandbox.compare import equal, output_difference
-from bdc.sandbox.inside.values import NotPlainError, pack, unpack
+from bdc.sandbox.inside.values import Heap, NotPlainError, pack, unpack
 
 numbers = st.integers() | st.integers(-(10**400), 10**400) | st.floats() | st.complex_numbers(allow_nan=False)
 texts = st.text() | st.text(st.characters(categories=["Cs"])) | st.binary()
@@ -54,12 +54,56 @@ def test_round_trip(value: Any) -> None:
 @given(
     st.recursive(
         st.none() | st.integers() | st.text() | st.floats(),
-        lambda i: st.lists(i) | st.dictionaries(st.text() | st.sampled_from("tdszcbuyrqDFif"), i),
+        lambda i: st.lists(i) | st.dictionaries(st.text() | st.sampled_from("tdszcbuyrqDFif@"), i),
     )
 )
 def test_hostile_data_is_refused_or_plain(data: Any) -> None:
     with contextlib.suppress(NotPlainError):
         pack(unpack(data))
+
+
+@given(plain)
+def test_a_heap_takes_a_value_there_and_back(value: Any) -> None:
+    here, there = Heap(), Heap()
+    packed = pack(value, heap=here)
+    there.apply(json.loads(json.dumps(here.changes())), trusted=True)
+    copy = unpack(packed, there, trusted=True)
+    assert typed(copy) == typed(value)
+    assert repr(there.changes()) == "[]" or "{" in repr(value)  # a set may have another order there
+    back = json.loads(json.dumps(pack([copy, copy], heap=there)))
+    here.apply(json.loads(json.dumps(there.changes())), trusted=True)
+    first, second = unpack(back, here, trusted=True)
+    assert first is second or not isinstance(value, (list, dict, set))
+    assert first is value or not isinstance(value, (list, dict, set))
+
+
+hostile = st.recursive(
+    st.none() | st.integers(-1, 3) | st.text("@dsqyt", max_size=1),
+    lambda i: st.lists(i, max_size=3) | st.dictionaries(st.sampled_from("@dsqyt"), i, max_size=2),
+)
+
+
+@given(hostile | st.lists(st.lists(hostile, min_size=2, max_size=2)))
+def test_hostile_changes_are_refused_or_keep_to_the_objects_of_the_call(changes: Any) -> None:
+    inner, kept = [1], {"other": [2]}
+    objects = [inner, {3}, {4: inner}]
+    heap = Heap()
+    pack(tuple(objects), heap=heap)
+    with contextlib.suppress(NotPlainError):
+        heap.apply(changes)
+    assert [type(item) for item in objects] == [list, set, dict]
+    assert kept == {"other": [2]}
+
+
+@pytest.mark.parametrize(
+    "changes", [None, [5], [[0, 5]], [[0, {"d": []}]], [[2, []]], [[-1, []]], [[True, []]], [[1, 5]]]
+)
+def test_changes_that_no_heap_makes_are_refused(changes: Any) -> None:
+    heap, value = Heap(), [1]
+    pack(value, heap=heap)
+    with pytest.raises(NotPlainError):
+        heap.apply(changes)
+    assert value == [1]
 
 
 @pytest.mark.parametrize(

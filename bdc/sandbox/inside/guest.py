@@ -184,20 +184,21 @@ def _function(space: dict[str, Any], name: str) -> Callable[..., Any]:
 
 
 def _call(space: dict[str, Any], message: dict[str, Any], packed: Any, packed_kwargs: Any) -> dict[str, Any]:
-    """Call the entry point; the reply carries the result and, for a referee, the arguments where they changed."""
-    args, kwargs = values.unpack(packed, trusted=True), values.unpack(packed_kwargs, trusted=True)
+    """Call the entry point; the reply carries the result and, for a referee, what changed in its objects."""
+    heap = None
+    if "id" in message:
+        heap = values.Heap()
+        heap.apply(message["objects"], trusted=True)
+    args, kwargs = values.unpack(packed, heap, trusted=True), values.unpack(packed_kwargs, heap, trusted=True)
     try:
         result = _function(space, message["entry"])(*args, **kwargs)
     except BaseException as error:
-        return _raised(error, message)
+        return _raised(error, message, heap)
     reply: dict[str, Any] = {"status": "returned"}
     try:
-        reply["value"] = values.pack(result)
-        if "id" in message:
-            reply["id"] = message["id"]
-            changed = values.pack(args)
-            if changed != packed:
-                reply["args"] = changed
+        reply["value"] = values.pack(result, heap=heap)
+        if heap is not None:
+            reply |= {"id": message["id"], "objects": heap.changes()}
     except values.NotPlainError as error:
         reply |= {
             "status": "not_plain",
@@ -209,18 +210,21 @@ def _call(space: dict[str, Any], message: dict[str, Any], packed: Any, packed_kw
             reply["truth"] = _truth(result)
         return reply
     except BaseException as error:
-        return _raised(error, message)
+        return _raised(error, message, None)
     return reply
 
 
-def _raised(error: BaseException, message: dict[str, Any]) -> dict[str, Any]:
-    """Return a failure frame; for a referee with what its test may catch: the built-in base and the arguments."""
+def _raised(error: BaseException, message: dict[str, Any], heap: values.Heap | None) -> dict[str, Any]:
+    """Return a failure frame; for a referee with what its test may catch, and what changed in its objects."""
     reply = describe(error)
     if "id" in message:
         base = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
         reply |= {"id": message["id"], "type": base.__name__}
         with contextlib.suppress(BaseException):  # not plain, or a property of the program's own
             reply["raised"] = values.pack(error.args)
+    if heap is not None:
+        with contextlib.suppress(BaseException):
+            reply["objects"] = heap.changes()
     return reply
 
 

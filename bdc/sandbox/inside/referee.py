@@ -35,9 +35,10 @@ class Candidate:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._calls += 1
+        heap = values.Heap()
         try:
-            packed = values.pack(args)
-            message = {"id": self._calls, "entry": self.__name__, "steps": [[packed, values.pack(kwargs)]]}
+            step = [values.pack(args, heap=heap), values.pack(kwargs, heap=heap)]
+            message = {"id": self._calls, "entry": self.__name__, "steps": [step], "objects": heap.changes()}
         except values.NotPlainError as error:
             raise CannotTravelError(f"the test passes {error}") from error
         try:
@@ -53,22 +54,15 @@ class Candidate:
         if not isinstance(reply, dict) or reply.get("id") != self._calls:
             raise ProgramLostError
         if reply.get("status") == "returned":
-            return self._returned(args, kwargs, reply)
+            value = _returned(reply, heap)
+            self.calls[:] = [(args, kwargs, value)]
+            return value
         if reply.get("status") == "not_plain":
             raise CannotTravelError(f"the program returns {reply.get('message')!s:.200}")
-        raise self._exception(reply)
+        raise self._exception(reply, heap)
 
-    def _returned(self, args: tuple[Any, ...], kwargs: dict[str, Any], reply: dict[str, Any]) -> Any:
-        try:
-            value = values.unpack(reply.get("value"))
-            if "args" in reply:
-                _update(args, values.unpack(reply["args"]))
-        except values.NotPlainError as error:
-            raise CannotTravelError(f"the program returns {error}") from error
-        self.calls[:] = [(args, kwargs, value)]
-        return value
-
-    def _exception(self, reply: dict[str, Any]) -> Exception:
+    def _exception(self, reply: dict[str, Any], heap: values.Heap) -> Exception:
+        _returned({"objects": reply.get("objects", [])}, heap)
         kind, text = getattr(builtins, str(reply.get("type")), Exception), str(reply.get("message"))
         if not (isinstance(kind, type) and issubclass(kind, Exception)):
             kind = Exception
@@ -81,19 +75,13 @@ class Candidate:
         return error
 
 
-def _update(old: Any, new: Any) -> None:
-    """Repeat on the caller's arguments what the function did to its copies: lists, dicts and sets in place."""
-    if type(old) is not type(new):
-        return
-    if isinstance(old, tuple):
-        for a, b in zip(old, new, strict=False):
-            _update(a, b)
-    elif isinstance(old, (list, bytearray)):
-        if old != new:
-            old[:] = new
-    elif isinstance(old, (dict, set)) and old != new:
-        old.clear()
-        old.update(new)
+def _returned(reply: dict[str, Any], heap: values.Heap) -> Any:
+    """Repeat on the test's objects what the call did to its copies, and return its value."""
+    try:
+        heap.apply(reply.get("objects"))
+        return values.unpack(reply.get("value"), heap)
+    except values.NotPlainError as error:
+        raise CannotTravelError(f"the program returns {error}") from error
 
 
 def main(control: int, calls: int) -> None:
