@@ -11,7 +11,24 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from bdc.errors import InputError
+
 _NAME = "bdc_decode"
+_LAYERS = {"full_attention", "sliding_attention"}
+_OWN_MASKS = {"bloom", "falcon", "gpt_neo"}  # they build masks or position biases from what `generate` does not pass
+
+
+def check_attention(model: Any) -> None:
+    """Check that `bdc.llm.generate` computes what the model's attention is.
+
+    Raises:
+        InputError: it has layers of another kind, a recurrent state, or masks of its own.
+    """
+    config = model.config.get_text_config()
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYERS)
+    if other or config.model_type in _OWN_MASKS or getattr(model, "_is_stateful", False):
+        why = f" (its layers have {other[0]})" if other else ""
+        raise InputError(f"Models of type {config.model_type} cannot be run here{why}; name another model.")
 
 
 def decode_attention(

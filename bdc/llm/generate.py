@@ -8,6 +8,7 @@ place; only last positions reach the output head; finished rows leave the batch.
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bdc.errors import InputError
-from bdc.llm.attention import decoding
+from bdc.llm.attention import check_attention, decoding
 from bdc.llm.base import storable
 from bdc.llm.kvcache import ROOM, KVCache
 from bdc.llm.sampling import sample, uniforms
@@ -26,6 +27,7 @@ from bdc.llm.stopping import StopStrings, decode
 
 ForwardContext = Callable[[Tensor, int], AbstractContextManager[Any]]
 Progress = Callable[[int, int], None]
+Stop = str | Sequence[str] | Sequence[Sequence[str]] | None
 
 _PREFILL_TOKENS = 2048  # per forward: enough to fill the machine, little enough to bound activations
 _COMPACT_AT = 8  # rows leave the cache once 1/8 of those in it are done
@@ -51,7 +53,7 @@ def generate(
     temperature: Sequence[float] | float = 0.8,
     top_p: Sequence[float] | float = 0.95,
     seeds: Sequence[int],
-    stop: Sequence[Sequence[str]] | None = None,
+    stop: Stop = None,
     forward_context: ForwardContext | None = None,
     progress: Progress | None = None,
 ) -> list[Generation]:
@@ -66,17 +68,19 @@ def generate(
         prompts: token ids, each non-empty; order them by length across batches, to pad less.
         max_new_tokens, temperature, top_p: one for all, or one per prompt; temperature 0 is greedy.
         seeds: one per prompt.
-        stop: per prompt, strings before which its text ends.
+        stop: strings before which a text ends: one or a list for all prompts, or a list of such lists, one per prompt.
         forward_context: called as ``forward_context(rows, n)`` around every forward of the model, where ``rows``
             (int64) are the indices of the prompts in the forward's batch and ``n`` the tokens per row (padding
             included); for weights that differ per request. Identical prompts are then prefilled apart.
         progress: called as ``progress(tokens sampled, rows finished)`` after every step.
 
     Raises:
-        InputError: an empty prompt, a setting of the wrong length, or one that the model's context cannot hold.
+        InputError: an empty prompt, a setting of the wrong length or kind, one that the model's context cannot hold, or
+            a model whose attention is of another kind (`check_attention`).
     """
     if not prompts:
         return []
+    check_attention(model)
     rows = _Rows.of(model, tokenizer, prompts, max_new_tokens, temperature, top_p, seeds, stop)
     with _evaluating(model), decoding(model):
         batch = _prefill(model, prompts, forward_context)
@@ -100,7 +104,7 @@ class _Rows:
         temperature: np.ndarray,
         top_p: np.ndarray,
         seeds: np.ndarray,
-        stop: Sequence[Sequence[str]] | None,
+        stops: Sequence[Sequence[str]],
         end_tokens: set[int],
         device: torch.device,
     ) -> None:
@@ -108,7 +112,7 @@ class _Rows:
         self.tokenizer, self.limits, self.seeds, self.end_tokens = tokenizer, limits, seeds, end_tokens
         self.temperature = torch.from_numpy(temperature).to(device)
         self.top_p = torch.from_numpy(top_p).to(device)
-        self.stops = [StopStrings(tokenizer, stop[i] if stop else ()) for i in range(n)]
+        self.stops = [StopStrings(tokenizer, strings) for strings in stops]
         self.tokens: list[list[int]] = [[] for _ in range(n)]
         self.reason = [""] * n
         self.last = torch.zeros(n, dtype=torch.long, device=device)
@@ -125,18 +129,16 @@ class _Rows:
         temperature: Sequence[float] | float,
         top_p: Sequence[float] | float,
         seeds: Sequence[int],
-        stop: Sequence[Sequence[str]] | None,
+        stop: Stop,
     ) -> _Rows:
         n = len(prompts)
         limits = _per_row("max_new_tokens", max_new_tokens, n, np.int64)
         heat = _per_row("temperature", temperature, n, np.float32)
         nucleus = _per_row("top_p", top_p, n, np.float32)
-        if stop is not None and len(stop) != n:
-            raise InputError(f"generate() got {len(stop)} stop lists for {n} prompts; give one per prompt.")
         if (limits < 1).any():
             raise InputError(f"max_new_tokens must be at least 1, not {limits.min()}.")
-        if (heat < 0).any() or not ((nucleus > 0) & (nucleus <= 1)).all():
-            raise InputError("temperature must be >= 0 and top_p in (0, 1].")
+        if not ((heat >= 0) & (heat < np.inf)).all() or not ((nucleus > 0) & (nucleus <= 1)).all():
+            raise InputError("temperature must be >= 0 and finite, and top_p in (0, 1].")
         context = context_length(model)
         for i, prompt in enumerate(prompts):
             if len(prompt) == 0:
@@ -146,8 +148,9 @@ class _Rows:
                     f"Prompt {i} has {len(prompt)} tokens and asks for {limits[i]} more, but the model's context is "
                     f"{context}; shorten one of them."
                 )
-        seed_array = np.array([seed % 2**64 for seed in _listed("seeds", seeds, n)], dtype=np.uint64)
-        return cls(tokenizer, limits, heat, nucleus, seed_array, stop, end_tokens(model, tokenizer), model.device)
+        drawn = _seeds(seeds, n)
+        ends = end_tokens(model, tokenizer)
+        return cls(tokenizer, limits, heat, nucleus, drawn, _stops(stop, n), ends, model.device)
 
     def step(self, rows: Tensor, logits: Tensor) -> list[bool]:
         """Sample one token for each active row; says which of them are finished now."""
@@ -199,7 +202,8 @@ class _Batch:
 
     def forward(self, model: Any, tokens: Tensor, context: ForwardContext | None) -> None:
         self.length += 1
-        positions = (self.length - 1 - self.padding).unsqueeze(1)
+        # A finished row that has not left yet may be beyond the context, where learned positions end.
+        positions = (self.length - 1 - self.padding).clamp_max((context_length(model) or self.length) - 1).unsqueeze(1)
         mask = _mask(model, self.padding, 1, self.length, self.cache.capacity_for(1))
         self.logits = _run(model, tokens.unsqueeze(1), positions, mask, self.cache, self.rows, context)
 
@@ -270,17 +274,29 @@ def _mask(model: Any, padding: Tensor, queries: int, length: int, capacity: int)
     causality alone decides. A padding position sees itself: with nothing to see its softmax would be NaN.
     """
     config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or 0
-    sliding = window > 0 and "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    if not sliding and queries > 1 and not bool(padding.any()):
+    window = _window(config)
+    kinds = getattr(config, "layer_types", None)
+    if not window and queries > 1 and not bool(padding.any()):
         return None
     key = torch.arange(capacity, device=padding.device)
     query = torch.arange(length - queries, length, device=padding.device).unsqueeze(1)
     seen = (key <= query) & ((key >= padding.view(-1, 1, 1, 1)) | (key == query))
     full = _additive(seen, model.dtype)
-    if not sliding:
+    if not window:
         return full
-    return {"full_attention": full, "sliding_attention": _additive(seen & (key > query - window), model.dtype)}
+    near = _additive(seen & (key > query - window), model.dtype)
+    return {"full_attention": full, "sliding_attention": near} if kinds else near
+
+
+def _window(config: Any) -> int:
+    """Positions that a layer with a sliding window sees, 0 where no layer has one.
+
+    Without ``layer_types`` all layers have the window.
+    """
+    kinds = getattr(config, "layer_types", None)
+    if not getattr(config, "use_sliding_window", True) or (kinds and "sliding_attention" not in kinds):
+        return 0
+    return int(getattr(config, "sliding_window", None) or 0)
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
@@ -318,6 +334,30 @@ def _listed(name: str, values: Sequence[Any], n: int) -> Sequence[Any]:
 
 
 def _per_row(name: str, value: Any, n: int, dtype: Any) -> np.ndarray:
-    if isinstance(value, (int, float)):
-        return np.full(n, value, dtype=dtype)
-    return np.asarray(_listed(name, value, n), dtype=dtype)
+    whole = np.issubdtype(dtype, np.integer)
+    given = np.asarray(value) if np.ndim(value) == 0 else np.asarray(_listed(name, value, n))
+    if given.dtype.kind not in ("iu" if whole else "iuf") or given.ndim > 1:
+        raise InputError(f"{name} must be {'whole numbers' if whole else 'numbers'}, one for all or one per prompt.")
+    return np.array(np.broadcast_to(given, n), dtype=dtype)
+
+
+def _seeds(seeds: Sequence[int], n: int) -> np.ndarray:
+    try:
+        return np.array([operator.index(seed) % 2**64 for seed in _listed("seeds", seeds, n)], dtype=np.uint64)
+    except TypeError as error:
+        raise InputError("seeds must be a list of whole numbers, one per prompt.") from error
+
+
+def _stops(stop: Stop, n: int) -> Sequence[Sequence[str]]:
+    """One list of stop strings per prompt."""
+    given: Any = [stop] if isinstance(stop, str) else [] if stop is None else stop
+    try:
+        if all(isinstance(string, str) for string in given):
+            return [given] * n
+        if len(given) != n:
+            raise InputError(f"generate() got {len(given)} stop lists for {n} prompts; give one per prompt.")
+        if any(isinstance(strings, str) or not all(isinstance(s, str) for s in strings) for strings in given):
+            raise TypeError
+    except TypeError as error:
+        raise InputError("stop must be a string, a list of strings, or one list of strings per prompt.") from error
+    return list(given)

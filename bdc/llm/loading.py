@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from bdc.errors import InputError
+from bdc.llm.attention import check_attention
 from bdc.llm.chat import encode_chat
 from bdc.llm.folders import KINDS
 from bdc.machine import cpu_field
@@ -81,7 +82,7 @@ def load_model(path_or_name: str | Path, dtype: str | torch.dtype = "auto") -> t
 
     Raises:
         ModelNotFoundError: no source has the model.
-        InputError: an unknown dtype, or a folder that holds no causal language model.
+        InputError: an unknown dtype, a folder that holds no causal language model, or one that `generate` cannot run.
     """
     from transformers import AutoModelForCausalLM
 
@@ -93,6 +94,7 @@ def load_model(path_or_name: str | Path, dtype: str | torch.dtype = "auto") -> t
         dtype = auto_dtype() if dtype == "auto" else DTYPES[dtype]
     folder = resolve(path_or_name, kind="causal")
     model, tokenizer = load_folder(AutoModelForCausalLM, folder, KINDS["causal"], dtype)
+    check_attention(model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:

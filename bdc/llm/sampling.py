@@ -45,8 +45,10 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, u: Tensor) -> Ten
         return logits.argmax(-1)
     heat = torch.where(greedy, 1.0, temperature).unsqueeze(1)
     values, order = logits.topk(min(_HEADS[0], logits.shape[-1]), dim=-1)
-    total = _log_total(logits, heat, values[:, :1])
-    choice, settled = _quantile(values.float() / heat - total, top_p, u)
+    largest = values[:, :1].float()
+    total = _log_total(logits, heat, largest)
+    size = logits.shape[-1]
+    choice, settled = _quantile((values.float() - largest) / heat - total, top_p, u, size)
     tokens = order.gather(1, choice.unsqueeze(1)).squeeze(1)
     if bool(greedy.any()):
         tokens[greedy] = logits[greedy].argmax(-1)
@@ -55,30 +57,34 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, u: Tensor) -> Ten
         if not len(rows):
             break
         values, order = logits[rows].topk(min(head, logits.shape[-1]), dim=-1)
-        choice, settled[rows] = _quantile(values.float() / heat[rows] - total[rows], top_p[rows], u[rows])
+        log_probs = (values.float() - largest[rows]) / heat[rows] - total[rows]
+        choice, settled[rows] = _quantile(log_probs, top_p[rows], u[rows], size)
         tokens[rows] = order.gather(1, choice.unsqueeze(1)).squeeze(1)
     return tokens
 
 
 def _log_total(logits: Tensor, heat: Tensor, largest: Tensor) -> Tensor:
-    """Log of each row's softmax denominator [n, 1], in pieces that stay in a CPU's cache."""
+    """Log of each row's sum of exp((logit - largest) / heat) [n, 1], in pieces that stay in a CPU's cache."""
     n, size = logits.shape
     step = n if logits.is_cuda else max(1, _PIECE // size)
     sums = []
     for part in (slice(start, start + step) for start in range(0, n, step)):
         sums.append((logits[part].float() - largest[part]).div_(heat[part]).exp_().sum(-1, keepdim=True))
-    return torch.cat(sums).log_() + largest / heat
+    return torch.cat(sums).log_()
 
 
-def _quantile(log_probs: Tensor, top_p: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of the drawn token among sorted candidates [n, k], and whether the candidates sufficed to know it."""
+def _quantile(log_probs: Tensor, top_p: Tensor, u: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Index of the drawn token among sorted candidates [n, k] of ``size``, and whether they sufficed to know it."""
     cumulative = log_probs.exp().cumsum(-1)
     nucleus = (cumulative < top_p.unsqueeze(1)).sum(-1).clamp_max(log_probs.shape[1] - 1)
     mass = cumulative.gather(1, nucleus.unsqueeze(1)).squeeze(1)
     inside = mass >= top_p
-    # Without a cut all of the distribution remains, and its mass is known to be 1.
-    mass = torch.where(inside, mass, torch.ones_like(mass))
+    # Without a cut all of the distribution remains: its mass is 1, or what rounding made of it once all of it is here.
+    end = cumulative[:, -1]
+    mass = torch.where(inside, mass, end if log_probs.shape[1] == size else torch.ones_like(end))
     target = u * mass
     choice = (cumulative <= target.unsqueeze(1)).sum(-1)
     settled = (choice < log_probs.shape[1]) & (inside | (top_p >= 1))
-    return torch.minimum(choice, torch.where(inside, nucleus, log_probs.shape[1] - 1)), settled
+    # The last candidate that adds anything; those after it have probability 0.
+    last = (cumulative < end.unsqueeze(1)).sum(-1)
+    return torch.minimum(choice, torch.where(inside, nucleus, last)), settled

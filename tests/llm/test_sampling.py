@@ -54,6 +54,23 @@ def test_rows_do_not_depend_on_their_neighbours() -> None:
     assert torch.equal(together[temperature == 0], logits[temperature == 0].argmax(-1))
 
 
+@pytest.mark.parametrize("top_p", [0.95, 1.0])
+@pytest.mark.parametrize("heat", [1e-3, 1e-5, 1e-7, 1e-30])
+def test_the_coldest_sampling_draws_one_of_the_best(heat: float, top_p: float) -> None:
+    logits = 2 * torch.randn(3000, generator=torch.Generator().manual_seed(0))
+    logits[[7, 100]] = 20.5  # their rounding must not matter, whatever it is divided by
+    u = torch.cat([(torch.arange(500) + 0.5) / 500, torch.tensor([1 - 2**-24, 1.0])])  # 1: a uniform, rounded up
+    n = len(u)
+    drawn = sample(logits.expand(n, -1), torch.full((n,), heat), torch.full((n,), top_p), u)
+    assert torch.bincount(drawn)[[7, 100]].sum() == n
+    assert (drawn == 7).sum() == pytest.approx(n / 2, abs=2)
+
+
+def test_nothing_of_probability_zero_is_drawn() -> None:
+    logits = torch.tensor([[3.0, 2.0] + [-300.0] * 100])
+    assert int(sample(logits, torch.ones(1), torch.ones(1), torch.ones(1))[0]) == 1
+
+
 def test_frequencies_follow_the_distribution() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     n = 20_000
