@@ -288,6 +288,26 @@ def test_objects_keep_their_identity_for_a_call(isolated: Sandbox, quick: Limits
     assert (result.status, result.verified) == (status, True), result
 
 
+@pytest.mark.parametrize(
+    "code",
+    ["def test_f():\n    assert f(1) == 2", "class T:\n    def test(self):\n        assert f(1) == 2", "x = 1", ""],
+)
+def test_a_test_that_never_calls_is_broken(isolated: Sandbox, quick: Limits, code: str) -> None:
+    (result,) = judge(isolated, "def f(n): return n + 1", [AssertTest(code, "f")], quick).results
+    assert result.status == "runtime_error"
+    assert "the test itself failed: it never calls the program" in result.message
+
+
+def test_a_bare_except_of_a_test_hides_neither_the_end_of_the_program_nor_what_cannot_travel(
+    isolated: Sandbox, quick: Limits
+) -> None:
+    program = "import os\ndef f(n):\n    if n == 1: os._exit(0)\n    return print"
+    code = "try:\n    f(%d)\nexcept:\n    pass"
+    first, second = judge(isolated, program, [AssertTest(code % 1, "f"), AssertTest(code % 2, "f")], quick).results
+    assert (first.status, second.status) == ("runtime_error", "passed")
+    assert not second.verified
+
+
 def test_values_that_cannot_travel_make_the_verdict_unverified(isolated: Sandbox, quick: Limits) -> None:
     program = "def f(g): return map(g, [1, 2])\ndef helper(): return 5\nclass Pair:\n    a = 1"
     tests: list[Test] = [

@@ -29,16 +29,24 @@ class Candidate:
 
     def __init__(self, channel: Blocking, nonce: bytes, entry_point: str) -> None:
         self._channel, self._nonce, self.__name__ = channel, nonce, entry_point
-        self._calls = 0
+        self.number = 0  # of calls made
+        self.given_up: CannotTravelError | ProgramLostError | None = None
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
         self.failure: tuple[BaseException, dict[str, Any]] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._calls += 1
+        try:
+            return self._call(args, kwargs)
+        except (CannotTravelError, ProgramLostError) as error:
+            self.given_up = error
+            raise
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.number += 1
         heap = values.Heap()
         try:
             step = [values.pack(args, heap=heap), values.pack(kwargs, heap=heap)]
-            message = {"id": self._calls, "entry": self.__name__, "steps": [step], "objects": heap.changes()}
+            message = {"id": self.number, "entry": self.__name__, "steps": [step], "objects": heap.changes()}
         except values.NotPlainError as error:
             raise CannotTravelError(f"the test passes {error}") from error
         try:
@@ -51,7 +59,7 @@ class Candidate:
             reply = self._channel.receive(self._nonce, MAX_FRAME)
         except (OSError, EOFError, ProtocolError) as error:
             raise ProgramLostError from error
-        if not isinstance(reply, dict) or reply.get("id") != self._calls:
+        if not isinstance(reply, dict) or reply.get("id") != self.number:
             raise ProgramLostError
         if reply.get("status") == "returned":
             value = _returned(reply, heap)
@@ -106,14 +114,19 @@ def _run(message: dict[str, Any], candidate: Candidate) -> dict[str, Any]:
         return {"status": "broken", "message": describe(error, assertions.TEST_FILE)["message"]}
     if foreign:
         return {"status": "beside", "message": f"the test uses {', '.join(foreign)} of the program"}
+    failure: BaseException | None = None
     try:
         test.run(candidate, modules)
-    except CannotTravelError as error:
-        return {"status": "beside", "message": str(error)}
-    except ProgramLostError:
-        return {"status": "lost"}
     except BaseException as error:
-        return _judge(error, test, candidate)
+        failure = error
+    if isinstance(candidate.given_up, CannotTravelError):  # also where a bare `except` of the test caught it
+        return {"status": "beside", "message": str(candidate.given_up)}
+    if candidate.given_up:
+        return {"status": "lost"}
+    if failure:
+        return _judge(failure, test, candidate)
+    if not candidate.number:
+        return {"status": "broken", "message": "it never calls the program"}
     return {"status": "passed"}
 
 
