@@ -33,7 +33,7 @@ from bdc.errors import InputError, MissingExtraError
 from bdc.llm.attention import decoding
 from bdc.llm.generate import _Batch, _prefill
 from bdc.llm.loading import DTYPES, auto_dtype, load_model
-from bdc.llm.packing import PackedLinear, pack
+from bdc.llm.packing import PackedLinear, pack, using_packed
 from bdc.ops.bench.machine import describe
 
 MODELS = ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct")
@@ -160,6 +160,8 @@ class Bench:
             return lambda active, tokens: weighted(active.repeat_interleave(tokens))
 
         with torch.inference_mode(), contextlib.ExitStack() as stacked:
+            for model in (self.base, *(solver.model for solver in self.solvers.values())):
+                stacked.enter_context(using_packed(model))
             streams = {BASE: _Stream(self.base, prompts)}
             streams |= {name: _Stream(s.model, prompts, around(s)) for name, s in self.solvers.items()}
             if peers:

@@ -22,6 +22,7 @@ from bdc.errors import InputError
 from bdc.llm.attention import check_attention, decoding
 from bdc.llm.base import storable
 from bdc.llm.kvcache import ROOM, KVCache
+from bdc.llm.packing import using_packed
 from bdc.llm.sampling import sample, uniforms
 from bdc.llm.stopping import StopStrings, decode
 
@@ -82,7 +83,7 @@ def generate(
         return []
     check_attention(model)
     rows = _Rows.of(model, tokenizer, prompts, max_new_tokens, temperature, top_p, seeds, stop)
-    with _evaluating(model), decoding(model):
+    with _evaluating(model), using_packed(model), decoding(model):
         batch = _prefill(model, prompts, forward_context)
         while True:
             done = rows.step(batch.rows, batch.logits)

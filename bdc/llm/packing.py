@@ -7,6 +7,8 @@ goes into reading it badly. Laid out once for the product, float32 layers run 1.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,19 +17,29 @@ from torch import Tensor, nn
 from bdc.machine import memory_bytes
 
 _ROWS = 32  # hint for the layout; any from 8 to 512 was equally good at 1 to 2048 rows
+_SAMPLE = 16  # rows and columns of a weight that are compared with the packed ones
 
 
 class _Packed:
     """A packed weight, and which state of the original it was made from. Copies and pickles of a model leave it out."""
 
-    __slots__ = ("pointer", "tensor", "version")
+    __slots__ = ("pointer", "sample", "tensor", "used", "version")
 
     def __init__(self, weight: Tensor) -> None:
         self.tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
         self.pointer, self.version = weight.data_ptr(), weight._version
+        self.sample = _sample(weight).clone()
+        self.used = False
 
     def is_of(self, weight: Tensor) -> bool:
         return self.pointer == weight.data_ptr() and self.version == weight._version
+
+    def renewed(self, weight: Tensor) -> _Packed | None:
+        """This one if the weight is what it was, else one of the weight as it is now, or None."""
+        if not _fits(weight) or weight.dtype != self.tensor.dtype:
+            return None
+        # Changes of weight.data show in neither the version nor the pointer.
+        return self if self.is_of(weight) and torch.equal(self.sample, _sample(weight)) else _Packed(weight)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None
@@ -37,9 +49,9 @@ class _Packed:
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer that uses a packed copy of its weight where no gradient is wanted.
+    """A linear layer that uses a packed copy of its weight within `using_packed`, where no gradient is wanted.
 
-    The weight stays what it was: training, changes to it, moving it and saving it work, and are simply not packed.
+    The weight stays what it was: training, changes to it, moving it and saving it work; elsewhere it is a plain layer.
     """
 
     packed: _Packed | None
@@ -48,6 +60,7 @@ class PackedLinear(nn.Linear):
         packed = self.packed
         if (
             packed is None
+            or not packed.used
             or torch.is_grad_enabled()
             or input.dtype != self.weight.dtype
             or not input.numel()
@@ -58,8 +71,31 @@ class PackedLinear(nn.Linear):
         return output
 
 
+@contextlib.contextmanager
+def using_packed(model: nn.Module) -> Iterator[None]:
+    """Inside, packed layers multiply from their packed weights; those of weights that have changed are made anew.
+
+    What has changed is told by a few hundred elements of each weight, besides its version; inside, it must not be
+    changed through its ``data``.
+    """
+    used = []
+    for layer in model.modules():
+        if isinstance(layer, PackedLinear) and layer.packed is not None:
+            layer.packed = layer.packed.renewed(layer.weight)
+            used += [layer.packed] if layer.packed is not None else []
+    try:
+        for packed in used:
+            packed.used = True
+        yield
+    finally:
+        for packed in used:
+            packed.used = False
+
+
 def pack(model: nn.Module) -> int:
     """Pack every plain linear layer of the model in place, if that is possible here and leaves enough memory.
+
+    Only within `using_packed` do they run otherwise than before.
 
     Returns:
         How many layers were packed: 0 on a GPU, in float16, without oneDNN, or where the copy would take more than half
@@ -76,6 +112,11 @@ def pack(model: nn.Module) -> int:
         layer.__class__ = PackedLinear
         layer.packed = _Packed(layer.weight)  # type: ignore[assignment]
     return len(layers)
+
+
+def _sample(weight: Tensor) -> Tensor:
+    rows, columns = weight.shape
+    return weight.detach()[:: max(1, rows // _SAMPLE), :: max(1, columns // _SAMPLE)]
 
 
 def _fits(weight: Tensor) -> bool:
