@@ -7,6 +7,7 @@ without knowing each other.
 from __future__ import annotations
 
 import ast
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,8 @@ from bdc.errors import InputError
 class CallTest:
     """Call ``entry_point(*args, **kwargs)`` and compare the result with ``expected``.
 
-    All values are Python literals (what :func:`ast.literal_eval` can read back).
+    Values are plain data. Of these :func:`dump_test` writes Python literals alone (what :func:`ast.literal_eval` can read
+    back), so a test with another one, such as NaN or a Fraction, can be judged and not stored.
     """
 
     entry_point: str
@@ -27,17 +29,31 @@ class CallTest:
 
     def __post_init__(self) -> None:
         _check(self, entry_point=str, args=(tuple, list), kwargs=dict)
+        _check_name(self.entry_point)
+        if not all(isinstance(key, str) and key.isidentifier() for key in self.kwargs):
+            raise InputError(f"field 'kwargs' of a CallTest is {self.kwargs!r:.100}; its keys must be names")
+        object.__setattr__(self, "args", tuple(self.args))
 
 
 @dataclass(frozen=True, slots=True)
 class StdinTest:
-    """Run the program with ``stdin`` and compare what it prints with ``expected`` (token by token)."""
+    """Run the program with ``stdin`` and compare what it prints with ``expected`` (token by token).
+
+    ``stdin`` is given as UTF-8; bytes that are none stand in it as `surrogateescape` has them.
+    """
 
     stdin: str
     expected: str
 
     def __post_init__(self) -> None:
         _check(self, stdin=str, expected=str)
+        try:
+            self.stdin.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            half = self.stdin[error.start]
+            raise InputError(
+                f"field 'stdin' of a StdinTest holds {half!r}, half a character; no input has it"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +65,7 @@ class AssertTest:
 
     def __post_init__(self) -> None:
         _check(self, code=str, entry_point=str)
+        _check_name(self.entry_point)
 
 
 def _check(test: object, **kinds: type | tuple[type, ...]) -> None:
@@ -61,24 +78,73 @@ def _check(test: object, **kinds: type | tuple[type, ...]) -> None:
             )
 
 
+def _check_name(name: str) -> None:
+    if not name.isidentifier():
+        raise InputError(f"field 'entry_point' is {name!r:.100}; it must be a function's name")
+
+
 Test = CallTest | StdinTest | AssertTest
 
 
 def dump_test(test: Test) -> dict[str, Any]:
-    """Return a JSON-ready dictionary; :func:`load_test` is the inverse."""
+    """Return a JSON-ready dictionary, the same in every process; :func:`load_test` is the inverse.
+
+    Raises:
+        InputError: a value is no Python literal.
+    """
     if isinstance(test, CallTest):
         out = {
             "kind": "call",
             "entry_point": test.entry_point,
-            "args": repr(test.args),
-            "expected": repr(test.expected),
+            "args": _source(test.args),
+            "expected": _source(test.expected),
         }
-        return out | ({"kwargs": repr(test.kwargs)} if test.kwargs else {})
+        return out | ({"kwargs": _source(test.kwargs)} if test.kwargs else {})
     if isinstance(test, StdinTest):
         return {"kind": "stdin", "stdin": test.stdin, "expected": test.expected}
     return {"kind": "assert", "code": test.code, "entry_point": test.entry_point}
 
 
+def _source(value: Any, depth: int = 0) -> str:
+    """The text that :func:`_literal` reads back as ``value``; InputError where there is none."""
+    kind = type(value)
+    if value is None or kind in (bool, str, bytes):
+        return repr(value)
+    if kind is int:
+        return repr(value) if abs(value) < _LONG_INT else hex(value)
+    if kind is float and not math.isnan(value):
+        return _float_source(value)
+    if kind is complex and not (math.isnan(value.real) or math.isnan(value.imag)):
+        sign = "-" if math.copysign(1.0, value.imag) < 0 else "+"
+        return f"({_float_source(value.real)}{sign}{_float_source(abs(value.imag))}j)"
+    if kind in (tuple, list, set, dict):
+        if depth == _MAX_DEPTH:
+            raise InputError(f"a test holds a value nested deeper than {_MAX_DEPTH}, which cannot be stored")
+        return _collection_source(value, depth + 1)
+    raise InputError(f"a test holds {_named(value)}, which is no Python literal and cannot be stored")
+
+
+def _collection_source(value: Any, depth: int) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_source(key, depth)}: {_source(item, depth)}" for key, item in value.items()) + "}"
+    texts = [_source(item, depth) for item in value]
+    if isinstance(value, set):  # whose own order is another in each process
+        return "{" + ", ".join(sorted(texts)) + "}" if texts else "set()"
+    if isinstance(value, list):
+        return "[" + ", ".join(texts) + "]"
+    return "(" + ", ".join(texts) + (",)" if len(texts) == 1 else ")")
+
+
+def _float_source(value: float) -> str:
+    return repr(value).replace("inf", "1e999")
+
+
+def _named(value: Any) -> str:
+    return "NaN" if isinstance(value, (float, complex)) else f"a value of type {type(value).__name__}"
+
+
+_LONG_INT = 10**4000  # Python reads and writes more than 4300 digits in base 16 alone
+_MAX_DEPTH = 190  # Python reads 200
 _FIELDS = {
     "call": ("entry_point", "args", "expected", "kwargs"),
     "stdin": ("stdin", "expected"),
@@ -100,8 +166,7 @@ def load_test(data: dict[str, Any]) -> Test:
     if kind == "stdin":
         return StdinTest(_text(data, "stdin"), _text(data, "expected"))
     name = _text(data, "entry_point")
-    if not name.isidentifier():
-        raise InputError(f"field 'entry_point' is {name!r:.100}; it must be a function's name")
+    _check_name(name)
     if kind == "assert":
         return AssertTest(_text(data, "code"), name)
     args, kwargs = _literal(data, "args"), _literal(data, "kwargs") if "kwargs" in data else {}
