@@ -203,6 +203,37 @@ def f(n): raise [KeyError("a"), Mine("b", 2), ZeroDivisionError, UnicodeDecodeEr
     assert result.status == "runtime_error"
 
 
+def test_a_test_catches_exceptions_of_the_standard_library(isolated: Sandbox, quick: Limits) -> None:
+    program = """
+import json, shutil, queue
+class Mine(json.JSONDecodeError):
+    def __init__(self): self.code = 7
+def f(n):
+    if n == 0: return json.loads("{")
+    raise [None, Mine(), shutil.SameFileError("a"), queue.Empty, type("X", (Exception,), {"__module__": "nothing"})(1)][n]
+"""
+    code = "%s\ntry:\n    f(%d)\n    caught = None\nexcept %s as e:\n    caught = %s\nassert caught == %r"
+    words = "Expecting property name enclosed in double quotes"
+    cases = [
+        (
+            "import json",
+            0,
+            "json.JSONDecodeError",
+            "e.pos, e.msg, e.args",
+            (1, words, (f"{words}: line 1 column 2 (char 1)",)),
+        ),
+        ("from json import JSONDecodeError", 1, "JSONDecodeError", "e.code", 7),
+        ("import shutil", 2, "shutil.Error", "str(e), type(e).__name__", ("a", "SameFileError")),
+        ("", 2, "OSError", "str(e)", "a"),
+        ("import queue", 3, "queue.Empty", "e.args", ()),
+        ("", 3, "Exception", "e.args", ()),
+        ("import json", 4, "Exception", "type(e).__name__, e.args", ("Exception", (1,))),
+    ]
+    verdict = judge(isolated, program, [AssertTest(code % case, "f") for case in cases], quick)
+    assert statuses(verdict) == ["passed"] * 7, verdict
+    assert verdict.verified
+
+
 @pytest.mark.parametrize("answer", ["return 'x' * (9 << 20)", "raise ValueError('x' * (9 << 20))"])
 def test_an_answer_that_is_too_large(isolated: Sandbox, quick: Limits, answer: str) -> None:
     tests: list[Test] = [AssertTest("x = 1\nassert f() == x", "f"), AssertTest("assert f() == 1", "f")]

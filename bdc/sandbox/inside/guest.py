@@ -215,13 +215,14 @@ def _call(space: dict[str, Any], message: dict[str, Any], packed: Any, packed_kw
 
 
 def _raised(error: BaseException, message: dict[str, Any], heap: values.Heap | None) -> dict[str, Any]:
-    """Return a failure frame; for a referee with what its test may catch, and what changed in its objects."""
+    """Return a failure frame; for a referee with what its test may catch and see, and what changed in its objects."""
     reply = describe(error)
     if "id" in message:
-        base = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
-        reply |= {"id": message["id"], "type": base.__name__}
+        reply["id"] = message["id"]
         with contextlib.suppress(BaseException):  # not plain, or a property of the program's own
+            reply["types"] = [f"{kind.__module__}:{kind.__qualname__}" for kind in type(error).__mro__]
             reply["raised"] = values.pack(error.args)
+            reply["attributes"] = values.pack(vars(error))
     if heap is not None:
         with contextlib.suppress(BaseException):
             reply["objects"] = heap.changes()

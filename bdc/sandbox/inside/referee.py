@@ -5,7 +5,7 @@ The code of a problem file is trusted more than a program and less than ours: it
 
 from __future__ import annotations
 
-import builtins
+import sys
 from typing import Any
 
 from bdc.sandbox.inside import assertions, values
@@ -71,16 +71,36 @@ class Candidate:
 
     def _exception(self, reply: dict[str, Any], heap: values.Heap) -> Exception:
         _returned({"objects": reply.get("objects", [])}, heap)
-        kind, text = getattr(builtins, str(reply.get("type")), Exception), str(reply.get("message"))
-        if not (isinstance(kind, type) and issubclass(kind, Exception)):
-            kind = Exception
+        text = str(reply.get("message"))
         try:
-            error = kind(*values.unpack(reply["raised"]))
-        except Exception:  # its arguments are no plain data, or not what its base takes
+            error = _made(_class(reply["types"]), reply)
+        except Exception:  # its arguments are no plain data
             error = Exception(text.partition(": ")[2])
         status = reply.get("status") if reply.get("status") in _FAILURES else "runtime_error"
         self.failure = (error, {"status": status, "message": text, "line": reply.get("line")})
         return error
+
+
+def _class(names: list[str]) -> type[Exception]:
+    """Find the first class of the standard library in a list of ``module:name``; nothing is imported for it."""
+    for name in names:
+        module, _, path = name.partition(":")
+        found: Any = sys.modules.get(module) if module.partition(".")[0] in sys.stdlib_module_names else None
+        for part in path.split("."):
+            found = getattr(found, "__dict__", {}).get(part)
+        if isinstance(found, type) and issubclass(found, Exception):
+            return found
+    return Exception
+
+
+def _made(kind: type[Exception], reply: dict[str, Any]) -> Exception:
+    args, attributes = values.unpack(reply["raised"]), values.unpack(reply.get("attributes", {"d": []}))
+    try:
+        error = kind(*args)
+    except TypeError:  # one that keeps other arguments than it takes
+        error = kind.__new__(kind, *args)
+    vars(error).update(attributes)
+    return error
 
 
 def _returned(reply: dict[str, Any], heap: values.Heap) -> Any:
