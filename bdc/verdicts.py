@@ -1,4 +1,8 @@
-"""Programs judged on the tests of problems: each verdict is stored in the run once and reused by every stage."""
+"""Programs judged on the tests of problems: each verdict is stored in the run once and reused by every stage.
+
+One that was found under weaker isolation than the sandbox has now is not reused but replaced: that program could have
+read its answers from the machine.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +41,7 @@ class Verifier:
             jobs[keys[-1]] = (problem, program, tests)
         stored = self.run.find("verdicts", list(jobs), ("json",))
         known = {key: Verdict.from_json(json.loads(row["json"])) for key, row in stored.items()}
+        known = {key: verdict for key, verdict in known.items() if verdict.level >= self.sandbox.level}
         missing = [key for key in jobs if key not in known]
         for start in range(0, len(missing), _CHUNK):
             part = missing[start : start + _CHUNK]
@@ -58,5 +63,7 @@ class Verifier:
             }
             for key, (problem, program, _) in jobs.items()
         ]
+        with self.run.transaction() as db:
+            db.executemany("DELETE FROM verdicts WHERE key = ?", [(key,) for key in jobs])
         self.run.insert("verdicts", rows)
         return found

@@ -31,7 +31,7 @@ _MAX_WORKERS = 4096
 
 
 class Sandbox:
-    """A pool of fork servers. Close it, or use it as a context manager.
+    """A pool of fork servers. Close it, or use it as a context manager; a forked child of its process cannot use it.
 
     Args:
         workers: programs judged at once; the number of usable cores by default.
@@ -65,6 +65,7 @@ class Sandbox:
         self._alone = _Alone()
         self._rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         self._closed = False
+        self._process = os.getpid()
 
     def __enter__(self) -> Sandbox:
         return self
@@ -122,8 +123,8 @@ class Sandbox:
                 future.cancel()
 
     def close(self) -> None:
-        """Wait for running judgements and end every process of the pool."""
-        if self._closed:
+        """Wait for running judgements and end every process of the pool, which a forked child leaves alone."""
+        if self._closed or self._process != os.getpid():
             return
         self._closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -134,6 +135,8 @@ class Sandbox:
     def _submit(self, program: str, tests: Sequence[Test], limits: Limits, stop: threading.Event) -> Future[Verdict]:
         if self._closed:
             raise InputError("the sandbox is closed; make another one")
+        if self._process != os.getpid():
+            raise InputError("the sandbox belongs to the process that this one was forked from; make another one here")
         _check(program, tests)
         return self._threads.submit(self._judge, program, tuple(tests), limits, stop)
 

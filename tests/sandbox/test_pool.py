@@ -576,6 +576,33 @@ def test_bad_arguments_are_named() -> None:
         sandbox.judge_many([(ADD, ONE)])
 
 
+FORKS = """
+import os
+from bdc.sandbox import Sandbox, run
+from bdc.testcase import CallTest
+job = "def f(n): return n + 1", [CallTest("f", (1,), 2)]
+with Sandbox(workers=1) as sandbox:
+    sandbox.judge_many([job])
+    if os.fork() == 0:
+        try:
+            sandbox.judge_many([job])
+        except Exception as error:
+            print(type(error).__name__, error, run(*job).passed, flush=True)
+        sandbox.close()
+        os._exit(0)
+    os.wait()
+    print(sandbox.judge_many([job])[0].passed)
+"""
+
+
+def test_a_forked_child_of_the_host_is_told_to_make_its_own_pool() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == [
+        "InputError the sandbox belongs to the process that this one was forked from; make another one here True",
+        "True",
+    ]
+
+
 def test_a_loop_that_is_missing_or_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """No level may be taken for missing, and a weaker one chosen, where the compiled part is at fault."""
     monkeypatch.setattr(server, "find_spec", lambda name: None)
