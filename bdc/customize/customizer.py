@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ class Customizer:
         """Float32 [N, L, K, r], to be applied with :attr:`scaling`; all zero for "none".
 
         Raises:
-            InputError: unknown weights, an index out of range, or one per request is missing.
+            InputError: unknown weights, an index out of range or no index, or one per request is missing.
         """
         wanted = self.check(len(statements), weights)
         out = torch.zeros(len(statements), self.layers, self.k, self.rank)
@@ -98,17 +99,29 @@ class Customizer:
         """One checked choice per request."""
         if weights is None:
             weights = self.choices[0]
-        wanted = [weights] * n if isinstance(weights, (str, int)) else list(weights)
+        one = isinstance(weights, str) or not isinstance(weights, Iterable) or getattr(weights, "ndim", 1) == 0
+        wanted: list[Any] = [weights] * n if one else list(weights)  # type: ignore[arg-type]
         if len(wanted) != n:
             raise InputError(f"{len(wanted)} weights for {n} requests; give one for all, or one per request")
-        for choice in wanted:
-            if isinstance(choice, int) and not 0 <= choice < self.k:
-                raise InputError(f"expert {choice} does not exist; there are {self.k}, counted from 0")
-            if isinstance(choice, str) and choice not in self.choices:
+        return [self._checked(choice) for choice in wanted]
+
+    def _checked(self, choice: Any) -> Weights:
+        """The choice as a name or an index; integers of numpy and torch are indices, too."""
+        if isinstance(choice, str):
+            if choice not in self.choices:
                 raise InputError(
                     f"this solver has no weights {choice!r}; use {', '.join(self.choices)} or an expert's index"
                 )
-        return wanted
+            return choice
+        try:
+            if isinstance(choice, bool) or getattr(choice, "dtype", None) is torch.bool:
+                raise TypeError
+            index = operator.index(choice)
+        except TypeError as error:
+            raise InputError(f"weights must be names or indices of experts, not {choice!r:.100}") from error
+        if not 0 <= index < self.k:
+            raise InputError(f"expert {index} does not exist; there are {self.k}, counted from 0")
+        return index
 
     def _embed(self, statements: Sequence[str]) -> np.ndarray:
         if self.encoder is None:

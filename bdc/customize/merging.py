@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from bdc.customize.stacks import Stack
+from bdc.errors import InputError
 
 Merge = Literal["ties", "dare"]
 
@@ -38,7 +39,15 @@ def merged_delta(stack: Stack, module: str, method: Merge, *, density: float = 0
 def merged(
     linears: dict[str, Any], stack: Stack, method: Merge, *, density: float = 0.3, seed: int = 0
 ) -> Iterator[None]:
-    """Inside, the linear layers' weights are merged ones; afterwards the old bits are back."""
+    """Inside, the linear layers' weights are merged ones; afterwards the old bits are back.
+
+    Raises:
+        InputError: an unknown method, or a density outside (0, 1].
+    """
+    if method not in get_args(Merge):
+        raise InputError(f"there is no merge {method!r:.100}; use {' or '.join(get_args(Merge))}")
+    if not 0 < density <= 1:
+        raise InputError(f"density must be in (0, 1], not {density}")
     kept = {name: linear.weight.detach().clone() for name, linear in linears.items()}
     try:
         with torch.no_grad():

@@ -20,6 +20,9 @@ class Mixture:
         model: changed in place: its adapted linear layers are wrapped, and the experts follow its dtype and device.
         scaling: the factor outside the rank weights.
         int8: round the experts to 8 bits; those of the stack stay what they are.
+
+    Raises:
+        InputError: the model lacks a layer of the stack, or the stack adapts its output head, which reads fewer tokens.
     """
 
     def __init__(self, model: Any, stack: Stack, scaling: float, *, int8: bool = False) -> None:
@@ -31,6 +34,9 @@ class Mixture:
             raise InputError(
                 f"the base model has no layer {missing[0]}; it is not the model that the experts were trained on"
             )
+        head = model.get_output_embeddings()
+        if on_head := [name for name in stack.modules if known[name] is head]:
+            raise InputError(f"the experts adapt {on_head[0]}, the model's output head; train them on other layers")
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.linears: dict[str, Any] = {name: known[name] for name in stack.modules}

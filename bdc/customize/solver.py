@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +23,10 @@ from bdc.disentangle.loss import example_nll
 from bdc.errors import InputError
 from bdc.llm.base import Message
 from bdc.llm.chat import encode_chat
-from bdc.llm.packing import pack
+from bdc.llm.packing import pack, using_packed
 
 if TYPE_CHECKING:
-    from bdc.llm.generate import Generation
+    from bdc.llm.generate import Generation, Stop
 
 Prompt = str | Sequence[Message]
 
@@ -50,6 +52,8 @@ class Solver:
     statement that the hypernetwork was trained on: pass ``statements`` where a prompt holds more than that; without
     them the last user message counts as the statement.
 
+    Threads may share a solver: it answers one call at a time.
+
     Attributes:
         model, tokenizer: the base model with the experts in it; called directly, it computes what the base model does.
         customizer: statements -> rank weights.
@@ -73,6 +77,9 @@ class Solver:
             centroids=parts.centroids,
             encoder=encoder,
         )
+        self._lock = (
+            threading.RLock()
+        )  # rank weights in force, merged weights and the packed ones are the whole model's
         self._mixture = Mixture(model, stack, self.customizer.scaling, int8=int8_experts)
         pack(model)
 
@@ -99,7 +106,9 @@ class Solver:
 
         loaded = SolverParts.load(Path(path))
         encoder = SentenceEncoder(loaded.encoder) if loaded.encoder is not None else None
-        model, tokenizer = load_model(base_model or loaded.base_model, dtype)
+        if base_model is not None:
+            loaded = replace(loaded, base_model=str(base_model))
+        model, tokenizer = load_model(loaded.base_model, dtype)
         return cls(model, tokenizer, loaded, encoder=encoder, int8_experts=int8_experts)
 
     @classmethod
@@ -120,7 +129,9 @@ class Solver:
 
     def rank_weights(self, prompts: Sequence[Prompt], *, weights: Sequence[Weights] | Weights | None = None) -> Tensor:
         """Each request's weight per adapted layer, expert and rank, float32 [N, L, K, r]; best of bare statements."""
-        return self.customizer.rank_weights([_statement(prompt) for prompt in prompts], weights)
+        statements = [_statement(prompt) for prompt in _listed("prompts", prompts)]
+        with self._lock:
+            return self.customizer.rank_weights(statements, weights)
 
     def fits(self, prompt: Prompt, answer: str | int) -> bool:
         """Whether the model's context holds a prompt with its answer: a text, or so many tokens."""
@@ -142,7 +153,7 @@ class Solver:
         temperature: Sequence[float] | float = 0.0,
         top_p: Sequence[float] | float = 0.95,
         seeds: Sequence[int] | None = None,
-        stop: Sequence[Sequence[str]] | None = None,
+        stop: Stop = None,
         progress: Any = None,
     ) -> list[Generation]:
         """Answer all prompts in one batch, each under its own rank weights.
@@ -154,28 +165,30 @@ class Solver:
             `bdc.llm.generate` takes them; seeds default to 0, 1, ...
 
         Raises:
-            InputError: lists of different lengths, unknown weights, or what the generator refuses.
+            InputError: lists of different lengths, something else where a list or a prompt belongs, unknown weights, or
+                what the generator refuses.
         """
         from bdc.llm.generate import generate
 
-        table, rows = self._rows(prompts, statements, weights)
-        weighted = self._mixture.weighing(table)
+        with self._lock:
+            table, rows = self._rows(prompts, statements, weights)
+            weighted = self._mixture.weighing(table)
 
-        def around(active: Tensor, tokens: int) -> AbstractContextManager[Any]:
-            return weighted(rows[active.cpu()].repeat_interleave(tokens))
+            def around(active: Tensor, tokens: int) -> AbstractContextManager[Any]:
+                return weighted(rows[active.cpu()].repeat_interleave(tokens))
 
-        return generate(
-            self.model,
-            self.tokenizer,
-            [encode_chat(self.tokenizer, _messages(prompt)) for prompt in prompts],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seeds=range(len(prompts)) if seeds is None else seeds,
-            stop=stop,
-            forward_context=around,
-            progress=progress,
-        )
+            return generate(
+                self.model,
+                self.tokenizer,
+                [encode_chat(self.tokenizer, _messages(prompt)) for prompt in prompts],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seeds=range(len(prompts)) if seeds is None else seeds,
+                stop=stop,
+                forward_context=around,
+                progress=progress,
+            )
 
     @torch.no_grad()
     def loss(
@@ -186,32 +199,53 @@ class Solver:
         statements: Sequence[str] | None = None,
         weights: Sequence[Weights] | Weights | None = None,
     ) -> list[ResponseLoss]:
-        """Loss of each response after its prompt; arguments as for :meth:`generate`."""
-        if len(responses) != len(prompts):
+        """Loss of each response after its prompt; arguments as for :meth:`generate`.
+
+        Raises:
+            InputError: as :meth:`generate` does; also an empty prompt, or one that the context does not hold with its
+                response (see :meth:`fits`).
+        """
+        from bdc.llm.generate import context_length
+
+        if len(_listed("responses", responses)) != len(_listed("prompts", prompts)):
             raise InputError(f"{len(responses)} responses for {len(prompts)} prompts; give one per prompt")
-        table, rows = self._rows(prompts, statements, weights)
         examples = [
             encode(self.tokenizer, _messages(prompt), response, source=i)
             for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
         ]
+        context = context_length(self.model)
+        for i, example in enumerate(examples):
+            if context is not None and len(example) > context:
+                raise InputError(
+                    f"prompt {i} and its response have {len(example)} tokens, but the model's context is {context}"
+                )
         out = [ResponseLoss(0.0, len(example.response)) for example in examples]
-        for part in parts(examples, _LOSS_TOKENS):
-            batch = collate(part, self.tokenizer.pad_token_id, self.model.device)
-            sources = batch.sources.cpu()
-            with self._mixture.weighted(table, rows[sources].repeat_interleave(batch.ids.shape[1])):
-                sums = example_nll(self.model, batch)
-            for i, nll in zip(sources.tolist(), sums.tolist(), strict=True):
-                out[i] = ResponseLoss(nll, out[i].tokens)
+        with self._lock, using_packed(self.model):
+            table, rows = self._rows(prompts, statements, weights)
+            for part in parts(examples, _LOSS_TOKENS):
+                batch = collate(part, self.tokenizer.pad_token_id, self.model.device)
+                sources = batch.sources.cpu()
+                with self._mixture.weighted(table, rows[sources].repeat_interleave(batch.ids.shape[1])):
+                    sums = example_nll(self.model, batch)
+                for i, nll in zip(sources.tolist(), sums.tolist(), strict=True):
+                    out[i] = ResponseLoss(nll, out[i].tokens)
         return out
 
-    def merged(self, method: Merge, *, density: float = 0.3, seed: int = 0) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def merged(self, method: Merge, *, density: float = 0.3, seed: int = 0) -> Iterator[None]:
         """Inside, the base model's weights have all experts merged in; use it with weights "none", to compare.
+
+        Other threads' calls wait until it ends.
 
         Args:
             method: "ties" or "dare".
-            density: the share of each expert's change that is kept.
+            density: the share of each expert's change that is kept, in (0, 1].
+
+        Raises:
+            InputError: an unknown method or a density outside its range.
         """
-        return merged(self._mixture.linears, self.parts.stack, method, density=density, seed=seed)
+        with self._lock, merged(self._mixture.linears, self.parts.stack, method, density=density, seed=seed):
+            yield
 
     def to_peft(
         self, prompt: Prompt, folder: str | Path, *, statement: str | None = None, weights: Weights | None = None
@@ -221,7 +255,9 @@ class Solver:
         Anything that loads LoRA adapters then serves this one request's solver, without bdc.
         """
         choice = None if weights is None else [weights]
-        given = self.customizer.rank_weights([statement if statement is not None else _statement(prompt)], choice)[0]
+        text = statement if statement is not None else _statement(prompt)
+        with self._lock:
+            given = self.customizer.rank_weights([text], choice)[0]
         stack = self.parts.stack
         folded = {
             module: gate.flatten().unsqueeze(1) * stack.lora_a[module]
@@ -235,7 +271,8 @@ class Solver:
         self, prompts: Sequence[Prompt], statements: Sequence[str] | None, weights: Sequence[Weights] | Weights | None
     ) -> tuple[Tensor, Tensor]:
         """Distinct rank weights [M, L, K, r], and each request's row of them (-1: none)."""
-        if statements is not None and len(statements) != len(prompts):
+        _listed("prompts", prompts)
+        if statements is not None and len(_listed("statements", statements)) != len(prompts):
             raise InputError(f"{len(statements)} statements for {len(prompts)} prompts; give one per prompt")
         texts = list(statements) if statements is not None else [_statement(prompt) for prompt in prompts]
         wanted = self.customizer.check(len(prompts), weights)
@@ -248,8 +285,20 @@ class Solver:
         return table, torch.tensor(rows, dtype=torch.long)
 
 
+def _listed(name: str, values: Sequence[Any]) -> Sequence[Any]:
+    if isinstance(values, (str, Mapping)):
+        raise InputError(f"{name} must be a list with one for each request, not a single {type(values).__name__}")
+    return values
+
+
 def _messages(prompt: Prompt) -> Sequence[Message]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, Sequence) or not all(isinstance(message, Mapping) for message in prompt):
+        raise InputError(
+            f"a prompt must be a string or a list of messages, not {prompt!r:.100}; prompts are a list of those"
+        )
+    return prompt  # type: ignore[return-value]
 
 
 def _statement(prompt: Prompt) -> str:

@@ -16,6 +16,8 @@ from bdc.errors import InputError
 from bdc.runs import describe_os_error
 
 _PREFIX = "base_model.model."
+# Other starts of PEFT's change the base weights, so that an adapter is no difference to the base model alone.
+_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 _KEY = re.compile(re.escape(_PREFIX) + r"(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 
 
@@ -58,13 +60,17 @@ class Stack:
         """The inverse of :meth:`tensors`.
 
         Raises:
-            InputError: a module's tensors are missing.
+            InputError: a module's tensors are missing, or there are those of other modules.
         """
         try:
             lora_a = {m: tensors[f"{m}.lora_A"] for m in modules}
             lora_b = {m: tensors[f"{m}.lora_B"] for m in modules}
         except KeyError as error:
             raise InputError(f"the stacked experts have no tensor {error}; run `bdc customize` again") from error
+        if len(tensors) != 2 * len(lora_a):
+            raise InputError(
+                f"the stacked experts have {len(tensors)} tensors for {len(lora_a)} modules; copy them again"
+            )
         return cls(lora_a, lora_b, **fields)
 
 
@@ -111,6 +117,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[tuple[str, str], Tensor]]:
         for name in ("use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
         if config.get(name)
     ]
+    if config.get("init_lora_weights") not in _STARTS:
+        special.append(f"init_lora_weights={config['init_lora_weights']}")
     if config.get("peft_type") != "LORA" or special or config.get("bias", "none") != "none":
         raise InputError(
             f"{folder} is no plain LoRA adapter ({special or config.get('peft_type')}); only these can be stacked"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from bdc.artefacts import fingerprints, first_changed
 from bdc.customize.customizer import MAIN, network_scaling
 from bdc.customize.hypernetwork import Hypernetwork, HypernetworkConfig
+from bdc.customize.settings import Weighting
 from bdc.customize.stacks import Stack
 from bdc.errors import InputError, StaleArtifactError
+from bdc.llm.registry import lasting_name
 from bdc.runs import atomic_folder
 
 FORMAT = 1
@@ -26,7 +29,7 @@ class SolverParts:
     """All of a solver but the base model and the encoder, which are named.
 
     ``networks`` are the hypernetwork and those of ablations, by name; ``centroids`` is
-    float32 [K, d]; ``record`` is free for where the solver came from.
+    float32 [K, d]; ``record`` is free for where the solver came from. Names that are local folders become absolute.
     """
 
     base_model: str
@@ -35,6 +38,11 @@ class SolverParts:
     networks: dict[str, Hypernetwork] = field(default_factory=dict)
     centroids: np.ndarray | None = None
     record: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base_model", lasting_name(self.base_model))
+        if self.encoder is not None:
+            object.__setattr__(self, "encoder", lasting_name(self.encoder))
 
     def save(self, folder: Path) -> None:
         """Write the folder whole or not at all; one that is there is replaced.
@@ -55,7 +63,7 @@ class SolverParts:
             (temporary / CONFIG).write_text(json.dumps(self._config(files), indent=1), encoding="utf-8")
 
     def _config(self, files: dict[str, str]) -> dict[str, Any]:
-        stack, main = self.stack, self.networks.get(MAIN)
+        stack = self.stack
         return {
             "format": FORMAT,
             "base_model": self.base_model,
@@ -63,7 +71,7 @@ class SolverParts:
             "k": stack.k,
             "rank": stack.rank,
             "alpha": stack.alpha,
-            "scaling": stack.scaling if main is None else network_scaling(main, stack.scaling),
+            "scaling": _scaling(stack, self.networks),
             "target_modules": list(stack.target_modules),
             "modules": stack.modules,
             "networks": {name: network.config.to_json() for name, network in self.networks.items()},
@@ -77,7 +85,8 @@ class SolverParts:
 
         Raises:
             StaleArtifactError: another format version wrote it.
-            InputError: a file is missing, unreadable, or not the one that the config was written with.
+            InputError: a file is missing, unreadable, or not the one that the config was written with, or the config does
+                not describe what the files hold.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file as load_numpy
@@ -105,10 +114,50 @@ class SolverParts:
                 network.load_state_dict(load_file(folder / f"{name}.safetensors"))
                 network.requires_grad_(False)
             centroids = load_numpy(folder / CENTROIDS)["centroids"] if CENTROIDS in config["files"] else None
+            if wrong := _wrong(config, stack, networks, centroids):
+                raise InputError(f"{folder / CONFIG} does not fit the solver's tensors in {wrong[0]}; copy it again")
+            return cls(config["base_model"], stack, config["encoder"], networks, centroids, config["record"])
         except FileNotFoundError as error:
             raise InputError(f"{folder} is no solver folder: {error.filename} does not exist") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, InputError):
-                raise
+        except InputError:
+            raise
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             raise InputError(f"{folder} cannot be read as a solver: {error!r}; run `bdc customize` again") from error
-        return cls(config["base_model"], stack, config["encoder"], networks, centroids, config["record"])
+
+
+def _scaling(stack: Stack, networks: dict[str, Hypernetwork]) -> float:
+    main = networks.get(MAIN)
+    return stack.scaling if main is None else network_scaling(main, stack.scaling)
+
+
+def _wrong(
+    config: dict[str, Any], stack: Stack, networks: dict[str, Hypernetwork], centroids: np.ndarray | None
+) -> list[str]:
+    """The entries of a config that contradict the tensors."""
+    ranks, shape = stack.k * stack.rank, (len(stack.modules), stack.k, stack.rank)
+    names, forms = config["target_modules"], [network.config for network in networks.values()]
+    tensors = {EXPERTS, *(f"{name}.safetensors" for name in networks)}
+    dims = {form.embedding_dim for form in forms} | ({centroids.shape[1]} if centroids is not None else set())
+    right = {
+        "base_model": isinstance(config["base_model"], str),
+        "encoder": isinstance(config["encoder"], str | None),
+        "record": isinstance(config["record"], dict | None),
+        "target_modules": isinstance(names, list) and all(isinstance(name, str) for name in names),
+        "files": tensors <= config["files"].keys(),
+        "k or rank": all(a.shape[0] == ranks == stack.lora_b[m].shape[1] for m, a in stack.lora_a.items()),
+        "scaling": math.isclose(config["scaling"], _scaling(stack, networks)),
+        "networks": all(
+            (form.layers, form.k, form.rank) == shape and form.weighting in get_args(Weighting) for form in forms
+        ),
+        "centroids": len(dims) <= 1 and (centroids is None or len(centroids) == stack.k),
+    }
+    return [name for name, fits in right.items() if not fits]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bdc.errors import InputError
 from bdc.llm.chat import encode_chat
 
 _WINDOW = 8  # batches that are sorted by length together
@@ -28,9 +29,16 @@ class Example:
 
 
 def encode(tokenizer: Any, messages: Sequence[dict[str, str]], response: str, source: int = 0) -> Example:
-    """One example; the response ends with the tokenizer's end-of-turn token."""
+    """One example; the response ends with the tokenizer's end-of-turn token.
+
+    Raises:
+        InputError: the prompt has no token, or cannot be encoded.
+    """
+    prompt = encode_chat(tokenizer, messages)
+    if not prompt:
+        raise InputError("A prompt is empty; a response needs at least one token before it.")
     answer = [*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id]
-    return Example(tuple(encode_chat(tokenizer, messages)), tuple(answer), source)
+    return Example(tuple(prompt), tuple(answer), source)
 
 
 @dataclass(frozen=True, slots=True)

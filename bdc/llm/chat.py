@@ -16,19 +16,21 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     separated by blank lines; its prompt must not end in a newline, since such models then often answer nothing.
 
     Raises:
-        InputError: no messages, or a chat template that does not take them.
+        InputError: no messages, a chat template that does not take them, or text that no tokenizer takes.
     """
     if not messages:
         raise InputError("A request has no messages; it needs at least one.")
-    if not tokenizer.chat_template:
-        return list(tokenizer.encode("\n\n".join(message["content"] for message in messages).rstrip("\n")))
-    resume = messages[-1]["role"] == "assistant"
     import jinja2
 
     try:
+        if not tokenizer.chat_template:
+            return list(tokenizer.encode("\n\n".join(message["content"] for message in messages).rstrip("\n")))
+        resume = messages[-1]["role"] == "assistant"
         text = tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=not resume, continue_final_message=resume
         )
+        return list(tokenizer.encode(text, add_special_tokens=False))
     except jinja2.TemplateError as error:
         raise InputError(f"The chat template of {tokenizer.name_or_path} does not work: {error}") from error
-    return list(tokenizer.encode(text, add_special_tokens=False))
+    except (ValueError, TypeError, KeyError) as error:  # of the template's code and of the tokenizer
+        raise InputError(f"{tokenizer.name_or_path} cannot encode a conversation: {error!r:.300}") from error

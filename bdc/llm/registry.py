@@ -85,6 +85,15 @@ def resolve(
     return found
 
 
+def lasting_name(name: str | Path) -> str:
+    """What names the model wherever a process runs: the absolute path of a local folder, any other name as it is."""
+    with contextlib.suppress(RuntimeError):
+        folder = Path(name).expanduser()
+        if is_folder(folder):
+            return str(folder.absolute())
+    return str(name)
+
+
 def fetch(
     name: str, *, home: str | Path | None = None, progress: Notify | None = None, accept_terms: bool = False
 ) -> Path:

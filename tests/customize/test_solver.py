@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import json
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +17,7 @@ from bdc.customize.stacks import stack_adapters
 from bdc.customize.storage import SolverParts
 from bdc.errors import InputError
 from bdc.llm import load_model
+from bdc.llm.packing import PackedLinear, using_packed
 
 PROMPTS = ["sort arrays of words", "count letters", "add numbers up to a much longer bound than that"]
 IDS = torch.tensor([[5, 60, 7, 81, 9, 100, 11], [12, 30, 44, 15, 6, 70, 8]])
@@ -188,11 +193,158 @@ def test_experts_of_int8_are_close_and_stored_whole(solver: Solver, tiny: Path, 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [(3, "expert 3"), (-1, "expert -1"), ("nearst", "nearst"), (["none"], "1 weights for 3")],
+    [
+        (3, "expert 3"),
+        (-1, "expert -1"),
+        ("nearst", "nearst"),
+        (["none"], "1 weights for 3"),
+        (np.int64(3), "expert 3"),
+        (1.0, "not 1.0"),
+        ([1.0] * 3, "not 1.0"),
+        ([None] * 3, "not None"),
+        ([True] * 3, "not True"),
+        (torch.ones(3, dtype=torch.bool), "not tensor"),
+        ({"none": 1}, "1 weights for 3"),
+    ],
 )
 def test_bad_weights_are_input_errors(solver: Solver, weights: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         solver.loss(PROMPTS, RESPONSES, weights=weights)
+
+
+@pytest.mark.parametrize(
+    "weights", [[np.int64(1)] * 3, np.ones(3, dtype=np.int32), torch.tensor([1, 1, 1]), np.int64(1), torch.tensor(1)]
+)
+def test_integers_of_numpy_and_torch_are_indices(solver: Solver, weights: Any) -> None:
+    assert torch.equal(solver.rank_weights(PROMPTS, weights=weights), solver.rank_weights(PROMPTS, weights=1))
+    expected = solver.generate(PROMPTS, weights=1, max_new_tokens=8)
+    assert solver.generate(PROMPTS, weights=weights, max_new_tokens=8) == expected
+
+
+def test_one_thing_where_a_list_belongs_is_refused(solver: Solver) -> None:
+    message = {"role": "user", "content": "x"}
+    for prompts in ("abc", message):
+        with pytest.raises(InputError, match="prompts must be a list"):
+            solver.generate(prompts, max_new_tokens=2)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="prompts must be a list"):
+            solver.rank_weights(prompts)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="prompts must be a list"):
+            solver.loss(prompts, ["x"] * len(prompts))  # type: ignore[arg-type]
+    for prompt in (message, None, ["x"]):
+        with pytest.raises(InputError, match="a prompt must be a string or a list of messages"):
+            solver.generate([prompt], max_new_tokens=2)  # type: ignore[list-item]
+    with pytest.raises(InputError, match="statements must be a list"):
+        solver.generate(PROMPTS, statements="abc", max_new_tokens=2)
+    with pytest.raises(InputError, match="responses must be a list"):
+        solver.loss(PROMPTS, "abc")
+
+
+def test_threads_share_a_solver(solver: Solver) -> None:
+    choices: list[Weights] = [0, 1, 2, "none", "hypernetwork"]
+    expected = {choice: solver.generate(PROMPTS[:1], max_new_tokens=24, weights=choice) for choice in choices}
+    found: dict[Weights, Any] = {}
+
+    def ask(choice: Weights) -> None:
+        found[choice] = [solver.generate(PROMPTS[:1], max_new_tokens=24, weights=choice) for _ in range(4)]
+
+    threads = [threading.Thread(target=ask, args=(choice,)) for choice in choices]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {choice: [answer] * 4 for choice, answer in expected.items()}
+
+
+def test_the_loss_of_what_the_context_does_not_hold_is_refused(solver: Solver) -> None:
+    assert solver.fits("a" * 505, "bcd") and not solver.fits("a" * 506, "bcd")
+    assert len(solver.loss(["a" * 505], ["bcd"])) == 1
+    with pytest.raises(InputError, match="prompt 1 and its response have 513 tokens, but the model's context is 512"):
+        solver.loss(["a", "a" * 506], ["b", "bcd"])
+
+
+def test_the_loss_after_an_empty_prompt_is_refused(tiny: Path, adapters: list[Path], tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny, base)
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    plain = Solver.from_adapters(adapters, base, dtype="float32")
+    assert plain.loss(["abc"], ["hello"])[0].nll > 0
+    for prompt in ("", "\n"):
+        with pytest.raises(InputError, match="prompt is empty"):
+            plain.loss(["abc", prompt], ["hello"] * 2)
+
+
+def test_layers_are_packed_again_after_a_merge(solver: Solver) -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN")
+    layers = [layer for layer in solver.model.modules() if isinstance(layer, PackedLinear)]
+
+    def serving() -> list[bool]:
+        with using_packed(solver.model):
+            return [layer.packed is not None and layer.packed.is_of(layer.weight) for layer in layers]
+
+    before = solver.generate(PROMPTS, max_new_tokens=8, weights="none")
+    with solver.merged("ties"):
+        assert layers and all(serving())
+        assert solver.generate(PROMPTS, max_new_tokens=8, weights="none") != before
+    assert all(serving())
+    assert solver.generate(PROMPTS, max_new_tokens=8, weights="none") == before
+
+
+@pytest.mark.parametrize(
+    ("method", "density", "words"),
+    [
+        ("tiez", 0.3, "no merge 'tiez'"),
+        ("dare", 0, "density"),
+        ("ties", 2.0, "density"),
+        ("ties", float("nan"), "density"),
+    ],
+)
+def test_bad_merges_are_refused(solver: Solver, method: Any, density: float, words: str) -> None:
+    with pytest.raises(InputError, match=words), solver.merged(method, density=density):
+        pass
+
+
+def test_adapters_of_the_output_head_are_refused(tiny: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    base = tmp_path / "untied"
+    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny, tie_word_embeddings=False)).save_pretrained(base)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(base)
+    model, _ = load_model(base, "float32")
+    adapter = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    adapter.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    with pytest.raises(InputError, match="adapt lm_head, the model's output head"):
+        Solver.from_adapters([tmp_path / "adapter"], base, dtype="float32")
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_adapters_that_change_the_base_are_refused(tiny: Path, tmp_path: Path, start: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, _ = load_model(tiny, "float32")
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=start)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f"init_lora_weights={start}"):
+        stack_adapters([tmp_path])
+
+
+def test_the_base_model_is_stored_where_it_is(
+    tiny: Path, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = shutil.copytree(tiny, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    named = Solver.from_adapters(adapters, "moved", dtype="float32")
+    named.save_pretrained("solver")
+    monkeypatch.chdir("/")
+    assert SolverParts.load(tmp_path / "solver").base_model == str(moved)
+    again = Solver.from_pretrained(tmp_path / "solver", dtype="float32", base_model=tiny)
+    again.save_pretrained(tmp_path / "again")
+    assert SolverParts.load(tmp_path / "again").base_model == str(tiny)
+    folder = again.to_peft(PROMPTS[0], tmp_path / "plain")
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny)
 
 
 def test_experts_of_another_model_are_refused(tmp_path: Path, parts: SolverParts, helpers: Any) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,3 +94,36 @@ def test_saving_replaces_a_folder_and_leaves_nothing_behind(folder: Path, parts:
     names = {path.name for path in folder.iterdir()}
     assert names == {"bdc_config.json", "experts.safetensors", "hypernetwork.safetensors", "centroids.safetensors"}
     assert [path.name for path in folder.parent.iterdir()] == ["solver"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda c: c.update(k=2), "k or rank"),
+        (lambda c: c.update(rank=2), "k or rank"),
+        (lambda c: c.update(rank=0), "bdc_config.json|cannot be read"),
+        (lambda c: c.update(k=6, rank=2, alpha=4.0), "networks"),
+        (lambda c: c.update(alpha=80.0), "scaling"),
+        (lambda c: c.update(alpha="8"), "cannot be read"),
+        (lambda c: c.update(scaling=7.0), "scaling"),
+        (lambda c: c.pop("scaling"), "scaling"),
+        (lambda c: c.pop("base_model"), "base_model"),
+        (lambda c: c.pop("encoder"), "encoder"),
+        (lambda c: c.pop("record"), "record"),
+        (lambda c: c.update(base_model=5), "base_model"),
+        (lambda c: c.update(target_modules="q_proj"), "target_modules"),
+        (lambda c: c["modules"].pop(), "28 tensors for 13 modules"),
+        (lambda c: c["networks"]["hypernetwork"].update(k=4, rank=3), "networks|cannot be read"),
+        (lambda c: c["networks"]["hypernetwork"].update(weighting="foo"), "networks"),
+        (lambda c: c.update(files={}), "files"),
+        (lambda c: c.update(files=[]), "cannot be read"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_tensors_is_refused(
+    folder: Path, edit: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    config = json.loads((folder / "bdc_config.json").read_text())
+    edit(config)
+    (folder / "bdc_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=words):
+        SolverParts.load(folder)
