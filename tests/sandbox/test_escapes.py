@@ -514,6 +514,22 @@ print(text.decode(), os.fstat(0).st_size)
     assert isolated.judge_many([(program, tests)], quick)[0].passed
 
 
+def test_a_stack_without_limit_is_bounded_by_memory(isolated: Sandbox) -> None:
+    program = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_STACK, (resource.RLIM_INFINITY,) * 2)
+sys.setrecursionlimit(1 << 30)
+class Deep:
+    def __init__(self, inner): self.inner = inner
+    def __repr__(self): return repr(self.inner)
+def f():
+    deep = None
+    for _ in range(10**6): deep = Deep(deep)
+    return repr(deep)
+"""
+    assert attack(isolated, program).status in ("memory", "runtime_error", "timeout")
+
+
 def test_limits_cannot_be_raised(isolated: Sandbox) -> None:
     program = """
 import resource

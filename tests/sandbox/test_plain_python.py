@@ -70,6 +70,10 @@ PROGRAMS = {
     "names": "import builtins, sys\nprint(sorted(dir(builtins)), sys.stdin.name, sys.stdout.mode, sys.stdin.mode)",
     "streams": "import sys\nprint([(s.encoding, s.errors, s.isatty(), s.fileno()) for s in (sys.stdin, sys.stdout)])",
     "recursion": "import sys\nsys.setrecursionlimit(10**6)\ndef f(n): return n and 1 + f(n - 1)\nprint(f(50000))",
+    "stack limit": (
+        "import resource, sys\nresource.setrlimit(resource.RLIMIT_STACK, (resource.RLIM_INFINITY,) * 2)\n"
+        "sys.setrecursionlimit(10**6)\ndef f(n): return n and 1 + f(n - 1)\nprint(f(50000))"
+    ),
     "deep in a thread": (
         "import sys, threading\nsys.setrecursionlimit(10**6)\nthreading.stack_size(1 << 27)\n"
         "def f(n): return n and 1 + f(n - 1)\nt = threading.Thread(target=lambda: print(f(50000)))\nt.start(); t.join()"
