@@ -11,7 +11,7 @@ from typing import Any
 from bdc.artefacts import sha256_of
 from bdc.config import Config, SandboxSettings
 from bdc.errors import InputError
-from bdc.problems import file_of, load, split
+from bdc.problems import file_of, load, split, without_duplicates
 from bdc.progress import Progress
 from bdc.runs import STAGES, Run, digest
 from bdc.sandbox import Limits, Sandbox
@@ -124,7 +124,12 @@ class Pipeline:
 
     def _store_problems(self) -> None:
         settings = self.config.problems
+        made_from = digest(self.config.section("problems"), self._sources)
+        if self.run.meta("problems") == made_from:
+            return  # the files may be gone
         problems = [problem for source in settings.sources for problem in load(source)]
+        if copies := len(problems) - len(without_duplicates(problems)):
+            self.progress.say(f"boost: left out as copies of others: {copies} of {len(problems)} problems")
         parts = split(problems, settings.train, settings.validation, settings.test, settings.seed)
         rows = [
             {"id": p.id, "split": name, "source": p.source, "json": json.dumps(p.to_json(), ensure_ascii=False)}
@@ -141,7 +146,8 @@ class Pipeline:
             )
             db.executemany(
                 "INSERT OR REPLACE INTO meta VALUES (?, ?)",
-                [(f"source {source}", sha256) for source, sha256 in self._sources.items() if sha256],
+                [(f"source {source}", sha256) for source, sha256 in self._sources.items() if sha256]
+                + [("problems", made_from)],
             )
 
     def _disentangle(self) -> dict[str, Any]:

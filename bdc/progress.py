@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -63,11 +64,8 @@ class Progress:
             return
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
-            return
-        try:
-            print(text, file=sys.stderr, flush=True)
-        except OSError:  # a log on a full disk, a terminal that is gone: no reason to stop the work
-            self.mode = "quiet"
+        else:
+            print(text, file=_Stderr(), flush=True)
 
     @contextlib.contextmanager
     def task(self, label: str, total: int | None = None) -> Iterator[Task]:
@@ -87,6 +85,32 @@ class Progress:
                 self._bar = None
 
 
+class _Stderr(io.TextIOBase):
+    """stderr, or nowhere once writing fails: a log on a full disk, a terminal that is gone, are no reason to stop the work."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr  # as it is now: rich puts itself in its place
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 def _make_bar() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -98,5 +122,5 @@ def _make_bar() -> Any:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
+        console=Console(file=_Stderr()),  # type: ignore[arg-type]
     )

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import sqlite3
 import sys
@@ -98,13 +99,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
         temporary.rename(path)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError) or _of_safetensors(error):
             raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
         raise
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _of_safetensors(error: Exception) -> bool:
@@ -128,7 +137,7 @@ class Run:
         create: make a new run when the folder holds none.
 
     Raises:
-        InputError: no run there, a foreign file in its place, another process writes to it, or the disk is full.
+        InputError: no run there, foreign files in its place, another process writes to it, or the disk is full.
         StaleArtifactError: the run was written by another format version.
     """
 
@@ -139,6 +148,7 @@ class Run:
             raise InputError(
                 f"{self.path} is not a run directory (no run.sqlite in it); start one with `bdc run config.toml`"
             )
+        self._check_place(store)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._acquire_lock()
@@ -150,6 +160,20 @@ class Run:
             raise InputError(f"{self.path} cannot be used as a run directory: {describe_os_error(error)}") from error
         except sqlite3.DatabaseError as error:
             raise InputError(f"{store} cannot be used: {error}") from error
+
+    def _check_place(self, store: Path) -> None:
+        """The folder can be named in the store, and nothing that is not the run's would be overwritten."""
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{self.path} is no name in UTF-8; choose another directory") from error
+        if store.exists():
+            return
+        for place in (place for stage in STAGES for place in self.outputs(stage)):
+            if os.path.lexists(place):
+                raise InputError(
+                    f"{self.path} holds no run, but {place.name}, which a run would replace; choose another directory"
+                )
 
     def _acquire_lock(self) -> IO[str]:
         import fcntl
@@ -288,17 +312,20 @@ class Run:
         row = self.stage(stage)
         if row is None:
             raise StaleArtifactError(
-                f"{self.path}: {wanted_by} needs the results of {stage}; run `bdc {stage} {self.path}` first"
+                f"{self.path}: {wanted_by} needs the results of {stage}; run `{self._command(stage)}` first"
             )
         if row["digest"] != inputs:
             raise StaleArtifactError(
-                f"{self.path}: the results of {stage} were made from other settings or inputs; run `bdc {stage} {self.path}` again"
+                f"{self.path}: the results of {stage} were made from other settings or inputs; run `{self._command(stage)}` again"
             )
         if (name := self.damaged(stage)) is not None:
             raise StaleArtifactError(
-                f"{self.path / name} is missing or was changed after {stage} wrote it; run `bdc {stage} {self.path}` to make it again"
+                f"{self.path / name} is missing or was changed after {stage} wrote it; run `{self._command(stage)}` to make it again"
             )
         return dict(row["summary"])
+
+    def _command(self, stage: str) -> str:
+        return f"bdc {stage} {shlex.quote(str(self.path))}"
 
     def begin(self, stage: str) -> None:
         """Forget that ``stage`` has finished: from here on it changes tables and files, whether it ends or not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,28 @@ def test_progress_that_nobody_can_read_does_not_stop_the_work() -> None:
     work = "from bdc.progress import Progress; p = Progress(); p.say('a'); p.say('b'); print('done')"
     command = f'{sys.executable} -c "{work}" 2> /dev/full'
     assert shell(command).stdout == "done\n"  # the interpreter's own exit code says that stderr could not be flushed
+
+
+def test_a_terminal_that_goes_away_does_not_stop_the_work(tmp_path: Path) -> None:
+    work = f"""
+import os, time
+from bdc.progress import Progress
+with Progress().task("work", total=9) as task:
+    os.write(1, b"ready")  # rich has put itself in the place of sys.stdout
+    os.read(0, 1)
+    for _ in range(9):
+        task.advance()
+        time.sleep(0.1)
+open({str(tmp_path / "done")!r}, "w").close()
+"""
+    terminal, end = pty.openpty()
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": end, "start_new_session": True}
+    with subprocess.Popen([sys.executable, "-c", work], **options) as process:  # type: ignore[call-overload]
+        os.close(end)
+        assert process.stdout.read(5) == b"ready"
+        os.close(terminal)
+        process.communicate(b"\n", timeout=60)
+    assert (tmp_path / "done").exists()
 
 
 def test_a_reader_that_goes_away_is_no_traceback() -> None:

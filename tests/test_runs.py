@@ -60,6 +60,21 @@ def test_foreign_missing_and_newer_stores_are_refused(tmp_path: Path) -> None:
         Run(newer)
 
 
+@pytest.mark.parametrize("name", ["solver/main.py", "experts/0/w.bin", "evaluation.json", "report.html"])
+def test_a_folder_with_files_that_a_run_would_replace_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match=f"holds no run, but {Path(name).parts[0]}, which a run would replace"):
+        Run(tmp_path, create=True)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no name in UTF-8"):
+        Run(tmp_path / "\udcff", create=True)
+    assert not any(tmp_path.iterdir())
+
+
 def test_atomic_write_replaces_whole_files(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b.txt"
     atomic_write(target, "one")
@@ -77,6 +92,18 @@ def test_a_folder_that_cannot_be_filled_leaves_the_old_one(tmp_path: Path) -> No
     with pytest.raises(RuntimeError), atomic_folder(target):
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["solver"] and (target / "a").read_text() == "old"
+
+
+def test_a_folder_replaces_a_file_and_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "file").touch()
+    for name in ("link", "file"):
+        with atomic_folder(tmp_path / name) as folder:
+            (folder / "new").touch()
+        assert (tmp_path / name / "new").is_file() and not (tmp_path / name).is_symlink()
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["kept"]
 
 
 def test_digest_depends_on_values_only() -> None:

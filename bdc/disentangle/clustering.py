@@ -13,12 +13,17 @@ _RESTARTS = 10
 
 @dataclass(frozen=True, slots=True)
 class Clustering:
-    """``assignment`` int [n], ``centroids`` float32 [K, d], and SSE and silhouette for every K tried."""
+    """``assignment`` int [n], ``centroids`` float32 [K, d], and SSE and silhouette for every K tried.
+
+    ``silhouette`` is that of the assignment, which may differ from that of the ``chosen_k`` once small clusters were merged;
+    None where it is not defined.
+    """
 
     assignment: np.ndarray
     centroids: np.ndarray
     scores: dict[int, dict[str, float | None]]
     chosen_k: int
+    silhouette: float | None
 
     @property
     def k(self) -> int:
@@ -49,17 +54,13 @@ def cluster(
     Args:
         embeddings: float32 [n, d].
     """
-    from sklearn.metrics import silhouette_score
-
     points = np.ascontiguousarray(embeddings, dtype=np.float64)
     distinct = len(np.unique(points, axis=0))
     fits: dict[int, Any] = {}
     scores: dict[int, dict[str, float | None]] = {}
     for candidate in range(k_range[0], min(k_range[1], distinct) + 1):
         fits[candidate] = fit = _k_means(points, candidate, seed)
-        defined = 2 <= candidate <= len(points) - 1
-        silhouette = float(silhouette_score(points, fit.labels_)) if defined else None
-        scores[candidate] = {"sse": float(fit.inertia_), "silhouette": silhouette}
+        scores[candidate] = {"sse": float(fit.inertia_), "silhouette": _silhouette(points, fit.labels_)}
     if k == "auto":
         rated = [(score["silhouette"], -c) for c, score in scores.items() if score["silhouette"] is not None]
         chosen = -max(rated)[1] if rated else 1
@@ -68,7 +69,16 @@ def cluster(
     fit = fits.get(chosen) or _k_means(points, chosen, seed)
     centroids = _dissolve(points, fit.cluster_centers_, min_size)
     centroids = centroids[np.lexsort(centroids.T[::-1])].astype(np.float32)  # an order that no seed or restart changes
-    return Clustering(nearest(embeddings, centroids), centroids, scores, chosen)
+    centroids = centroids[np.unique(nearest(embeddings, centroids))]  # rounding may have left one without a point
+    assignment = nearest(embeddings, centroids)
+    return Clustering(assignment, centroids, scores, chosen, _silhouette(points, assignment))
+
+
+def _silhouette(points: np.ndarray, assignment: np.ndarray) -> float | None:
+    from sklearn.metrics import silhouette_score
+
+    k = len(np.unique(assignment))
+    return float(silhouette_score(points, assignment)) if 2 <= k <= len(points) - 1 else None
 
 
 def _k_means(points: np.ndarray, k: int, seed: int, init: Any = "k-means++") -> Any:
@@ -90,9 +100,9 @@ def _dissolve(points: np.ndarray, centroids: np.ndarray, min_size: int) -> np.nd
 
 
 def project(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
-    """t-SNE coordinates float32 [n, 2] for a picture; fewer than four points lie on a line."""
+    """t-SNE coordinates float32 [n, 2] for a picture; fewer than four points, or all the same, lie on a line."""
     n = len(embeddings)
-    if n < 4:
+    if n < 4 or (embeddings == embeddings[0]).all():
         return np.stack([np.arange(n), np.zeros(n)], axis=1).astype(np.float32)
     from sklearn.manifold import TSNE
 

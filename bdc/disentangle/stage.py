@@ -75,7 +75,7 @@ def run(run: Run, settings: DisentangleSettings, progress: Progress | None = Non
     return {
         "k": clusters.k,
         "sizes": clusters.record["sizes"],
-        "silhouette": clusters.record["scores"].get(str(clusters.k), {}).get("silhouette"),
+        "silhouette": clusters.record["silhouette"],
         "train_examples": experts["single"]["train_examples"],
         "validation_examples": experts["single"]["validation_examples"],
         "too_long": experts["too_long"],
@@ -124,6 +124,7 @@ def make_clusters(folder: Path, traces: Sequence[Trace], settings: DisentangleSe
         "chosen_k": fit.chosen_k,
         "k": fit.k,
         "sizes": np.bincount(assignment[: len(trained)], minlength=fit.k).tolist(),
+        "silhouette": fit.silhouette,
         "scores": {str(k): score for k, score in fit.scores.items()},
         "terms": terms(texts, assignment, fit.k),
         "assignment": {i: int(c) for i, c in zip(ids, assignment, strict=True)},

@@ -56,6 +56,8 @@ def file_of(source: str) -> Path | None:
 
 
 def _place(path: str) -> Path:
+    if "\0" in path:
+        raise InputError(f"problem file {path!r} cannot be found: a path holds no NUL")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:  # ~ of nobody

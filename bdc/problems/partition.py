@@ -17,11 +17,12 @@ PARTS = ("train", "validation", "test")
 def normalise(statement: str) -> str:
     """Return the statement in the form in which two copies of one problem are equal.
 
-    Unicode compatibility forms and letter case are folded; punctuation and white space become single spaces,
-    but operators and brackets stay, since ``a < b`` and ``a > b`` are different problems.
+    Letter case is folded, white space becomes single spaces, and the stops and commas after words and the backticks around
+    them go. All else stays, since ``a < b`` and ``a > b``, ``','`` and ``';'``, ``n!`` and ``n`` are different problems.
     """
-    text = unicodedata.normalize("NFKC", statement).casefold()
-    return " ".join(re.sub(r"[\s\"'`.,;:!?_]+", " ", text).split())
+    text = unicodedata.normalize("NFC", statement).casefold()
+    text = re.sub(r"(?<!['\"])`(?!['\"])", "", text)
+    return " ".join(re.sub(r"(?<=[\w)\]}'\"])[.,;:]+(?=\s|$)", "", text).split())
 
 
 def split(
@@ -30,18 +31,18 @@ def split(
     """Split problems into ``train``, ``validation`` and ``test``.
 
     Deterministic in the problems' contents and the seed (not in their order), stratified by family, without
-    duplicates: of several problems with one normalised statement the one with the smallest id stays.
+    duplicates (:func:`without_duplicates`).
 
     Args:
         problems: any problems; ids must be unique among those that stay.
-        train: share (three numbers that add up to at most 1, within rounding) or number of problems (three whole
-            numbers, each 0 or more, of which at least one exceeds 1); likewise ``validation`` and ``test``.
+        train: share (three numbers that add up to at most 1, within rounding, not all of them int) or number of problems
+            (three whole numbers, each 0 or more); likewise ``validation`` and ``test``.
         seed: draws the members of each part.
 
     Raises:
         InputError: negative sizes, shares above 1 in sum, more problems asked for than there are, repeated ids.
     """
-    unique = _without_duplicates(problems)
+    unique = without_duplicates(problems)
     sizes = _sizes((train, validation, test), len(unique))
     families: dict[str, list[Problem]] = {}
     for problem in unique:
@@ -58,11 +59,21 @@ def split(
     return parts
 
 
-def _without_duplicates(problems: Sequence[Problem]) -> list[Problem]:
-    by_statement: dict[str, Problem] = {}
+def without_duplicates(problems: Sequence[Problem]) -> list[Problem]:
+    """Of problems with one normalised statement, or one solution but for white space, that with the smallest id; by id.
+
+    Raises:
+        InputError: two of those that stay have one id.
+    """
+    kept: list[Problem] = []
+    seen: set[tuple[str, str]] = set()
     for problem in sorted(problems, key=lambda problem: (problem.id, problem.statement)):
-        by_statement.setdefault(normalise(problem.statement), problem)
-    kept = list(by_statement.values())
+        keys = {("statement", normalise(problem.statement))}
+        if problem.solution and problem.solution.strip():
+            keys.add(("solution", " ".join(problem.solution.split())))
+        if seen.isdisjoint(keys):
+            kept.append(problem)
+        seen |= keys
     for first, second in pairwise(kept):
         if first.id == second.id:
             raise InputError(f"two different problems have the id {first.id!r}; ids must be unique")
@@ -72,7 +83,7 @@ def _without_duplicates(problems: Sequence[Problem]) -> list[Problem]:
 def _sizes(wanted: tuple[float, float, float], total: int) -> list[int]:
     if any(not 0 <= size < float("inf") for size in wanted):
         raise InputError(f"split sizes {wanted} must be finite and not negative")
-    if any(size > 1 for size in wanted):
+    if any(size > 1 for size in wanted) or all(isinstance(size, int) for size in wanted):
         if any(size != int(size) for size in wanted):
             raise InputError(f"split sizes {wanted} mix shares and numbers; give three shares or three whole numbers")
         counts = [int(size) for size in wanted]

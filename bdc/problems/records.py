@@ -50,10 +50,7 @@ def read_problem(record: Record, parse: Parser) -> Problem:
         problem = parse(record)
         stored = problem.to_json()
         json.dumps(stored, ensure_ascii=False).encode()
-        if (
-            parse != Problem.from_json
-        ):  # not so read: a set may hold what a run could not read back, such as an infinity
-            Problem.from_json(stored)
+        Problem.from_json(stored)  # a set may hold what a run could not read back
     except UnicodeEncodeError as error:
         raise InputError("a text holds half a character (a lone surrogate); write whole characters") from error
     except (RecursionError, MemoryError) as error:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import silhouette_score
 
 from bdc.disentangle.clustering import cluster, nearest, project, terms
 
@@ -51,6 +52,21 @@ def test_small_clusters_are_merged_and_the_rest_is_a_fixed_point() -> None:
     np.testing.assert_allclose(means, fit.centroids, atol=1e-6)
 
 
+def test_silhouette_is_that_of_the_clusters_after_merging() -> None:
+    merged = [cluster(blobs([30], spread=1.0, seed=seed), 6, min_size=4) for seed in range(8)]
+    assert any(fit.k < fit.chosen_k and fit.silhouette != fit.scores[fit.k]["silhouette"] for fit in merged)
+    for seed, fit in enumerate(merged):
+        points = blobs([30], spread=1.0, seed=seed).astype(np.float64)
+        assert fit.silhouette == silhouette_score(points, fit.assignment)
+
+
+def test_no_cluster_is_empty_where_points_differ_by_rounding() -> None:
+    points = np.repeat(blobs([1]), 12, axis=0)
+    points[::2, 0] *= np.float32(1) + np.finfo(np.float32).eps
+    fit = cluster(points, 2, min_size=2)
+    assert np.bincount(fit.assignment, minlength=fit.k).min() > 0
+
+
 def test_same_seed_same_bits_and_fewer_points_than_k() -> None:
     points = blobs([4, 4])
     one, two = cluster(points, 2, seed=3), cluster(points, 2, seed=3)
@@ -74,6 +90,11 @@ def test_projection_has_two_coordinates_and_repeats(n: int) -> None:
     assert picture.shape == (n, 2)
     assert np.isfinite(picture).all()
     np.testing.assert_array_equal(picture, project(points, seed=0))
+
+
+def test_points_that_are_all_the_same_can_be_shown() -> None:
+    picture = project(np.repeat(blobs([1]), 9, axis=0))
+    assert np.isfinite(picture).all() and len(np.unique(picture, axis=0)) == 9
 
 
 def test_terms_name_what_sets_a_cluster_apart() -> None:

@@ -206,6 +206,9 @@ def test_a_changed_problem_file_is_noticed_and_one_that_is_gone_is_not_missed(
     for stage in STAGES:
         assert main([stage, str(finished)]) == 0
         assert "done already" in capsys.readouterr().err
+    (finished / "traces.parquet").unlink()
+    for stage in ("boost", "disentangle"):
+        assert main([stage, str(finished), "--quiet"]) == 0
     problems.write_text(text.replace('x plus 3"', 'x plus 3 in all"'), encoding="utf-8")
     (finished / "evaluation.json").unlink()
     assert main(["evaluate", str(finished), "--quiet"]) == 2

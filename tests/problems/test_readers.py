@@ -341,6 +341,8 @@ def test_places_that_are_no_problem_file(tmp_path: Path) -> None:
         load(f"{tmp_path}/folder.jsonl")
     with pytest.raises(InputError, match="~nobody-of-this-name"):
         load("jsonl:~nobody-of-this-name/p.jsonl")
+    with pytest.raises(InputError, match="a path holds no NUL"):
+        load("jsonl:a\0b.jsonl")
     with pytest.raises(InputError, match="cannot be read: File name too long"):
         load(f"jsonl:{'a' * 5000}")
     damaged = bytearray(gzip.compress(os.urandom(9000)))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdc.errors import InputError
-from bdc.problems import Problem, load, normalise, split
+from bdc.problems import Problem, load, normalise, split, without_duplicates
 from bdc.testcase import StdinTest
 
 
@@ -82,7 +82,25 @@ def test_every_family_is_in_every_large_part() -> None:
 
 def test_normalise_keeps_what_makes_problems_different() -> None:
     assert normalise("Return  A.\n") == normalise("return a")
-    assert normalise("a < b") != normalise("a > b")
+    assert normalise("Sort `x`, then y: it") == normalise("sort x then Y it.")
+    for one, other in (("a < b", "a > b"), ("a != b", "a = b"), ("n!", "n"), ("1.5", "1 5"), ("x\u00b2", "x2")):
+        assert normalise(f"Return {one}.") != normalise(f"Return {other}.")
+    for one, other in ("',", "';"), ("'_", "' "), ("'.", "':"), ('"!', '"?'):
+        assert normalise(f"Remove every {one}{one[0]} from s") != normalise(f"Remove every {other}{other[0]} from s")
+
+
+def test_one_solution_is_one_problem() -> None:
+    base = load("mini")[0]
+    again = [replace(base, id=f"z/{i}", statement=f"{base.statement}\nFor instance {i}.") for i in range(3)]
+    assert without_duplicates([*again, base]) == [base]
+    bare = [replace(problem, solution=None) for problem in again]
+    assert without_duplicates([base, *bare]) == [base, *bare]
+
+
+def test_whole_numbers_are_numbers_of_problems() -> None:
+    problems = load("mini")
+    assert [len(part) for part in split(problems, 1, 0, 1, seed=0).values()] == [1, 0, 1]
+    assert [len(part) for part in split(problems, 1.0, 0.0, 0.0, seed=0).values()] == [len(problems), 0, 0]
 
 
 @pytest.mark.parametrize("sizes", [(0.9, 0.2, 0.0), (-1, 0, 0), (90, 90, 90), (10, 0.5, 0), (float("nan"), 0, 0)])
