@@ -39,19 +39,22 @@ class SentenceEncoder:
         self._tokenizer: Any = loaded[1]
         if self._tokenizer.pad_token_id is None:
             raise InputError(f"{folder}: the tokenizer names no padding token (pad_token), which a text encoder needs")
-        self.max_tokens = min(_limit(folder, self._model.config), max_tokens or 2**31)
+        limits = (_limit(folder, self._model.config), _positions(self._model), self._tokenizer.model_max_length)
+        self.max_tokens = int(min(*limits, max_tokens or 2**31))
         self.dim: int = self._model.config.hidden_size
         if torch.cuda.is_available():
             self._model.to("cuda")
 
     def encode(self, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
-        """Float32 [n, dim], rows of L2 norm 1, in the order of the texts."""
+        """Float32 [n, dim], in the order of the texts: rows of L2 norm 1, zero for a text without a token."""
         import torch
 
         out = np.zeros((len(texts), self.dim), dtype=np.float32)
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        if not self._tokenizer("")["input_ids"]:  # no special tokens: a text may have none at all
+            by_length = [i for i in by_length if self._tokenizer(texts[i])["input_ids"]]
         with torch.inference_mode():
-            for start in range(0, len(texts), batch_size):
+            for start in range(0, len(by_length), batch_size):
                 chunk = by_length[start : start + batch_size]
                 inputs = self._tokenizer(
                     [texts[i] for i in chunk],
@@ -77,3 +80,11 @@ def _limit(folder: Path, config: Any) -> int:
     if not isinstance(found, int) or found < 1:
         raise InputError(f"{folder} limits texts to {found!r:.100} tokens; that must be a whole number from 1")
     return found
+
+
+def _positions(model: Any) -> int:
+    """Tokens that the model has positions for; RoBERTa's kind counts them from behind the padding's."""
+    positions: int = getattr(model.config, "max_position_embeddings", None) or 2**31
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return positions if padding is None else positions - padding - 1

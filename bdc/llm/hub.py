@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from bdc.errors import InputError
+from bdc.llm.folders import check_folder
 
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "1_Pooling/*"]
 _PROBE_SECONDS = 3.0
 
 
 def cached(repo: str) -> Path | None:
-    """The newest complete snapshot in the hub's local cache, without touching the network."""
+    """The newest snapshot in the hub's local cache, if it is whole, without touching the network."""
     try:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(repo, allow_patterns=_PATTERNS, local_files_only=True))
     except Exception:  # hub's exception types moved between its versions; any of them means: not there
         return None
-    whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-    return folder if whole else None
+    try:
+        check_folder(folder)
+    except InputError:  # an interrupted download, or one of some files; the client completes it
+        return None
+    return folder
 
 
 def download(repo: str) -> tuple[Path | None, str]:
@@ -39,11 +46,11 @@ def download(repo: str) -> tuple[Path | None, str]:
             pass  # gated or private: a token, which the client sends, may open it
         else:
             return None, f"{endpoint} answered {error.code}"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return None, f"{endpoint} is not reachable ({getattr(error, 'reason', error)})"
     try:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(repo, allow_patterns=_PATTERNS)), ""
     except Exception as error:  # as above: whatever the client raises, the next source is tried
-        return None, f"{endpoint}: {str(error).splitlines()[0]}"
+        return None, f"{endpoint}: {(str(error) or type(error).__name__).splitlines()[0]}"

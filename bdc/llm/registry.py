@@ -105,7 +105,7 @@ def list_models(home: str | Path | None = None) -> list[dict[str, str]]:
     """One row per known model: name, kind, parameters, licence, sources, cached (its folder, or "")."""
     rows = []
     for model in KNOWN.values():
-        folder = _converted(model, cache_home(home)) or hub.cached(model.hub)
+        folder = _converted(model, cache_home(home)) or _snapshot(model)
         packages = (
             model.packages[0] if len(model.packages) == 1 else f"{model.packages[0]} and {len(model.packages) - 1} more"
         )
@@ -123,7 +123,7 @@ def list_models(home: str | Path | None = None) -> list[dict[str, str]]:
 
 
 def _resolve_known(model: KnownModel, home: Path, notify: Notify, accept_terms: bool) -> Path:
-    found = _converted(model, home) or hub.cached(model.hub)
+    found = _converted(model, home) or _snapshot(model)
     if found is not None:
         return found
     if model.terms and not accept_terms:
@@ -195,6 +195,13 @@ def _converted(model: KnownModel, home: Path) -> Path | None:
     """The finished conversion. It appears by one rename, so what exists is whole."""
     folder = _place(model, home)
     return folder if (folder / "config.json").is_file() else None
+
+
+def _snapshot(model: KnownModel) -> Path | None:
+    """The model in the hub's cache; an encoder without the file that says where it cuts texts is not whole."""
+    folder = hub.cached(model.hub)
+    cut = folder is not None and model.kind == "encoder" and not (folder / "sentence_bert_config.json").is_file()
+    return None if cut else folder
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -178,7 +179,7 @@ def test_kill_9_at_any_moment_changes_nothing(settings: DisentangleSettings, tmp
 
 
 def test_a_checkpoint_over_other_examples_is_not_gone_on_with(
-    settings: DisentangleSettings, tmp_path: Path, helpers: Any
+    settings: DisentangleSettings, tmp_path: Path, helpers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where they differ only in examples that are too long for the experts."""
     import pyarrow as pa
@@ -193,11 +194,11 @@ def test_a_checkpoint_over_other_examples_is_not_gone_on_with(
     brief = CustomizeSettings(lr=2e-2, epochs=2, batch_size=4)
     with Run(tmp_path / "changed", create=True) as run:
         prepare(run, "a")
-        run.solver_dir.write_text("in the way, so that the stage ends before its checkpoint is done with")
-        with pytest.raises(InputError, match="solver cannot be written"):
+        with monkeypatch.context() as patched, pytest.raises(InputError, match="no room"):
+            # The stage ends before its checkpoint is done with.
+            patched.setattr(SolverParts, "save", Mock(side_effect=InputError("no room")))
             customize.run(run, brief)
         assert (tmp_path / "changed" / ".hypernetwork.checkpoint.pt").exists()
-        run.solver_dir.unlink()
         prepare(run, "b")
         changed = customize.run(run, brief)
     with Run(tmp_path / "fresh", create=True) as run:

@@ -9,8 +9,6 @@ import pytest
 
 from bdc.llm import SentenceEncoder
 
-pytestmark = pytest.mark.models
-
 TEXTS = [
     "Sort a list of integers in ascending order.",
     "Return the numbers of an array from smallest to largest.",
@@ -26,6 +24,7 @@ def encoder(encoder_folder: Path) -> SentenceEncoder:
     return SentenceEncoder(encoder_folder)
 
 
+@pytest.mark.models
 def test_rows_are_unit_vectors_in_order(encoder: SentenceEncoder) -> None:
     rows = encoder.encode(TEXTS, batch_size=2)
     assert rows.shape == (len(TEXTS), encoder.dim) == (6, 384)
@@ -35,11 +34,13 @@ def test_rows_are_unit_vectors_in_order(encoder: SentenceEncoder) -> None:
         np.testing.assert_allclose(encoder.encode([text])[0], rows[i], atol=2e-5)
 
 
+@pytest.mark.models
 def test_similar_meanings_are_near(encoder: SentenceEncoder) -> None:
     first, second, other = encoder.encode(TEXTS[:3])
     assert first @ second > 0.4 > 0.3 > first @ other
 
 
+@pytest.mark.models
 def test_pooling_is_the_mean_over_tokens(encoder: SentenceEncoder) -> None:
     import torch
 
@@ -49,10 +50,38 @@ def test_pooling_is_the_mean_over_tokens(encoder: SentenceEncoder) -> None:
     np.testing.assert_allclose(encoder.encode(TEXTS[:1])[0], mean / np.linalg.norm(mean), atol=1e-5)
 
 
+@pytest.mark.models
 def test_long_texts_are_cut_at_the_published_limit(encoder: SentenceEncoder) -> None:
     assert encoder.max_tokens == 256
     np.testing.assert_allclose(encoder.encode(["word " * 1000]), encoder.encode(["word " * 254]), atol=1e-5)
 
 
+@pytest.mark.models
 def test_no_texts(encoder: SentenceEncoder) -> None:
     assert encoder.encode([]).shape == (0, 384)
+
+
+def test_texts_without_a_token_are_zero(tiny_encoder: Path) -> None:
+    encoder = SentenceEncoder(tiny_encoder)  # its tokenizer adds no special tokens
+    assert np.array_equal(encoder.encode(["", ""]), np.zeros((2, 16)))
+    rows = encoder.encode(["", "abc", "", "x"], batch_size=2)
+    assert np.array_equal(rows[[0, 2]], np.zeros((2, 16)))
+    np.testing.assert_allclose(rows[[1, 3]], encoder.encode(["abc", "x"]), atol=1e-6)
+
+
+def test_texts_are_cut_where_the_positions_of_roberta_end(tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, RobertaConfig, RobertaModel
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=0, max_position_embeddings=34, **sizes
+    )
+    RobertaModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    encoder = SentenceEncoder(tmp_path)
+    assert encoder.max_tokens == 33
+    np.testing.assert_allclose(encoder.encode(["b" * 100]), encoder.encode(["b" * 33]), atol=1e-6)
+    tokenizer.model_max_length = 20
+    tokenizer.save_pretrained(tmp_path)
+    assert SentenceEncoder(tmp_path).max_tokens == 20

