@@ -64,9 +64,11 @@ def _run_command(argv: Sequence[str] | None) -> int:
         advice = "run the same command again" if passing else "restore it from a copy, or start a new run"
         return _fail(f"the run's store run.sqlite cannot be used: {error}; {advice}", 2)
     except MemoryError:
-        return _fail("the memory is full; the same command goes on where it stopped once there is more", 1)
+        return _fail(
+            "the memory is full; give it more and run the same command again, a run goes on where it stopped", 1
+        )
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on where it stopped", 1)
+        return _fail("interrupted; the same command goes on with a run where it stopped, and begins all else anew", 1)
 
 
 def _open_standard_streams() -> None:

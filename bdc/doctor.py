@@ -9,7 +9,6 @@ from typing import Any
 _EXTRAS = {
     "run": ("transformers", "peft", "pydantic", "pyarrow", "sklearn", "gguf", "httpx", "rich"),
     "serve": ("vllm",),
-    "ray": ("ray",),
     "hub": ("datasets",),
 }
 

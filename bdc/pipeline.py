@@ -180,7 +180,8 @@ class Pipeline:
     def _report(self) -> dict[str, Any]:
         from bdc.report.stage import run as report
 
-        return report(self.run, self.progress)
+        stages, agents = self.config.disentangle, self.config.agents
+        return report(self.run, self.progress, [stages.base_model, stages.encoder, *(agent.model for agent in agents)])
 
 
 def _short(summary: dict[str, Any]) -> str:

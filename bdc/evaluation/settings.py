@@ -42,7 +42,8 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         where = "evaluate."
         check_ranges(self, where, "batch_size", low=1)
-        check_ranges(self, where, "program_tokens", "thought_tokens", "bootstrap", low=1, high=1e6)
+        check_ranges(self, where, "program_tokens", "thought_tokens", low=1, high=1e6)
+        check_ranges(self, where, "bootstrap", low=100, high=1e6)  # fewer have no 2.5th percentile to speak of
         check_ranges(self, where, "temperature", low=0, high=100)
         check_ranges(self, where, "max_problems", low=0)
         check_ranges(self, where, "seed", low=0, high=MOST_SEED)

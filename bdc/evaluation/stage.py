@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from bdc.errors import InputError
 from bdc.evaluation.answers import Answer, Respondent, program_prompt
-from bdc.evaluation.judging import pass_rates
+from bdc.evaluation.judging import judged
 from bdc.evaluation.metrics import interval, paired_difference
 from bdc.evaluation.settings import EvaluateSettings
 from bdc.evaluation.systems import OURS, System, Systems, label
 from bdc.llm import prompts
+from bdc.machine import describe_machine
 from bdc.problems import Problem
 from bdc.progress import Progress
 from bdc.runs import Run, atomic_write
-from bdc.sandbox import Limits, Sandbox
+from bdc.sandbox import Limits, Sandbox, Verdict
 
 if TYPE_CHECKING:
     from bdc.customize import Solver
@@ -58,12 +59,13 @@ def run(
                 respondent = Respondent(run, system, settings, "/".join((inputs, base_model, dtype)))
                 answers = respondent.programs(problems, task)
                 losses = held_out_loss(system, problems)
-            rates = pass_rates(run, sandbox, limits, problems, [answer.program for answer in answers])
-            results.append(_result(name, problems, answers, losses, rates, settings))
+            verdicts = judged(run, sandbox, limits, problems, [answer.program for answer in answers])
+            results.append(_result(name, problems, answers, losses, verdicts, settings))
     evaluation = {
         "format": FORMAT,
         "seed": settings.seed,
         "problems": [problem.id for problem in problems],
+        "machine": describe_machine(),
         "device": _device(systems.solver),
         "systems": results,
         "differences": differences(results, settings),
@@ -125,12 +127,14 @@ def _result(
     problems: Sequence[Problem],
     answers: Sequence[Answer],
     losses: Sequence[float | None],
-    rates: Sequence[float],
+    verdicts: Sequence[Verdict | None],
     settings: EvaluateSettings,
 ) -> dict[str, Any]:
     per_problem = [
-        {"id": problem.id, "loss": loss, "pass_rate": rate, "solved": rate == 1.0}
-        for problem, loss, rate in zip(problems, losses, rates, strict=True)
+        {"id": problem.id, "loss": loss}
+        | {"pass_rate": verdict.pass_rate if verdict else 0.0, "solved": verdict is not None and verdict.passed}
+        | {"verified": verdict is None or verdict.verified}
+        for problem, loss, verdict in zip(problems, losses, verdicts, strict=True)
     ]
     return {
         "name": name,
@@ -139,6 +143,7 @@ def _result(
         "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
         "completion_tokens": sum(answer.completion_tokens for answer in answers),
         "seconds": sum(answer.seconds for answer in answers),
+        "unverified": sum(row["solved"] and not row["verified"] for row in per_problem),
         "per_problem": per_problem,
     }
 
@@ -149,7 +154,7 @@ def _values(per_problem: Sequence[dict[str, Any]], metric: str) -> list[float]:
 
 
 def _interval(values: Sequence[float], settings: EvaluateSettings) -> dict[str, float] | None:
-    return interval(values, settings.bootstrap, settings.seed)._asdict() if values else None
+    return interval(values, settings.bootstrap, settings.seed)._asdict() | {"n": len(values)} if values else None
 
 
 def differences(results: Sequence[dict[str, Any]], settings: EvaluateSettings) -> list[dict[str, Any]]:
@@ -163,7 +168,7 @@ def differences(results: Sequence[dict[str, Any]], settings: EvaluateSettings) -
             mine, theirs = (_values(result["per_problem"], metric) for result in (ours, other))
             if other is not ours and mine:
                 found = paired_difference(mine, theirs, settings.bootstrap, settings.seed)
-                out.append({"system": other["name"], "metric": metric, **found._asdict()})
+                out.append({"system": other["name"], "metric": metric, **found._asdict(), "n": len(mine)})
     return out
 
 

@@ -33,7 +33,7 @@ def _published(record: Record) -> Problem:
         public_tests=public,
         private_tests=private + generated or public,
         solution=next((program for language, program in programs if language == _PYTHON3), None),
-        difficulty=identity(record, "difficulty") if "difficulty" in record else "",
+        difficulty=identity(record, "difficulty") if record.get("difficulty") is not None else "",
     )
 
 
@@ -74,5 +74,5 @@ def _merged(record: Record) -> Problem:
         private_tests=tuple(test for test in tests if test not in public) or tuple(tests),
         solution=text(record, "solution", "") or None,
         family=text(record, "cluster", ""),
-        difficulty=identity(record, "difficulty") if "difficulty" in record else "",
+        difficulty=identity(record, "difficulty") if record.get("difficulty") is not None else "",
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,8 +17,11 @@ from bdc.report.verdict import favours, verdicts
 from bdc.runs import STAGES, Run
 
 
-def collect(run: Run) -> dict[str, Any]:
+def collect(run: Run, models: Sequence[str] = ()) -> dict[str, Any]:
     """One entry per section; None where the stage that makes its input has not run.
+
+    Args:
+        models: of all stages, by name.
 
     Raises:
         InputError: an artefact is there and cannot be read.
@@ -29,7 +31,7 @@ def collect(run: Run) -> dict[str, Any]:
     config = run.config_path.read_text("utf-8", "replace") if run.config_path.is_file() else None
     costs = _costs(run, evaluation)
     data = {
-        "header": _header(run, traces, evaluation, config, costs),
+        "header": _header(run, traces, evaluation, costs) | {"models": sorted(set(models))},
         "results": _results(evaluation),
         "map": _map(run, traces),
         "trees": collect_trees(run),
@@ -58,10 +60,8 @@ def _header(
     run: Run,
     traces: list[dict[str, Any]] | None,
     evaluation: dict[str, Any] | None,
-    config: str | None,
     costs: dict[str, Any],
 ) -> dict[str, Any]:
-    meta = dict(run.db.execute("SELECT key, value FROM meta").fetchall())
     first, last = run.db.execute("SELECT min(created), max(created) FROM calls").fetchone()
     ends = [stage["finished"] for stage in costs["stages"] if stage["finished"]]
     ended = max([*ends, *([last] if last else [])], default=None)
@@ -73,10 +73,9 @@ def _header(
         "name": run.path.resolve().name,
         "started": _when(first),
         "ended": _when(ended),
-        "machine": meta.get("machine") or describe_machine(),
+        "machine": (evaluation or {}).get("machine") or describe_machine(),
         "device": (evaluation or {}).get("device"),
         "version": __version__,
-        "models": sorted(_models(config)),
         "agents": sorted({row["agent"] for row in calls if row["stage"] == "boost"}),
         "problems": sum(splits.values()),
         "splits": dict(sorted(splits.items())),
@@ -87,26 +86,6 @@ def _header(
         "tokens": costs["tokens"],
         "seconds": costs["seconds"],
     }
-
-
-def _models(config: str | None) -> set[str]:
-    """Values of every key of config.toml that names a model."""
-    try:
-        return set(_named(tomllib.loads(config or ""), {"model", "encoder", "base", "base_model"}))
-    except tomllib.TOMLDecodeError:
-        return set()
-
-
-def _named(value: Any, keys: set[str]) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if key in keys and isinstance(item, str):
-                yield item
-            else:
-                yield from _named(item, keys)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _named(item, keys)
 
 
 def _results(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -61,6 +61,13 @@ def mean(system: Mapping[str, Any], metric: Metric) -> float | None:
     return number(value.get("mean")) if isinstance(value, Mapping) else None
 
 
+def count(system: Mapping[str, Any], metric: Metric) -> int | None:
+    """Problems that the mean is over, or None where that is not known."""
+    value = system.get(metric.key)
+    found = number(value.get("n")) if isinstance(value, Mapping) else None
+    return None if found is None else int(found)
+
+
 def label(system: Mapping[str, Any]) -> str:
     return str(system.get("label") or system["name"])
 

@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -20,8 +21,8 @@ SCRIPTS = (
 )
 
 
-def render(run: Run) -> str:
-    """The report of ``run`` as HTML.
+def render(run: Run, models: Sequence[str] = ()) -> str:
+    """The report of ``run``, whose stages use these ``models``, as HTML.
 
     A section whose input is missing says which command makes it. Texts of problems, models and programs reach the
     page only inside one JSON block and from there only as text nodes; the content policy admits this page's own
@@ -30,7 +31,7 @@ def render(run: Run) -> str:
     Raises:
         InputError: an artefact of the run is there and cannot be read.
     """
-    return page(collect(run))
+    return page(collect(run, models))
 
 
 def page(data: dict[str, Any]) -> str:

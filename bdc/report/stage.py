@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bdc.report.page import render
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
     from bdc.progress import Progress
 
 
-def run(run: Run, progress: Progress) -> dict[str, Any]:
-    """Write report.html whole or not at all.
+def run(run: Run, progress: Progress, models: Sequence[str] = ()) -> dict[str, Any]:
+    """Write report.html whole or not at all; ``models`` are those of all stages.
 
     Returns:
         ``{"path": str, "bytes": int}``.
@@ -21,7 +22,7 @@ def run(run: Run, progress: Progress) -> dict[str, Any]:
         InputError: an artefact of the run cannot be read, or the file cannot be written.
     """
     with progress.task("report", total=1) as task:
-        content = render(run).encode()
+        content = render(run, models).encode()
         atomic_write(run.report_path, content)
         task.advance(1, note=str(run.report_path))
     return {"path": str(run.report_path), "bytes": len(content)}

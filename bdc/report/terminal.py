@@ -10,9 +10,11 @@ from bdc.report.verdict import verdicts
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
-WIDE = 120
+WIDE, COSTS, TABLE = 120, 76, 62
+"""Columns from which intervals stand beside their means, costs are shown, and there is a table at all."""
 
 
 def print_results(evaluation: dict[str, Any], console: Console) -> None:
@@ -20,15 +22,41 @@ def print_results(evaluation: dict[str, Any], console: Console) -> None:
 
     Args:
         evaluation: the content of evaluation.json.
-        console: under 120 columns the interval goes below its mean.
+        console: under 120 columns the interval goes below its mean, under 76 costs are left out, under 62 each system is a
+            list.
     """
+    from rich.text import Text
+
+    console.print(_table(evaluation, console.width) if console.width >= TABLE else _lists(evaluation))
+    for sentence in verdicts(evaluation):
+        console.print(Text(printable(sentence)))
+
+
+def _title(evaluation: dict[str, Any]) -> str:
+    problems = len(evaluation.get("problems") or ())
+    return f"{problems} problem{'' if problems == 1 else 's'} held out, 95 % bootstrap intervals"
+
+
+def _lists(evaluation: dict[str, Any]) -> Text:
+    from rich.text import Text
+
+    lines = [_title(evaluation)]
+    for system in evaluation["systems"]:
+        lines.append(f"\n{printable(label(system))}")
+        for metric in METRICS:
+            lines.append(
+                f"  {metric.label} {metric.format(mean(system, metric))} {metric.interval(system.get(metric.key))}"
+            )
+    return Text("\n".join(lines) + "\n")
+
+
+def _table(evaluation: dict[str, Any], width: int) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    problems = len(evaluation.get("problems") or ())
     table = Table(
-        title=f"{problems} problem{'' if problems == 1 else 's'} held out, 95 % bootstrap intervals",
+        title=_title(evaluation),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -37,17 +65,17 @@ def print_results(evaluation: dict[str, Any], console: Console) -> None:
     table.add_column("system", overflow="fold", min_width=14)
     for metric in METRICS:
         table.add_column(Text(f"{metric.label}\n{metric.better} wins"), justify="right", no_wrap=True)
-    table.add_column("tokens", justify="right", no_wrap=True)
-    table.add_column("seconds", justify="right", no_wrap=True)
+    if width >= COSTS:
+        table.add_column("tokens", justify="right", no_wrap=True)
+        table.add_column("seconds", justify="right", no_wrap=True)
     leaders = {metric.key: [system["name"] for system in best(evaluation["systems"], metric)] for metric in METRICS}
     for system in evaluation["systems"]:
         ours = system["name"] == OURS
-        cells = [_cell(system, metric, system["name"] in leaders[metric.key], console.width) for metric in METRICS]
+        cells = [_cell(system, metric, system["name"] in leaders[metric.key], width) for metric in METRICS]
+        costs = [f"{_tokens(system):,}", f"{system.get('seconds') or 0.0:,.1f}"] if width >= COSTS else []
         name = Text(printable(label(system)), style="bold" if ours else "")
-        table.add_row(name, *cells, f"{_tokens(system):,}", f"{system.get('seconds') or 0.0:,.1f}")
-    console.print(table)
-    for sentence in verdicts(evaluation):
-        console.print(Text(printable(sentence)))
+        table.add_row(name, *cells, *costs)
+    return table
 
 
 def results_json(evaluation: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import pytest
 from bdc.customize import Solver
 from bdc.errors import InputError
 from bdc.evaluation import EvaluateSettings, stage
-from bdc.evaluation.judging import pass_rates
+from bdc.evaluation.judging import judged
 from bdc.llm import prompts
 from bdc.problems import Problem
 from bdc.progress import Progress
@@ -69,7 +69,8 @@ def test_every_system_is_compared_on_the_test_problems(new_run: NewRun, tiny: Pa
         assert [index for index, loss in enumerate(losses) if loss is None] == [3]
         assert system["loss"]["mean"] == pytest.approx(np.mean([loss for loss in losses if loss is not None]))
         assert 0 < system["completion_tokens"] <= 7 * 12
-        assert system["seconds"] > 0
+        assert system["seconds"] > 0 and system["unverified"] == 0
+        assert (system["loss"]["n"], system["ac"]["n"]) == (6, 7)
     assert len({round(system["loss"]["mean"], 4) for system in found["systems"]}) >= 4
     for row in found["differences"]:
         ours, other = by_name["bdc"], by_name[row["system"]]
@@ -79,7 +80,7 @@ def test_every_system_is_compared_on_the_test_problems(new_run: NewRun, tiny: Pa
 
 def test_losses_and_weights_are_the_solvers(new_run: NewRun, tiny: Path, sandbox: Sandbox) -> None:
     path = new_run("run")
-    found = evaluate(path, tiny, sandbox, EvaluateSettings(systems=("bdc",), program_tokens=4, bootstrap=50))
+    found = evaluate(path, tiny, sandbox, EvaluateSettings(systems=("bdc",), program_tokens=4, bootstrap=100))
     with Run(path) as run:
         problems = stage.held_out(run, 0, Progress("quiet"))
     solver = Solver.from_pretrained(path / "solver", dtype="float32", base_model=tiny)
@@ -172,7 +173,7 @@ def test_a_second_run_asks_nothing(
     new_run: NewRun, tiny: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = new_run("run")
-    settings = EvaluateSettings(systems=("bdc", "uniform"), program_tokens=4, bootstrap=50, max_problems=2)
+    settings = EvaluateSettings(systems=("bdc", "uniform"), program_tokens=4, bootstrap=100, max_problems=2)
     first = evaluate(path, tiny, sandbox, settings)
     assert first["problems"] == ["t/0", "t/1"]
     with monkeypatch.context() as patch:
@@ -187,8 +188,9 @@ def test_programs_are_judged_on_private_tests_and_stored(new_run: NewRun, sandbo
     with Run(new_run("run")) as run:
         problems: list[Problem] = stage.held_out(run, 4, Progress("quiet"))
         programs = ["def f(x):\n    return x\n", "def f(x):\n    return 2 if x == 1 else -1\n", None, "def f(:\n"]
-        expected = [1.0, 0.25, 0.0, 0.0]
-        assert pass_rates(run, sandbox, LIMITS, problems, programs) == expected
+        expected = [1.0, 0.25, None, 0.0]
+        verdicts = judged(run, sandbox, LIMITS, problems, programs)
+        assert [verdict and verdict.pass_rate for verdict in verdicts] == expected
         rows = list(run.rows("SELECT problem_id, tests, pass_rate FROM verdicts ORDER BY problem_id"))
         assert [(row["problem_id"], row["tests"], row["pass_rate"]) for row in rows] == [
             ("t/0", "private", 1.0),
@@ -197,7 +199,7 @@ def test_programs_are_judged_on_private_tests_and_stored(new_run: NewRun, sandbo
         ]
         closed = Sandbox(workers=1)
         closed.close()
-        assert pass_rates(run, closed, LIMITS, problems, programs) == expected
+        assert judged(run, closed, LIMITS, problems, programs) == verdicts
 
 
 def test_bad_input_is_named(new_run: NewRun, tiny: Path, sandbox: Sandbox, tmp_path: Path) -> None:

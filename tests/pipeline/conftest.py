@@ -106,7 +106,7 @@ batch_size = 2
 hidden = 8
 [evaluate]
 program_tokens = 12
-bootstrap = 50
+bootstrap = 100
 """,
         encoding="utf-8",
     )

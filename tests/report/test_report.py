@@ -23,7 +23,7 @@ SECTIONS = ("header", "results", "map", "trees", "weights", "costs", "reproduce"
 
 
 def written(run: Run) -> Path:
-    stage.run(run, Progress("quiet"))
+    stage.run(run, Progress("quiet"), ["smollm2", "minilm"])
     return run.report_path
 
 

@@ -40,13 +40,18 @@ def printed(evaluation: dict[str, Any], width: int) -> str:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize("width", [20, 40, 61, 62, 75, 76, 80, 160])
 def test_table_holds_every_figure(evaluation: dict[str, Any], width: int) -> None:
     text = printed(evaluation, width)
     assert max(map(len, text.splitlines())) <= width
     flat = " ".join(text.split())
-    assert "BDC" in flat and "50.0 %" in flat and "[45.0, 55.0]" in flat and "0.800" in flat and "1,502" in flat
-    assert flat.count("61.5") == len(evaluation["systems"]) and " seconds" in flat
+    assert "BDC" in flat and "50.0 %" in flat and "[45.0, 55.0]" in flat and "0.800" in flat
+    costs = len(evaluation["systems"]) if width >= terminal.COSTS else 0
+    assert (
+        flat.count("61.5") == flat.count("1,502") == costs
+        and (" seconds" in flat) == bool(costs)
+        and "\u2026" not in flat
+    )
     for metric in METRICS:
         assert f"{metric.label}:" in flat
 
@@ -83,3 +88,21 @@ def test_verdicts_say_when_bdc_loses_and_when_all_tie(evaluation: dict[str, Any]
     loss, _, ac = verdicts(evaluation)
     assert loss.startswith("Held-out loss: SINGLE has the lowest, 1.000") and "BDC is worse than SINGLE." in loss
     assert ac == "AC: all 3 systems measured 0.0 %."
+
+
+def test_differences_of_few_problems_are_not_judged_and_constant_ones_are(evaluation: dict[str, Any]) -> None:
+    constant = {"system": "single", "metric": "loss", "mean": -0.2, "low": -0.2, "high": -0.2}
+    evaluation["differences"] = [constant | {"n": 24}]
+    assert "BDC is better than SINGLE." in verdicts(evaluation)[0]
+    evaluation["differences"] = [constant | {"n": 7}]
+    assert verdicts(evaluation)[0].endswith("Too few problems to compare BDC by pairs: 7, of at least 8.")
+
+
+def test_verdicts_say_what_they_rest_on(evaluation: dict[str, Any]) -> None:
+    evaluation["systems"][2]["loss"]["n"] = 1
+    evaluation["systems"][1]["unverified"] = 2
+    loss, *_, unverified = verdicts(evaluation)
+    assert loss.startswith("Held-out loss (of 1 of 2 problems): BDC has the lowest")
+    assert unverified.endswith("so unverified: SINGLE 2.")
+    evaluation["systems"] = evaluation["systems"][2:]
+    assert verdicts(evaluation)[1] == "Pass rate: BDC measured 50.0 % [45.0, 55.0]."
