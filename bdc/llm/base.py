@@ -26,6 +26,11 @@ class Request:
     stop: tuple[str, ...] = ()
     seed: int = 0
 
+    @property
+    def resumes(self) -> bool:
+        """Whether the answer continues the last message."""
+        return bool(self.messages) and self.messages[-1].get("role") == "assistant"
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:

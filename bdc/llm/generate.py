@@ -73,7 +73,8 @@ def generate(
         forward_context: called as ``forward_context(rows, n)`` around every forward of the model, where ``rows``
             (int64) are the indices of the prompts in the forward's batch and ``n`` the tokens per row (padding
             included); for weights that differ per request. Identical prompts are then prefilled apart.
-        progress: called as ``progress(tokens sampled, rows finished)`` after every step.
+        progress: called as ``progress(tokens sampled, rows finished)`` after every step, and after each group of prompts
+            that was read. What it raises ends the call.
 
     Raises:
         InputError: an empty prompt, a setting of the wrong length or kind, one that the model's context cannot hold, or
@@ -84,7 +85,7 @@ def generate(
     check_attention(model)
     rows = _Rows.of(model, tokenizer, prompts, max_new_tokens, temperature, top_p, seeds, stop)
     with _evaluating(model), using_packed(model), decoding(model):
-        batch = _prefill(model, prompts, forward_context)
+        batch = _prefill(model, prompts, forward_context, progress)
         while True:
             done = rows.step(batch.rows, batch.logits)
             if progress is not None:
@@ -209,7 +210,28 @@ class _Batch:
         self.logits = _run(model, tokens.unsqueeze(1), positions, mask, self.cache, self.rows, context)
 
 
-def _prefill(model: Any, prompts: Sequence[Sequence[int]], context: ForwardContext | None) -> _Batch:
+def check_prompt(
+    model: Any,
+    tokenizer: Any,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+) -> None:
+    """Check what `generate` would refuse about a prompt and its settings.
+
+    Raises:
+        InputError: as `generate` does.
+    """
+    _Rows.of(model, tokenizer, [prompt], max_new_tokens, temperature, top_p, [seed], [stop])
+
+
+def _prefill(
+    model: Any, prompts: Sequence[Sequence[int]], context: ForwardContext | None, progress: Progress | None = None
+) -> _Batch:
     """Run the prompts, grouped by length, each distinct one once, into one left-padded cache."""
     device, total = model.device, len(prompts)
     where: dict[tuple[int, ...], list[int]] = {}
@@ -236,6 +258,8 @@ def _prefill(model: Any, prompts: Sequence[Sequence[int]], context: ForwardConte
         if logits is None:
             logits = last.new_empty((total, last.shape[-1]))
         logits[target] = last[source]
+        if progress is not None:
+            progress(0, 0)
     assert logits is not None
     padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
     return _Batch(torch.arange(total, device=device), padding, cache, logits, longest)

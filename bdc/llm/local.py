@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bdc.errors import LLMError
+from bdc.errors import InputError, LLMError
 from bdc.llm.base import Completion, Request
 
 if TYPE_CHECKING:
     import torch
+
+
+class _CancelledError(Exception):
+    """Nobody waits for the answers any more."""
 
 
 class Local:
@@ -52,8 +56,14 @@ class Local:
         return self._load()[1]
 
     async def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """Completions in the order of the requests. A request beyond the model's context is an ``error``."""
-        return await asyncio.to_thread(self._complete, list(requests))
+        """Completions in the order of the requests. One that the model cannot take (beyond its context, or not to be
+        encoded) is an ``error``. A call that is cancelled ends after the step that it is at."""
+        cancelled = threading.Event()
+        try:
+            return await asyncio.to_thread(self._complete, list(requests), cancelled)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
 
     async def close(self) -> None:
         """Drop the model."""
@@ -70,9 +80,10 @@ class Local:
                 pack(self._loaded[0])
             return self._loaded
 
-    def _complete(self, requests: list[Request]) -> list[Completion]:
-        from bdc.llm.chat import encode_chat
-        from bdc.llm.generate import context_length
+    def _complete(self, requests: list[Request], cancelled: threading.Event) -> list[Completion]:
+        def check(*_: int) -> None:
+            if cancelled.is_set():
+                raise _CancelledError
 
         model, tokenizer = self._load()
         with self._lock:  # torch's threads serve one batch at a time
@@ -80,47 +91,64 @@ class Local:
                 import torch
 
                 torch.set_num_threads(self.threads)
-            prompts = [encode_chat(tokenizer, request.messages) for request in requests]
-            context = context_length(model)
             answers: dict[int, Completion] = {}
-            order = []
-            for i in sorted(range(len(requests)), key=lambda i: (len(prompts[i]), prompts[i])):
-                if context is not None and len(prompts[i]) + requests[i].max_tokens > context:
-                    why = (
-                        f"the prompt has {len(prompts[i])} tokens and asks for {requests[i].max_tokens} more, "
-                        f"but the model's context is {context}"
-                    )
-                    answers[i] = Completion(why, len(prompts[i]), 0, "error", 0.0)
-                else:
-                    order.append(i)
+            prompts: dict[int, list[int]] = {}
+            for i, request in enumerate(requests):
+                try:
+                    prompts[i] = _encoded(model, tokenizer, request)
+                except InputError as error:
+                    answers[i] = Completion(str(error), 0, 0, "error", 0.0)
+            order = sorted(prompts, key=lambda i: (len(prompts[i]), prompts[i]))
             step = self.batch_size or len(order)
             for start in range(0, len(order), step):
+                check()
                 chunk = order[start : start + step]
-                answers.update(zip(chunk, self._batch(model, tokenizer, requests, prompts, chunk), strict=True))
+                asked = [(requests[i], prompts[i]) for i in chunk]
+                answers.update(zip(chunk, self._batch(model, tokenizer, asked, check), strict=True))
             return [answers[i] for i in range(len(requests))]
 
     def _batch(
-        self, model: Any, tokenizer: Any, requests: list[Request], prompts: list[list[int]], chunk: list[int]
+        self, model: Any, tokenizer: Any, asked: list[tuple[Request, list[int]]], progress: Callable[[int, int], None]
     ) -> list[Completion]:
         from bdc.llm.generate import generate
 
-        asked = [requests[i] for i in chunk]
+        requests, prompts = zip(*asked, strict=True)
         begin = time.perf_counter()
         try:
             generations = generate(
                 model,
                 tokenizer,
-                [prompts[i] for i in chunk],
-                max_new_tokens=[request.max_tokens for request in asked],
-                temperature=[request.temperature for request in asked],
-                top_p=[request.top_p for request in asked],
-                seeds=[request.seed for request in asked],
-                stop=[request.stop for request in asked],
+                prompts,
+                max_new_tokens=[request.max_tokens for request in requests],
+                temperature=[request.temperature for request in requests],
+                top_p=[request.top_p for request in requests],
+                seeds=[request.seed for request in requests],
+                stop=[request.stop for request in requests],
+                progress=progress,
             )
         except (RuntimeError, MemoryError) as error:
-            raise LLMError(f"The local model {self.source} failed on a batch of {len(chunk)}: {error}") from error
-        seconds = (time.perf_counter() - begin) / len(chunk)
+            raise LLMError(f"The local model {self.source} failed on a batch of {len(asked)}: {error}") from error
+        seconds = (time.perf_counter() - begin) / len(asked)
         return [
-            Completion(done.text, len(prompts[i]), len(done.tokens), done.finish_reason, seconds)
-            for i, done in zip(chunk, generations, strict=True)
+            Completion(done.text, len(prompt), len(done.tokens), done.finish_reason, seconds)
+            for prompt, done in zip(prompts, generations, strict=True)
         ]
+
+
+def _encoded(model: Any, tokenizer: Any, request: Request) -> list[int]:
+    """The prompt's tokens, checked with the request's settings."""
+    from bdc.llm.chat import encode_chat
+    from bdc.llm.generate import check_prompt
+
+    prompt = encode_chat(tokenizer, request.messages)
+    check_prompt(
+        model,
+        tokenizer,
+        prompt,
+        max_new_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=request.seed,
+        stop=request.stop,
+    )
+    return prompt

@@ -16,7 +16,8 @@ from bdc.llm.base import Completion, Request
 if TYPE_CHECKING:
     import httpx
 
-_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_RETRIED = frozenset({408, 409, 425, 429})
+_FINAL = frozenset({501, 505})  # of the statuses from 500: what the server will never do
 _LONGEST_WAIT = 60.0
 _COUNTS = ("prompt_tokens", "completion_tokens")
 
@@ -32,12 +33,12 @@ class OpenAICompatible:
         concurrency: requests in flight at once.
         timeout: seconds for one attempt.
         retries: further attempts after a timeout, a broken connection, an unreadable answer, or status 408, 409, 425,
-            429 or 5xx. ``Retry-After`` is respected up to a minute.
+            429 or from 500 (but 501 and 505). ``Retry-After`` is respected up to a minute.
         backoff: seconds before the first retry; doubles each time, with jitter.
         extra: further fields for every request's body (for example ``{"chat_template_kwargs": ...}``).
 
     Raises:
-        InputError: the URL or the key cannot be sent.
+        InputError: the URL or the key cannot be sent, or retries are below 0.
         LLMError (from `complete`): a request failed for good; says which status and what the server wrote.
     """
 
@@ -54,6 +55,8 @@ class OpenAICompatible:
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         check_base_url(base_url)
+        if retries < 0:
+            raise InputError(f"retries must be at least 0, not {retries}")
         self.base_url = base_url.rstrip("/")
         self.model = model
         self.name = f"openai:{self.base_url}:{model}"
@@ -115,6 +118,8 @@ class OpenAICompatible:
         }
         if request.stop:
             body["stop"] = list(request.stop)
+        if request.resumes:  # vLLM's fields, and those of servers like it
+            body |= {"add_generation_prompt": False, "continue_final_message": True}
         return body | self.extra
 
     async def _ask(self, client: httpx.AsyncClient, request: Request) -> Completion:
@@ -126,7 +131,8 @@ class OpenAICompatible:
         for attempt in range(self.retries + 1):
             wait = min(_LONGEST_WAIT, self.backoff * 2**attempt * random.uniform(0.75, 1.25))
             try:
-                response = await client.post(f"{self.base_url}/chat/completions", json=body)
+                async with asyncio.timeout(self.timeout):  # httpx limits single reads
+                    response = await client.post(f"{self.base_url}/chat/completions", json=body)
                 if response.status_code == 200:
                     if answered := _completion(response.json(), time.perf_counter() - begin):
                         return answered
@@ -137,10 +143,10 @@ class OpenAICompatible:
                     trouble += self._no_key
                 if response.status_code in {400, 413, 422}:
                     return Completion(trouble, 0, 0, "error", time.perf_counter() - begin)
-                if response.status_code != 200 and response.status_code not in _RETRIED:
+                if response.status_code != 200 and not _passing(response.status_code):
                     break
                 wait = _retry_after(response.headers.get("retry-after"), wait)
-            except httpx.TimeoutException:
+            except (httpx.TimeoutException, TimeoutError):
                 trouble = f"no answer within {self.timeout:g} s"
             except httpx.HTTPError as error:
                 trouble = f"{type(error).__name__}: {error}"
@@ -151,6 +157,10 @@ class OpenAICompatible:
             if attempt < self.retries:
                 await asyncio.sleep(wait)
         raise LLMError(f"{self.base_url} gave no completion from {self.model} after {attempt + 1} attempts: {trouble}")
+
+
+def _passing(status: int) -> bool:
+    return status in _RETRIED or (status >= 500 and status not in _FINAL)
 
 
 def check_base_url(url: str) -> None:

@@ -44,6 +44,8 @@ class VLLM:
         Raises:
             LLMError: the engine failed.
         """
+        if not requests:
+            return []
         return await asyncio.to_thread(self._complete, list(requests))
 
     async def close(self) -> None:
@@ -57,10 +59,17 @@ class VLLM:
 
         with self._lock:
             if self._llm is None:
-                self._llm = vllm.LLM(model=str(resolve(self.source)), **self.engine)
+                folder = str(resolve(self.source))
+                try:
+                    self._llm = vllm.LLM(model=folder, **self.engine)
+                except (RuntimeError, ValueError) as error:
+                    raise LLMError(f"vLLM does not start with {self.source}: {error}") from error
             begin = time.perf_counter()
+            outputs: dict[int, Any] = {}
             try:
-                outputs = self._chat(requests)
+                for resumes in (False, True):  # a call of the engine takes either
+                    if mine := [i for i, request in enumerate(requests) if request.resumes == resumes]:
+                        outputs.update(zip(mine, self._chat([requests[i] for i in mine]), strict=True))
             except RuntimeError as error:
                 raise LLMError(f"vLLM failed on {len(requests)} requests to {self.source}: {error}") from error
             seconds = (time.perf_counter() - begin) / len(requests)
@@ -74,11 +83,14 @@ class VLLM:
                 "length" if output.outputs[0].finish_reason == "length" else "stop",
                 seconds,
             )
-            for output in outputs
+            for output in (outputs[i] for i in range(len(requests)))
         ]
 
     def _chat(self, requests: list[Request]) -> list[Any]:
-        """vLLM's output per request, or why it refuses the request; it says so of a whole call, which is then halved."""
+        """vLLM's output per request, or why it refuses the request; it says so of a whole call, which is then halved.
+
+        Either all of the requests continue their last message or none does.
+        """
         import vllm
 
         settings = [
@@ -91,8 +103,10 @@ class VLLM:
             )
             for request in requests
         ]
+        resume = {"add_generation_prompt": False, "continue_final_message": True} if requests[0].resumes else {}
+        messages = [list(request.messages) for request in requests]
         try:
-            return list(self._llm.chat([list(request.messages) for request in requests], settings, use_tqdm=False))
+            return list(self._llm.chat(messages, settings, use_tqdm=False, **resume))
         except ValueError as error:
             if len(requests) == 1:
                 return [f"vLLM refuses a request to {self.source}: {error}"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +55,7 @@ def test_answers_are_those_of_the_model(local: Local, monkeypatch: pytest.Monkey
     assert all(headers["Authorization"] == "Bearer secret" for headers in server.headers)
 
 
-@pytest.mark.parametrize("fault", [429, 500, 503, "garbage", "shape", "drop"])
+@pytest.mark.parametrize("fault", [429, 500, 503, 520, 529, "garbage", "shape", "drop"])
 def test_passing_faults_are_retried(local: Local, fault: int | str) -> None:
     with ChatServer(local, faults=[fault, fault]) as server:
         (got,) = run(server, [ask("Hi", temperature=0)])
@@ -69,6 +71,42 @@ def test_a_silent_server_is_asked_again(local: Local) -> None:
         assert len(server.bodies) == 2
 
 
+def test_an_answer_that_drips_is_not_waited_for() -> None:
+    """Each byte comes within the time of one read."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                for _ in range(100):
+                    connection.sendall(b" ")
+                    time.sleep(0.1)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        llm = OpenAICompatible(f"http://127.0.0.1:{server.getsockname()[1]}/v1", "m", retries=0, timeout=0.5)
+        begin = time.perf_counter()
+        with pytest.raises(LLMError, match=r"no answer within 0\.5 s"):
+            asyncio.run(llm.complete([ask("Hi")]))
+        assert time.perf_counter() - begin < 5
+        asyncio.run(llm.close())
+        thread.join()
+
+
+def test_an_assistants_message_is_to_be_continued() -> None:
+    begun = Request(({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well"}))
+    with ChatServer(None, faults=[answer("a"), answer("b")]) as server:  # type: ignore[arg-type]
+        run(server, [begun, ask("Hi")], concurrency=1)
+    fields = [(body.get("continue_final_message"), body.get("add_generation_prompt")) for body in server.bodies]
+    assert fields == [(True, False), (None, None)]
+
+
+def test_retries_cannot_be_negative() -> None:
+    with pytest.raises(InputError, match="retries must be at least 0"):
+        OpenAICompatible("http://localhost/v1", "m", retries=-1)
+
+
 def test_retry_after_is_respected(local: Local) -> None:
     with ChatServer(local, faults=[429], retry_after="0.7") as server:
         begin = time.perf_counter()
@@ -80,6 +118,7 @@ def test_retry_after_is_respected(local: Local) -> None:
     ("faults", "attempts", "words"),
     [
         ([500] * 9, 3, "status 500: fault 500"),
+        ([501], 1, "status 501: fault 501"),
         ([401], 1, r"status 401: fault 401 \(environment variable OPENAI_API_KEY.* is not set\)"),
         (["garbage"] * 9, 3, "unreadable answer"),
         ([2.0] * 9, 3, "no answer within 0.3 s"),

