@@ -298,6 +298,10 @@ def test_assertions_see_what_a_call_did_to_its_arguments(isolated: Sandbox, quic
         ("m.sort()", "a, b = [2], [1]\nm = [a, b]\nf(m)\nassert m[0] is b and m[1] is a"),
         ("m['a'][0].add(2)", "inner = {1}\nf({'a': (inner,)})\nassert inner == {1, 2}"),
         ("m.append(1)", "from collections import deque\nq = deque()\nf(q)\nassert list(q) == [1]"),
+        (
+            "del m['a']\n    m |= {'z': 1, 'a': 2}",
+            "from collections import OrderedDict\nm = OrderedDict(a=1)\nf(m)\nassert list(m.items()) == [('z', 1), ('a', 2)]",
+        ),
         ("m[0][0] = 5\n    return m", "assert f([[0] * 2] * 2) == [[5, 0], [5, 0]]"),
         ("m[0][0] = 5\n    return m", "x = [[0] * 2] * 2\nassert f(x) == [[5, 0], [0, 0]]"),
         ("m.append(m)\n    return m", "m = [1]\nr = f(m)\nassert r is m and r[1] is m"),

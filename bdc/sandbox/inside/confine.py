@@ -68,12 +68,10 @@ class Confinement:
         _limit(resource.RLIMIT_FSIZE, _SCRATCH_MB << 20 if self._world else 0)
         _limit(resource.RLIMIT_MEMLOCK, 0)
         _limit(resource.RLIMIT_MSGQUEUE, 0)
-        hard = resource.getrlimit(resource.RLIMIT_STACK)[
-            1
-        ]  # stays: programs raise the soft one, and memory bounds both
-        resource.setrlimit(
-            resource.RLIMIT_STACK, (_STACK if hard == resource.RLIM_INFINITY else min(_STACK, hard), hard)
-        )
+        # The hard one stays: programs raise the soft one, and memory bounds both.
+        _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+        soft = _STACK if hard == resource.RLIM_INFINITY else min(_STACK, hard)
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
         if self._world:
             _limit(resource.RLIMIT_NPROC, _THREADS)
         else:

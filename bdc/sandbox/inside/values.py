@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from fractions import Fraction
@@ -289,8 +289,9 @@ def _refill(old: Any, new: Any) -> None:
     if isinstance(old, (list, bytearray)):
         old[:] = new
     elif isinstance(old, dict):
-        dict.clear(old)
-        dict.update(old, new)
+        base = OrderedDict if isinstance(old, OrderedDict) else dict  # it keeps its order beside the table of its base
+        base.clear(old)
+        base.update(old, new)
     elif isinstance(old, set):
         set.clear(old)
         set.update(old, new)
