@@ -83,6 +83,13 @@ class Solver:
         self._mixture = Mixture(model, stack, self.customizer.scaling, int8=int8_experts)
         pack(model)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+
     @classmethod
     def from_pretrained(
         cls,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import threading
@@ -253,6 +254,11 @@ def test_threads_share_a_solver(solver: Solver) -> None:
     for thread in threads:
         thread.join()
     assert found == {choice: [answer] * 4 for choice, answer in expected.items()}
+
+
+def test_a_copy_of_a_solver_answers_alike(solver: Solver) -> None:
+    again = copy.deepcopy(solver)
+    assert again.generate(PROMPTS, max_new_tokens=8) == solver.generate(PROMPTS, max_new_tokens=8)
 
 
 def test_the_loss_of_what_the_context_does_not_hold_is_refused(solver: Solver) -> None:
