@@ -77,9 +77,8 @@ class Solver:
             centroids=parts.centroids,
             encoder=encoder,
         )
-        self._lock = (
-            threading.RLock()
-        )  # rank weights in force, merged weights and the packed ones are the whole model's
+        # Rank weights in force, merged weights and the packed ones are the whole model's.
+        self._lock = threading.RLock()
         self._mixture = Mixture(model, stack, self.customizer.scaling, int8=int8_experts)
         pack(model)
 

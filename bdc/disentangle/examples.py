@@ -29,11 +29,13 @@ class Example:
 
 
 def encode(tokenizer: Any, messages: Sequence[dict[str, str]], response: str, source: int = 0) -> Example:
-    """One example; the response ends with the tokenizer's end-of-turn token.
+    """One example; the response ends with the tokenizer's end-of-text token.
 
     Raises:
-        InputError: the prompt has no token, or cannot be encoded.
+        InputError: the prompt has no token, or cannot be encoded, or the tokenizer has no end-of-text token.
     """
+    if tokenizer.eos_token_id is None:
+        raise InputError("The tokenizer has no end-of-text token (eos_token), which a response ends with.")
     prompt = encode_chat(tokenizer, messages)
     if not prompt:
         raise InputError("A prompt is empty; a response needs at least one token before it.")

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from bdc.disentangle.examples import Example, collate, encode, epoch_batches, parts
 from bdc.disentangle.loss import example_nll
+from bdc.errors import InputError
 from bdc.llm.chat import encode_chat
 
 CPU = torch.device("cpu")
@@ -27,6 +29,15 @@ def test_response_ends_with_the_end_of_turn(tiny: Path) -> None:
     assert example.source == 3
     whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": "fine"}], tokenize=False)
     assert tokenizer.decode(example.prompt + example.response) == whole
+
+
+def test_a_tokenizer_without_an_end_is_refused(tiny: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match="no end-of-text token"):
+        encode(tokenizer, [{"role": "user", "content": "hello"}], "fine")
 
 
 def test_collate_marks_the_positions_before_response_tokens_only() -> None:
