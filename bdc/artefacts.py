@@ -1,10 +1,17 @@
-"""What was written to disk, by path and SHA-256, so that a file that is missing, cut or changed is noticed."""
+"""Files and folders that appear whole or not at all, and their SHA-256, by which one that is missing, cut or changed is noticed."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
-from collections.abc import Iterable, Mapping
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+from bdc.errors import InputError
 
 
 def sha256_of(path: Path) -> str:
@@ -37,3 +44,65 @@ def first_changed(root: Path, expected: Mapping[str, str]) -> str | None:
         except OSError:
             return name
     return None
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write a whole file or nothing: temporary file beside it, fsync, rename.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Write a whole folder or nothing: the block fills the empty folder it gets, which then replaces ``path``.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        remove(path)
+        temporary.rename(path)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) or _of_safetensors(error):
+            raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
+        raise
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _of_safetensors(error: Exception) -> bool:
+    """safetensors raises its own error where the system refuses to write; it is not imported here for that."""
+    library = sys.modules.get("safetensors")
+    return library is not None and isinstance(error, library.SafetensorError)
+
+
+def describe_os_error(error: Exception) -> str:
+    """One clause for a person: what failed and what to do."""
+    if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
+        return "the disk is full; free some space and run the same command again"
+    return f"{getattr(error, 'strerror', None) or error}"

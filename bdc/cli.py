@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from bdc import __version__, judging
+from bdc.artefacts import atomic_write, describe_os_error
 from bdc.errors import BdcError, InputError
-from bdc.runs import STAGES, Run, atomic_write, describe_os_error
+from bdc.runs import STAGES, Run
 
 if TYPE_CHECKING:
     from bdc.config import Config

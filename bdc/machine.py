@@ -45,6 +45,12 @@ def commit() -> str | None:
     """The commit of the checkout that this package lies in, with a plus where files have changed since."""
     folder = Path(__file__).parent
     try:
+        # It may be installed below a checkout of something else.
+        ours = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", Path(__file__).name], cwd=folder, capture_output=True
+        )
+        if ours.returncode:
+            return None
         done = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=folder, capture_output=True, text=True)
     except OSError:  # no git
         return None

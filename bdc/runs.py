@@ -7,20 +7,17 @@ files. Everything is written so that ``kill -9`` at any moment loses at most the
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import shlex
-import shutil
 import sqlite3
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from bdc.artefacts import fingerprints, first_changed
+from bdc.artefacts import describe_os_error, fingerprints, first_changed
 from bdc.errors import InputError, StaleArtifactError
 
 FORMAT_VERSION = 1
@@ -65,68 +62,6 @@ def digest(*parts: Any) -> str:
 def seed_of(*parts: Any) -> int:
     """A sampling seed in [0, 2^31) that is a function of JSON-able values."""
     return int(digest(*parts)[:8], 16) & 0x7FFFFFFF
-
-
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a whole file or nothing: temporary file beside it, fsync, rename.
-
-    Raises:
-        InputError: the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Write a whole folder or nothing: the block fills the empty folder it gets, which then replaces ``path``.
-
-    Raises:
-        InputError: the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        remove(path)
-        temporary.rename(path)
-    except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) or _of_safetensors(error):
-            raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
-        raise
-
-
-def remove(path: Path) -> None:
-    """Delete a file, a link or a folder, if there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _of_safetensors(error: Exception) -> bool:
-    """safetensors raises its own error where the system refuses to write; it is not imported here for that."""
-    library = sys.modules.get("safetensors")
-    return library is not None and isinstance(error, library.SafetensorError)
-
-
-def describe_os_error(error: Exception) -> str:
-    """One clause for a person: what failed and what to do."""
-    if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
-        return "the disk is full; free some space and run the same command again"
-    return f"{getattr(error, 'strerror', None) or error}"
 
 
 class Run:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from bdc.artefacts import atomic_folder, atomic_write
 from bdc.errors import InputError, StaleArtifactError
-from bdc.runs import Run, atomic_folder, atomic_write, digest
+from bdc.runs import Run, digest
 
 
 def test_a_finished_stage_is_found_only_for_its_inputs(tmp_path: Path) -> None:

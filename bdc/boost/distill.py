@@ -118,7 +118,7 @@ def write_parquet(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from bdc.runs import atomic_write
+    from bdc.artefacts import atomic_write
 
     table = pa.table({name: [row[name] for row in rows] for name in columns})
     buffer = io.BytesIO()

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bdc.artefacts import describe_os_error
 from bdc.errors import InputError
-from bdc.runs import describe_os_error
 
 _PREFIX = "base_model.model."
 # Other starts of PEFT's change the base weights, so that an adapter is no difference to the base model alone.

@@ -10,14 +10,13 @@ from typing import Any, get_args
 
 import numpy as np
 
-from bdc.artefacts import fingerprints, first_changed
+from bdc.artefacts import atomic_folder, fingerprints, first_changed
 from bdc.customize.customizer import MAIN, network_scaling
 from bdc.customize.hypernetwork import Hypernetwork, HypernetworkConfig
 from bdc.customize.settings import Weighting
 from bdc.customize.stacks import Stack
 from bdc.errors import InputError, StaleArtifactError
 from bdc.llm.registry import lasting_name
-from bdc.runs import atomic_folder
 
 FORMAT = 1
 CONFIG = "bdc_config.json"

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdc.artefacts import fingerprints, first_changed
+from bdc.artefacts import atomic_folder, fingerprints, first_changed
 from bdc.disentangle.examples import Batch, Example
 from bdc.disentangle.loss import example_nll
 from bdc.disentangle.settings import DisentangleSettings
 from bdc.disentangle.training import Fit, Trainer
 from bdc.errors import InputError
-from bdc.runs import atomic_folder, digest
+from bdc.runs import digest
 
 _RECORD = "training.json"
 

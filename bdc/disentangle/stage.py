@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bdc.artefacts import fingerprints, first_changed
+from bdc.artefacts import atomic_write, fingerprints, first_changed
 from bdc.disentangle.clustering import cluster, nearest, project, terms
 from bdc.disentangle.examples import Example, encode
 from bdc.disentangle.experts import AdapterTrainer, cluster_jobs
@@ -23,7 +23,7 @@ from bdc.disentangle.settings import DisentangleSettings
 from bdc.disentangle.traces import Trace, by_split, read_traces
 from bdc.errors import InputError
 from bdc.progress import Progress, Task
-from bdc.runs import FORMAT_VERSION, Run, atomic_write, digest
+from bdc.runs import FORMAT_VERSION, Run, digest
 
 _CLUSTER_FIELDS = ("encoder", "k", "k_range", "min_cluster_size", "seed")
 

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from bdc.artefacts import atomic_write
 from bdc.disentangle.examples import Batch, Example, collate, epoch_batches, parts
 from bdc.errors import BdcError
-from bdc.runs import atomic_write
 
 _CHECKPOINT_SECONDS = 60.0
 _SEAL = hashlib.sha256().digest_size  # a checkpoint begins with the digest of the rest

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from bdc.artefacts import atomic_write
 from bdc.errors import InputError
 from bdc.evaluation.answers import Answer, Respondent, program_prompt
 from bdc.evaluation.judging import judged
@@ -16,7 +17,7 @@ from bdc.llm import prompts
 from bdc.machine import describe_machine
 from bdc.problems import Problem
 from bdc.progress import Progress
-from bdc.runs import Run, atomic_write
+from bdc.runs import Run
 from bdc.sandbox import Limits, Sandbox, Verdict
 
 if TYPE_CHECKING:

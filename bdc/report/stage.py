@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from bdc.artefacts import atomic_write
 from bdc.report.page import render
-from bdc.runs import Run, atomic_write
+from bdc.runs import Run
 
 if TYPE_CHECKING:
     from bdc.progress import Progress

@@ -36,7 +36,7 @@ class Cell:
 
     @property
     def requests(self) -> int:
-        """Rows of g; the tokens are shared among them evenly."""
+        """Rows of g; the tokens are shared among them as evenly as can be, neighbours together."""
         return min(self.tokens, REQUESTS)
 
     @property
@@ -89,7 +89,7 @@ def inputs(cell: Cell) -> Inputs:
         a=random(cell.rank, cell.d_in, scale=cell.d_in**-0.5),
         b=random(cell.d_out, cell.rank, scale=cell.rank**-0.5),
         g=torch.rand(cell.requests, cell.rank, generator=generator) + 0.5,
-        rows=torch.arange(cell.requests, dtype=torch.int32).repeat_interleave(cell.tokens // cell.requests),
+        rows=torch.arange(cell.tokens, dtype=torch.int32) * cell.requests // cell.tokens,
         y=random(cell.tokens, cell.d_out),
     )
 

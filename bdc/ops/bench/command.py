@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import Any
 
 import torch
 
-from bdc.errors import InputError
+from bdc.artefacts import atomic_write
+from bdc.errors import InputError, MissingExtraError
 from bdc.ops.bench import cells as grid
 from bdc.ops.bench import dispatch, report, slices, streamed
 from bdc.ops.bench import machine as limits
 from bdc.ops.bench.cells import Cell
 from bdc.ops.bench.peers import PEERS, Peer
 from bdc.ops.bench.timing import interleaved
+from bdc.ranges import check_ranges
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Of the largest value: far above rounding, far below what a wrong row, gate or factor gives.
@@ -36,13 +39,13 @@ def run(cell: Cell, peers: Sequence[Peer], machine: limits.Machine, seconds: flo
                 continue
             y, given = start.clone(), peer.given(inputs)
             call = peer.make(given, y)
-            _check(peer, cell, given, call(), y)
+            _check_product(peer, cell, given, call(), y)
             calls[peer.name] = peer.make(given, inputs.y)
         times = interleaved(calls, seconds, lambda: inputs.y.copy_(start))
     return report.record(cell, times, machine)
 
 
-def _check(peer: Peer, cell: Cell, inputs: grid.Inputs, returned: Any, y: torch.Tensor) -> None:
+def _check_product(peer: Peer, cell: Cell, inputs: grid.Inputs, returned: Any, y: torch.Tensor) -> None:
     truth = grid.expected(inputs, gated=peer.name != "peft one")
     at = grid.sample(inputs)
     got = (returned.reshape(y.shape) if peer.returns else y)[at].double()
@@ -52,7 +55,13 @@ def _check(peer: Peer, cell: Cell, inputs: grid.Inputs, returned: Any, y: torch.
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise argparse.ArgumentTypeError(f"must be whole numbers from 1 on with commas between, got {text}")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,7 +96,7 @@ def _peers(args: argparse.Namespace) -> tuple[list[Peer], list[str]]:
         unknown = [name for name in names if name not in known]
         if unknown:
             raise InputError(f"--peers must be of {', '.join(known)}, got {unknown[0]}")
-        wanted = [peer for name, peer in known.items() if name in {"bdc", "addmm_", *names}]
+        wanted = [peer for name, peer in known.items() if name in {"bdc", "addmm_", "hoisted", *names}]
     missing = [peer.name for peer in wanted if peer.missing]
     return [peer for peer in wanted if not peer.missing], missing
 
@@ -95,10 +104,12 @@ def _peers(args: argparse.Namespace) -> tuple[list[Peer], list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; prints tables and optionally writes JSON. Returns the exit code."""
     args = _parser().parse_args(argv)
+    args.command = shlex.join(["bdc", "bench", "op", *(sys.argv[1:] if argv is None else argv)])
+    _check(args)
     names = args.dtypes.split(",")
     if any(name not in DTYPES for name in names):
         raise InputError(f"--dtypes must be of {', '.join(DTYPES)}, got {args.dtypes}")
-    if args.threads:
+    if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.slices or args.stream:
         return (_run_slices if args.slices else _run_streamed)(args, [DTYPES[name] for name in names])
@@ -121,31 +132,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokens = args.tokens or (grid.QUICK_TOKENS if args.quick else grid.TOKENS)
     ranks = args.ranks or (grid.QUICK_RANKS if args.quick else grid.RANKS)
     seconds = args.seconds or (0.1 if args.quick else 0.5)
-    found = []
-    for dtype in dtypes:
-        for shape in shapes:
-            for count in tokens:
-                for rank in ranks:
-                    cell = Cell(shape, *grid.SHAPES[shape], rank, count, dtype)
-                    found.append(run(cell, peers, machine, seconds))
-                    print(report.row(found[-1]), flush=True)
-    totals = report.summary(found)
+    about |= {"limits": machine.as_json(), "call_us": calls, "seconds": seconds}
+    found: list[dict[str, Any]] = []
+    try:
+        for dtype in dtypes:
+            for shape in shapes:
+                for count in tokens:
+                    for rank in ranks:
+                        cell = Cell(shape, *grid.SHAPES[shape], rank, count, dtype)
+                        found.append(run(cell, peers, machine, seconds))
+                        print(report.row(found[-1]), flush=True)
+    finally:  # what was measured is kept
+        totals = report.summary(found)
+        _write(args, about | {"summary": totals}, found)
     print("\n" + report.summary_table(totals))
-    if args.json:
-        _write(
-            args.json,
-            about | {"limits": machine.as_json(), "call_us": calls, "seconds": seconds, "summary": totals},
-            found,
-        )
     if args.picture:
         report.picture(found, machine, args.picture)
     return 0
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what could only fail once all was measured."""
+    if args.threads is not None:
+        check_ranges(args, "--", "threads", low=1, high=1024)
+    if args.seconds is not None:
+        check_ranges(args, "--", "seconds", low=0, above=True, high=3600)
+    for option in ("json", "picture"):
+        path = getattr(args, option)
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"--{option} {path}: there is no folder {path.parent}")
+    other = "--slices" if args.slices else "--stream" if args.stream else None
+    ignored = [name for name in ("quick", "peers", "picture") if other and getattr(args, name)]
+    if ignored:
+        raise InputError(f"--{ignored[0]} cannot be given with {other}")
+    if args.picture is not None and importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("--picture needs matplotlib: pip install matplotlib")
+
+
 def _run_slices(args: argparse.Namespace, dtypes: Sequence[torch.dtype]) -> int:
-    tokens, ranks = args.tokens or (1, 4, 16, 64), args.ranks or (32, 128)
+    tokens, ranks, seconds = args.tokens or (1, 4, 16, 64), args.ranks or (32, 128), args.seconds or 0.3
     print(slices.HEADER)
-    return _print_rows(args, slices.rows(dtypes, tokens, ranks, args.seconds or 0.3), slices.line, limits.describe())
+    about = limits.describe() | {"seconds": seconds}
+    return _print_rows(args, slices.rows(dtypes, tokens, ranks, seconds), slices.line, about)
 
 
 def _run_streamed(args: argparse.Namespace, dtypes: Sequence[torch.dtype]) -> int:
@@ -163,19 +191,23 @@ def _print_rows(
     about: dict[str, Any],
 ) -> int:
     """Each row as it is measured, and all of them in the record."""
-    found = []
-    for row in rows:
-        print(line(row), flush=True)
-        found.append(row)
-    if args.json:
-        _write(args.json, about, found)
+    found: list[dict[str, Any]] = []
+    try:
+        for row in rows:
+            print(line(row), flush=True)
+            found.append(row)
+    finally:
+        _write(args, about, found)
     return 0
 
 
-def _write(path: Path, about: dict[str, Any], found: list[dict[str, Any]]) -> None:
-    """JSON with a line for each cell, so that a difference can be read."""
+def _write(args: argparse.Namespace, about: dict[str, Any], found: list[dict[str, Any]]) -> None:
+    """JSON with a line for each cell, so that a difference can be read; nothing without a path or a cell."""
+    if args.json is None or not found:
+        return
+    about = about | {"command": args.command}
     lines = ",\n".join(json.dumps(cell) for cell in found)
     text = json.dumps(about, indent=1)[:-2] + f',\n "cells": [\n{lines}\n]\n}}\n'
     json.loads(text)
-    path.write_text(text, encoding="utf-8")
-    print(f"wrote {path}", file=sys.stderr)
+    atomic_write(args.json, text)
+    print(f"wrote {args.json}", file=sys.stderr)

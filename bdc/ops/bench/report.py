@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bdc.errors import MissingExtraError
 from bdc.ops.bench.cells import Cell
 from bdc.ops.bench.machine import Machine
 from bdc.ops.bench.peers import TORCH_FORMS
@@ -15,7 +14,7 @@ from bdc.ops.bench.timing import Times
 
 
 def record(cell: Cell, times: dict[str, Times], machine: Machine) -> dict[str, Any]:
-    """A cell as JSON. ``us`` has [p10, median, p90] of each form as it was called; ``over`` compares medians."""
+    """A cell as JSON. ``us`` has [p10, median, p90] of each form; speed-ups, ``others`` and overhead compare medians."""
     medians = {name: value.median for name, value in times.items()}
     ours = medians["bdc"]
     torch_form = min((name for name in TORCH_FORMS if name in medians), key=lambda name: medians[name])
@@ -27,7 +26,8 @@ def record(cell: Cell, times: dict[str, Times], machine: Machine) -> dict[str, A
         "tokens": cell.tokens,
         "requests": cell.requests,
         "dtype": str(cell.dtype).removeprefix("torch."),
-        "us": times,
+        "us": {name: value[:3] for name, value in times.items()},
+        "rounds": next(iter(times.values())).rounds,
         "best_torch": torch_form,
         "speedup": round(medians[torch_form] / ours, 3),
         "others": {
@@ -48,10 +48,10 @@ HEADER = (
 def row(cell: dict[str, Any]) -> str:
     """The line of the table for one cell."""
     us = cell["us"]
-    torch_form = f"{us[cell['best_torch']].median:.1f} {cell['best_torch']}"
+    torch_form = f"{us[cell['best_torch']][1]:.1f} {cell['best_torch']}"
     return (
-        f"{cell['shape']:18} {cell['dtype']:9}{cell['tokens']:5}{cell['rank']:5}{us['base'].median:10.1f}"
-        f"{us['bdc'].median:10.1f}{torch_form:>22}{cell['speedup']:8.2f}x{cell['overhead']:9.1%}{cell['floor']:8.1%}"
+        f"{cell['shape']:18} {cell['dtype']:9}{cell['tokens']:5}{cell['rank']:5}{us['base'][1]:10.1f}"
+        f"{us['bdc'][1]:10.1f}{torch_form:>22}{cell['speedup']:8.2f}x{cell['overhead']:9.1%}{cell['floor']:8.1%}"
         f"{cell['share_of_limit']:9.0%}"
     )
 
@@ -104,10 +104,8 @@ def summary_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def picture(cells: Sequence[dict[str, Any]], machine: Machine, path: Path) -> None:
     """Flops per second over flops per byte for ours and torch's best form, under the measured limits."""
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise MissingExtraError("--picture needs matplotlib: pip install matplotlib") from error
+    from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(figsize=(7, 5))
     for name, marker in (("bdc", "o"), ("best torch", "x")):
         points = []
@@ -115,7 +113,7 @@ def picture(cells: Sequence[dict[str, Any]], machine: Machine, path: Path) -> No
             weights = cell["rank"] * (cell["d_in"] + cell["d_out"])
             moved = weights + cell["tokens"] * (cell["d_in"] + 2 * cell["d_out"])
             flops = 2 * cell["tokens"] * weights
-            us = cell["us"]["bdc" if name == "bdc" else cell["best_torch"]].median
+            us = cell["us"]["bdc" if name == "bdc" else cell["best_torch"]][1]
             points.append((flops / moved / (4 if cell["dtype"] == "float32" else 2), flops / us / 1e3))
         axes.scatter(*zip(*points, strict=True), marker=marker, s=12, label=name)
     for dtype, peak in machine.peak.items():

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 SAMPLE_SECONDS = 2e-4  # a shorter call is repeated within a sample
 LONG_SECONDS = 5e-3  # a longer call finds no caches worth warming
+LEAST_ROUNDS, MOST_ROUNDS = 5, 60
 
 
 class Times(NamedTuple):
@@ -18,6 +19,7 @@ class Times(NamedTuple):
     p10: float
     median: float
     p90: float
+    rounds: int
 
 
 def interleaved(
@@ -31,14 +33,12 @@ def interleaved(
     repeats, warm, cost = {}, set(), 0.0
     for name, call in calls.items():
         call()
-        started = time.perf_counter()
-        call()
-        took = max(time.perf_counter() - started, 1e-7)
+        took = max(min(_once(call) for _ in range(3)), 1e-7)
         repeats[name] = max(1, int(SAMPLE_SECONDS / took))
         if took < LONG_SECONDS:
             warm.add(name)
         cost += took * (repeats[name] + (name in warm))
-    rounds = max(3, min(60, int(seconds / cost)))
+    rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / cost)))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order, shuffler = list(calls), random.Random(seed)
     for _ in range(rounds):
@@ -54,6 +54,13 @@ def interleaved(
         reset()
     found = {}
     for name, values in samples.items():
-        deciles = statistics.quantiles(values, n=10)
-        found[name] = Times(*(round(value, 2) for value in (deciles[0], statistics.median(values), deciles[-1])))
+        deciles = statistics.quantiles(values, n=10, method="inclusive")
+        p10, median, p90 = (round(value, 2) for value in (deciles[0], statistics.median(values), deciles[-1]))
+        found[name] = Times(p10, median, p90, rounds)
     return found
+
+
+def _once(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
