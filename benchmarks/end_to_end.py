@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bdc.customize.bench import main
+from bdc.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["bench", "solver", *sys.argv[1:]]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bdc.search.bench import main
+from bdc.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["bench", "search", *sys.argv[1:]]))

@@ -19,6 +19,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from bdc.artefacts import atomic_write
 from bdc.errors import InputError
 from bdc.machine import commit, processor, usable_cores
 from bdc.ranges import check_ranges
@@ -78,8 +80,18 @@ def in_waves(threads: int, by_steps: bool = False) -> Rate:
 
 
 def plain_python(trees: int, nodes: int, branching: int) -> dict[str, Any]:
-    """The same search on lists, one tree after the other."""
-    start = time.process_time()
+    """The same search on lists, as often as takes 0.1 s, after one that is not counted."""
+    plain_search(trees, nodes, branching)
+    start, spent, repeats = time.process_time(), 0.0, 0
+    while spent < 0.1:  # small cells often enough to time
+        plain_search(trees, nodes, branching)
+        repeats += 1
+        spent = time.process_time() - start
+    return {"per_cpu_second": trees * (nodes // branching) * repeats / spent}
+
+
+def plain_search(trees: int, nodes: int, branching: int) -> None:
+    """One tree after the other, in lists."""
     for _ in range(trees):
         children: list[list[int]] = [[]]
         parent, n, total, visits = [-1], [0], [0.0], [1]
@@ -104,7 +116,6 @@ def plain_python(trees: int, nodes: int, branching: int) -> dict[str, Any]:
                 at = parent[at]
                 if at >= 0:
                     visits[at] += 1
-    return {"per_cpu_second": trees * (nodes // branching) / (time.process_time() - start)}
 
 
 def program(*command: str | Path, last: Sequence[str] = ()) -> Rate:
@@ -112,8 +123,17 @@ def program(*command: str | Path, last: Sequence[str] = ()) -> Rate:
 
     def rate(trees: int, nodes: int, branching: int) -> dict[str, Any]:
         words = [*map(str, command), str(trees), str(nodes), str(branching), *last]
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
-        return dict(json.loads(done.stdout.splitlines()[-1]))
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or ["it said nothing"]
+            raise InputError(f"`{shlex.join(words)}` failed with exit code {done.returncode}: {said[-1]}")
+        try:
+            found = json.loads(done.stdout.splitlines()[-1])
+        except (ValueError, IndexError):
+            found = None
+        if not isinstance(found, dict) or not found.keys() & {"rates", "per_cpu_second"}:
+            raise InputError(f"the last line of `{shlex.join(words)}` is no JSON with a rate")
+        return found
 
     return rate
 
@@ -197,16 +217,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for size in args.branching:
         if not 1 <= size <= min((nodes for _, nodes in args.cells), default=size):
             raise InputError(f"--branching has {size}; it lies between 1 and the nodes of the smallest cell")
+    if args.json:
+        prepare(args.json)
+    record = head(command)  # of the checkout that starts the run
     if args.calls or args.scaling:
         figures = bench_calls.measure() if args.calls else scaling(args)
         if args.json:
-            args.json.write_text(json.dumps(head(command) | figures, indent=1) + "\n", encoding="utf-8")
+            atomic_write(args.json, json.dumps(record | figures, indent=1) + "\n")
         return 0
     os.environ.update(OMP_NUM_THREADS="1", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false")
     if args.lightzero:
         os.environ["LIGHTZERO"] = str(args.lightzero)
     found = systems(args)
-    record = head(command)  # of the checkout that starts the run
     rows: list[dict[str, Any]] = []
     print(f"{'trees':>6} {'nodes':>8} {'B':>3}  {'system':24} {'ksim/CPU s':>11} {'min':>8} {'max':>8}")
     for trees, nodes in args.cells or CELLS:
@@ -249,6 +271,22 @@ def head(command: str) -> dict[str, Any]:
     }
 
 
+def prepare(path: Path) -> None:
+    """Makes the folder of a record; the work must not end in a record that cannot be written.
+
+    Raises:
+        InputError: something that is no record lies at `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            old = None
+        if not isinstance(old, dict):
+            raise InputError(f"{path} is there already and no record of this benchmark; choose another file")
+
+
 def write(path: Path, rows: list[dict[str, Any]], record: dict[str, Any]) -> None:
     """Writes the rows; those of other cells stay that a run of the same commit on the same device has written."""
     record = {"what": "thousand simulations per CPU second"} | record
@@ -259,5 +297,4 @@ def write(path: Path, rows: list[dict[str, Any]], record: dict[str, Any]) -> Non
             kept = [row for row in old["rows"] if (row["trees"], row["nodes"], row["branching"]) not in measured]
             rows = kept + rows
             record["commands"] = [*dict.fromkeys([*old["commands"], *record["commands"]])]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    atomic_write(path, json.dumps(record | {"rows": rows}, indent=1) + "\n")

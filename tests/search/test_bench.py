@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bdc.errors import InputError
 from bdc.search import UCT, Forest, bench, bench_calls, bench_scaling
 
 
@@ -45,6 +46,47 @@ def test_bare_arrays_search_the_same_trees(tmp_path: Path) -> None:
     assert depth == pytest.approx(np.mean(depths), abs=0.06)  # it prints one digit
 
 
+def test_plain_python_is_timed_after_a_search_that_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, searches = [0.0], []
+
+    def search(*cell: int) -> None:
+        searches.append(cell)
+        clock[0] += 9.0 if len(searches) == 1 else 0.04
+
+    monkeypatch.setattr(bench, "plain_search", search)
+    monkeypatch.setattr(bench.time, "process_time", lambda: clock[0])
+    assert bench.plain_python(2, 30, 3)["per_cpu_second"] == pytest.approx(20 / 0.04)
+    assert searches == [(2, 30, 3)] * 4  # three make 0.1 s
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo first >&2; echo no tree >&2; exit 3", "failed with exit code 3: no tree"),
+        ("exit 1", "failed with exit code 1: it said nothing"),
+        ("echo hello", "is no JSON with a rate"),
+        ("echo '[1]'", "is no JSON with a rate"),
+        ("echo '{}'", "is no JSON with a rate"),
+        ("", "is no JSON with a rate"),
+    ],
+)
+def test_a_program_that_fails_is_refused_in_a_sentence(tmp_path: Path, script: str, said: str) -> None:
+    plain = tmp_path / "plain_bench"
+    plain.write_text(f"#!/bin/sh\n{script}\n")
+    plain.chmod(0o755)
+    with pytest.raises(InputError, match=said):
+        bench.main(["--cells", "2x40", "--branching", "4", "--repeats", "1", "--plain", str(plain)])
+
+
+def test_what_cannot_become_a_record_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(InputError, match="no record of this benchmark"):
+        bench.main(["--json", str(tmp_path / "notes")])
+    with pytest.raises(OSError):
+        bench.main(["--json", str(tmp_path / "notes" / "search.json")])
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 def test_calls_are_measured() -> None:
     figures = bench_calls.measure(thompson_nodes=(30, 60), snapshot_nodes=2000)
     assert min(figures["us_per_leaf"].values()) > 0
@@ -54,7 +96,7 @@ def test_calls_are_measured() -> None:
 
 
 def test_threads_are_compared_with_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = tmp_path / "scaling.json"
+    record = tmp_path / "new" / "scaling.json"
     command = ["--scaling", "--cells", "4x40", "--branching", "4", "--repeats", "2", "--json", str(record)]
     assert bench.main(command) == 0
     figures = json.loads(record.read_text())
@@ -94,7 +136,9 @@ def test_a_comparison_is_the_median_of_its_turns() -> None:
     ],
 )
 def test_bad_options_are_refused_in_a_sentence(words: list[str], said: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "bdc.cli", "bench", "search", *words], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    root = Path(__file__).parents[2]
+    for command in (["bdc.cli", "bench", "search"], ["benchmarks.search"]):
+        done = subprocess.run([sys.executable, "-m", *command, *words], capture_output=True, text=True, cwd=root)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
