@@ -14,6 +14,7 @@ import contextlib
 import copy
 import gc
 import json
+import math
 import random
 import statistics
 import sys
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bdc.artefacts import atomic_write
 from bdc.customize.solver import Solver
 from bdc.customize.stacks import Stack
 from bdc.customize.storage import SolverParts
@@ -35,6 +37,7 @@ from bdc.llm.generate import _Batch, _prefill
 from bdc.llm.loading import DTYPES, auto_dtype, load_model
 from bdc.llm.packing import PackedLinear, pack, using_packed
 from bdc.ops.bench.machine import describe
+from bdc.ranges import check_ranges
 
 MODELS = ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct")
 TURNS = 3  # of the base and the solver in a round
@@ -274,8 +277,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = args.dtypes.split(",") if args.dtypes else [str(auto_dtype()).removeprefix("torch.")]
     if any(name not in DTYPES for name in names):
         raise InputError(f"--dtypes must be of {', '.join(DTYPES)}, got {args.dtypes}")
-    if args.threads:
+    check_ranges(args, "--", "experts", "rank", low=1)
+    for requests in args.requests or ():
+        check_ranges(argparse.Namespace(requests=requests), "--", "requests", low=1)
+    if args.seconds is not None:
+        check_ranges(args, "--", "seconds", low=0, high=math.inf, above=True, below=True)
+    if args.threads is not None:
+        check_ranges(args, "--", "threads", low=1, high=1024)
         torch.set_num_threads(args.threads)
+    if args.json:  # before the work, which must not end in a record that cannot be written
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        if args.json.is_dir():
+            raise InputError(f"--json is {args.json}, a folder; name a file")
     try:
         import peft
         import transformers
@@ -284,7 +297,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = args.models.split(",") if args.models else MODELS[:1] if args.quick else MODELS
     batches = args.requests or ((1, 8) if args.quick else (1, 8, 32))
     seconds = args.seconds or (3.0 if args.quick else 15.0)
-    semantics = {name: meaning for name, meaning in SEMANTICS.items() if args.int8 or name != INT8}
+    left_out = ([] if args.int8 else [INT8]) + ([PLAIN, MIXED] if args.no_peers else [])
+    semantics = {name: meaning for name, meaning in SEMANTICS.items() if name not in left_out}
     about = describe() | {"peft": peft.__version__, "transformers": transformers.__version__, "semantics": semantics}
     about |= {"prompt_tokens": PROMPT, "experts": args.experts, "seconds": seconds}
     print(
@@ -300,8 +314,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for requests in batches:
                 found.append(bench.run(requests, seconds, not args.no_peers))
                 print(row(found[-1]), flush=True)
+                if args.json:  # after each cell, so that an interruption leaves those that were measured
+                    lines = ",\n".join(json.dumps(cell) for cell in found)
+                    atomic_write(args.json, json.dumps(about, indent=1)[:-2] + f',\n "cells": [\n{lines}\n]\n}}\n')
     if args.json:
-        lines = ",\n".join(json.dumps(cell) for cell in found)
-        args.json.write_text(json.dumps(about, indent=1)[:-2] + f',\n "cells": [\n{lines}\n]\n}}\n', encoding="utf-8")
         print(f"wrote {args.json}", file=sys.stderr)
     return 0

@@ -55,3 +55,36 @@ def test_a_wrong_solver_is_not_timed(tiny: Path) -> None:
 def test_bad_options(tiny: Path) -> None:
     with pytest.raises(InputError, match="--dtypes must be of float32, bfloat16, float16, got float8"):
         bench.main(["--dtypes", "float8"])
+    for option, value in (
+        ("requests", "0"),
+        ("requests", "1,-2"),
+        ("experts", "0"),
+        ("rank", "0"),
+        ("threads", "0"),
+        ("threads", "-1"),
+        ("seconds", "0"),
+        ("seconds", "nan"),
+        ("seconds", "-1"),
+    ):
+        with pytest.raises(InputError, match=f"--{option} is .*; it must be "):
+            bench.main([f"--{option}", value])
+
+
+def test_an_interruption_leaves_the_cells_before_it(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = bench.Bench.run
+
+    def interrupted(self: bench.Bench, requests: int, seconds: float, peers: bool) -> dict[str, object]:
+        if requests == 2:
+            raise KeyboardInterrupt
+        return run(self, requests, seconds, peers)
+
+    monkeypatch.setattr(bench.Bench, "run", interrupted)
+    path = tmp_path / "new" / "solver.json"
+    options = ["--models", str(tiny), "--dtypes", "float32", "--requests", "1,2", "--experts", "2", "--no-peers"]
+    with pytest.raises(KeyboardInterrupt):
+        bench.main([*options, "--seconds", "0.01", "--json", str(path)])
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert [cell["requests"] for cell in record["cells"]] == [1]
+    assert set(record["semantics"]) == set(record["cells"][0]["ms"]) == {"base", "bdc"}
