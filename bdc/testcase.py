@@ -203,4 +203,5 @@ def _literal(data: dict[str, Any], name: str) -> Any:
         raise InputError(f"field {name!r} is no Python literal: {source!r:.100}") from error
     if value is ...:
         raise InputError(f"field {name!r} is an ellipsis, which no function gets or returns as data")
+    _source(value)  # what cannot be stored again is refused now
     return value

@@ -82,6 +82,14 @@ def test_what_is_no_literal_is_refused(value: Any) -> None:
             dump_test(test)
 
 
+@pytest.mark.parametrize("text", ["[" * 194 + "]" * 194, "(...,)", "[{'a': ...}]"])
+def test_what_could_not_be_stored_again_is_not_loaded(text: str) -> None:
+    good = {"kind": "call", "entry_point": "f", "args": "()", "expected": "1"}
+    for bad in ({"args": f"({text},)"}, {"expected": text}, {"kwargs": f"{{'a': {text}}}"}):
+        with pytest.raises(InputError, match=r"cannot be stored"):
+            load_test(good | bad)
+
+
 def test_sets_are_stored_alike_in_every_process() -> None:
     code = "from bdc.testcase import *; print(dump_test(CallTest('f', ({'a', 'b', 'c', 'd'},), {'x', 'y', ('z', 1)})))"
     outputs = {
