@@ -31,9 +31,10 @@ def ask_call(session: Session, reply_to: Reply, test: CallTest) -> Answer:
     call = f"{test.entry_point}({', '.join(short(item) for item in test.args)})"
     session.begin()
     shown: dict[str, Any] = {"expected": clean(short(test.expected), SHOWN)}
-    actual, answer = _value(session, reply_to(session, message), clean(call, SHOWN), shown)
-    if answer:
-        return answer
+    reply = reply_to(session, message)
+    actual, refused = _value(reply)
+    if refused:
+        return _refusal(session, reply, refused, clean(call, SHOWN), shown)
     if equal(test.expected, actual):
         return TestResult("passed", seconds=session.spent()), None
     text = f"{clean(call, SHOWN)}: {difference(test.expected, actual)}"
@@ -43,8 +44,8 @@ def ask_call(session: Session, reply_to: Reply, test: CallTest) -> Answer:
 def ask_plan(session: Session, reply_to: Reply, entry_point: str, steps: tuple[Step, ...]) -> Answer:
     """Run the assertions of a planned `AssertTest` until one fails; all of them share the limits of one test.
 
-    The calls are sent together and answered one by one, until one raises. Where one fails before the last, the child is
-    ended: an answer that nobody read would be taken for one to the next test.
+    The calls are sent together and answered one by one, until one raises. Where an answer before the last is wrong, the
+    child is ended: an answer that nobody read would be taken for one to the next test.
     """
     session.begin()
     truth = any(step.by_truth for step in steps)
@@ -54,7 +55,8 @@ def ask_plan(session: Session, reply_to: Reply, entry_point: str, steps: tuple[S
         reply = reply_to(session, message)
         result, end = _step(session, reply, step)
         if result:
-            return result, end or (None if step is steps[-1] else ENOUGH)
+            goes_on = step is not steps[-1] and status_of(reply) in ("returned", "not_plain")
+            return result, end or (ENOUGH if goes_on else None)
         message = None
     return TestResult("passed", seconds=session.spent()), None
 
@@ -65,39 +67,39 @@ def _step(session: Session, reply: Any, step: Step) -> tuple[TestResult | None, 
         if not (step.by_truth and isinstance(reply.get("truth"), bool)):
             return TestResult(BESIDE), None
         reply = {"status": "returned", "value": reply["truth"]}
-    if status_of(reply) == "returned" and _holds(step, reply.get("value")):
+    actual, refused = _value(reply)
+    if not refused and step.holds(actual):
         return None, None
     call = clean(step.call, SHOWN)
     shown: dict[str, Any] = {"expected": clean(short(step.expected), SHOWN)} if step.relation == "==" else {}
-    actual, answer = _value(session, reply, call, shown)
-    if answer:
-        return answer
+    if refused:
+        return _refusal(session, reply, refused, call, shown)
     text, seen = clean(f"{step.call}: {step.statement}", SHOWN), clean(short(actual), SHOWN)
     return TestResult("wrong_answer", text, actual=seen, seconds=session.spent(), **shown), None
 
 
-def _holds(step: Step, packed: Any) -> bool:
+def _value(reply: Any) -> tuple[Any, str]:
+    """Return the value that a reply carries, or why it carries none."""
+    if status_of(reply) != "returned":
+        return None, "no value"
     try:
-        return step.holds(values.unpack(packed))
-    except (values.NotPlainError, RecursionError):
-        return False
+        return values.unpack(reply.get("value")), ""
+    except (values.NotPlainError, RecursionError) as error:
+        return None, str(error)
 
 
-def _value(session: Session, reply: Any, call: str, shown: dict[str, Any]) -> tuple[Any, Answer | None]:
-    """Return the value that a reply carries, or the answer that it amounts to."""
+def _refusal(session: Session, reply: Any, refused: str, call: str, shown: dict[str, Any]) -> Answer:
+    """Return the answer that a reply without a value amounts to."""
     if isinstance(reply, End):
-        return None, ended(reply, session, **shown)
+        return ended(reply, session, **shown)
     seconds = session.spent()
     if status_of(reply) == "not_plain":
         text = f"{call}: the result is {clean(str(reply.get('message')), 200)}, not plain data"
         actual = clean(str(reply.get("repr")), SHOWN)
-        return None, (TestResult("wrong_answer", text, actual=actual, seconds=seconds, **shown), None)
+        return TestResult("wrong_answer", text, actual=actual, seconds=seconds, **shown), None
     if status_of(reply) != "returned":
-        return None, (failure(reply, seconds, f"{call}: ", **shown), None)
-    try:
-        return values.unpack(reply.get("value")), None
-    except (values.NotPlainError, RecursionError) as error:
-        return None, (TestResult("wrong_answer", f"{call}: the result is {error}", seconds=seconds, **shown), None)
+        return failure(reply, seconds, f"{call}: ", **shown), None
+    return TestResult("wrong_answer", f"{call}: the result is {refused}", seconds=seconds, **shown), None
 
 
 def ended(end: End, session: Session, **shown: Any) -> Answer:

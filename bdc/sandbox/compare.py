@@ -6,6 +6,8 @@ import math
 import re
 from typing import Any
 
+from bdc.sandbox.inside.assertions import short
+
 _TOLERANCE = 1e-6
 _FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?|[+-]?(inf|nan)", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", re.IGNORECASE)
@@ -48,9 +50,9 @@ def difference(expected: Any, actual: Any, path: str = "") -> str:
     if isinstance(expected, dict) and isinstance(actual, dict):
         for key in expected:
             if key not in actual:
-                return f"{_at(path)}lacks the key {key!r:.200}"
+                return f"{_at(path)}lacks the key {short(key):.200}"
             if not equal(expected[key], actual[key]):
-                return difference(expected[key], actual[key], f"{path}[{key!r:.80}]")
+                return difference(expected[key], actual[key], f"{path}[{short(key):.80}]")
         return f"{_at(path)}has a key too many"
     if type(expected) is not type(actual) and expected is not None and actual is not None:
         return f"{_at(path)}is of type {type(actual).__name__} instead of {type(expected).__name__}"
