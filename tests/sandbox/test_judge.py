@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
 from bdc.errors import InputError
 from bdc.sandbox import Limits, Sandbox, TestResult, Verdict
+from bdc.sandbox.session import Session
 from bdc.testcase import AssertTest, CallTest, StdinTest, Test
 
 
@@ -115,6 +117,11 @@ def test_sleeping_is_ended_by_the_wall_clock(isolated: Sandbox) -> None:
 def test_equality_is_python_s(isolated: Sandbox, quick: Limits, expression: str, expected: object, status: str) -> None:
     (result,) = judge(isolated, f"def f(): return {expression}", [CallTest("f", (), expected)], quick).results
     assert result.status == status, result
+
+
+def test_a_key_too_long_to_be_written_is_no_error(isolated: Sandbox, quick: Limits) -> None:
+    tests: list[Test] = [CallTest("f", (1,), {10**5000: 1}), CallTest("f", (2,), {2: {10**5000: 1}})]
+    assert statuses(judge(isolated, "def f(n): return {n: {10**5000: 2}}", tests, quick)) == ["wrong_answer"] * 2
 
 
 def test_call_finds_methods_and_passes_keywords(isolated: Sandbox, quick: Limits) -> None:
@@ -308,6 +315,16 @@ def test_assertions_see_what_a_call_did_to_its_arguments(isolated: Sandbox, quic
         ("n.clear()\n    return m", "a = [1]\nassert f(a, n=a) == []"),
         ("m.clear()\n    raise ValueError", "m = {1: 2}\ntry:\n    f(m)\nexcept ValueError:\n    pass\nassert not m"),
         ("m[:] = b'x'", "m = bytearray()\nf(m)\nassert m == b'x'"),
+        ("m[0] = float(m[0])", "m = [1]\nf(m)\nassert type(m[0]) is float"),
+        ("m[0] = 1.0", "m = [1]\nf(m)\nassert type(m[0]) is int"),
+        ("m['a'] = True", "m = {'a': 1}\nf(m)\nassert m['a'] is True"),
+        ("m[0] = -0.0", "m = [0.0]\nf(m)\nassert str(m) == '[-0.0]'"),
+        ("m[0] = m[0][:]", "row = [1]\nm = [row]\nf(m)\nassert m[0] is not row and m == [[1]]"),
+        ("m.pop().append(2)", "row = [1]\nm = [row]\nf(m)\nassert row == [1, 2] and m == []"),
+        ("a = {}\n    a['b'] = {'a': a}\n    return a", "r = f(1)\nassert r['b']['a'] is r"),
+        ("m.append([m, m])\n    return m[-1]", "m = []\nr = f(m)\nassert r[0] is m and m[0] is r"),
+        ("return m.keys()", "assert list(f(dict.fromkeys(['zeta', 'alpha', 'mid', 'x', 'b']))) == ['zeta', 'alpha', 'mid', 'x', 'b']"),
+        ("return m.keys()", "x = {1, 2}\nassert f({1: 0, 2: 0}) == x"),
     ],
 )
 def test_objects_keep_their_identity_for_a_call(isolated: Sandbox, quick: Limits, program: str, code: str) -> None:
@@ -321,6 +338,117 @@ def test_objects_keep_their_identity_for_a_call(isolated: Sandbox, quick: Limits
         status = "wrong_answer"
     (result,) = judge(isolated, program, [AssertTest(code, "f")], quick).results
     assert (result.status, result.verified) == (status, True), result
+
+
+UNIT = """
+import unittest
+class T(unittest.TestCase):
+    def test_f(self):
+        self.assertEqual(f(1), 2)
+"""
+SUITE = (
+    UNIT
+    + """
+result = unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(T))
+assert result.wasSuccessful()
+"""
+)
+MAIN = UNIT + "if __name__ == '__main__':\n    unittest.main()"
+
+
+@pytest.mark.parametrize(
+    "code", [SUITE, MAIN, UNIT + "try:\n    unittest.main()\nexcept SystemExit as e:\n    assert not e.code"]
+)
+def test_no_exception_of_a_program_skips_a_test(isolated: Sandbox, quick: Limits, code: str) -> None:
+    raised = [
+        "unittest.SkipTest('a')",
+        "unittest.case._ShouldStop",
+        "SystemExit(0)",
+        "GeneratorExit",
+        "KeyboardInterrupt",
+    ]
+    for program in [*(f"raise {kind}" for kind in raised), "return n", "return n + 1"]:
+        program = f"import unittest.case\ndef f(n): {program}"
+        (result,) = judge(isolated, program, [AssertTest(code, "f")], quick).results
+        assert (result.status == "passed") is ("n + 1" in program), (program, result)
+        assert result.status in ("passed", "wrong_answer") and result.verified
+
+
+@pytest.mark.parametrize("more", ["", "x = g()"])  # g of the program: the test runs beside it
+@pytest.mark.parametrize(
+    "last", ["check()", "check()\n    raise SystemExit", "check()\n    exit(0)", "exit(not check())"]
+)
+def test_code_under_main_runs(isolated: Sandbox, quick: Limits, last: str, more: str) -> None:
+    code = f"{more}\ndef check():\n    assert f(1) == 2\n    return True\nif __name__ == '__main__':\n    {last}"
+    programs = [
+        f"def g(): pass\ndef f(n): {body}" for body in ("return n + 1", "return n", "raise SystemExit", "exit(0)")
+    ]
+    found = [judge(isolated, program, [AssertTest(code, "f")], quick).results[0] for program in programs]
+    assert [result.status for result in found] == ["passed", "wrong_answer", "runtime_error", "runtime_error"]
+    assert {result.verified for result in found} == {not more}
+
+
+def test_a_test_that_ends_itself_with_a_code_fails(isolated: Sandbox, quick: Limits) -> None:
+    (result,) = judge(isolated, "def f(n): return n", [AssertTest("exit(f(1) != 2)", "f")], quick).results
+    assert (result.status, result.verified) == ("wrong_answer", True)
+
+
+@pytest.mark.parametrize("code", ["P(1)\nassert f(p.x) == 1", "P(1)\nassert f(p) == p"])
+def test_a_test_may_define_a_dataclass(isolated: Sandbox, quick: Limits, code: str) -> None:
+    code = f"from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\np = {code}"
+    assert judge(isolated, "def f(n): return n", [AssertTest(code, "f")], quick).passed
+
+
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [
+        ("return [[x, x] for x in range(m)]", "n = 150_000\nassert len(f(n)) == n"),
+        ("return len(m)", "m = [[x, x] for x in range(250_000)]\nassert f(m) == len(m)"),
+        (
+            "return len(m)",
+            "m = {i: [i + 1, i + 2] for i in range(50_000)}\nfor _ in range(5):\n    assert f(m) == len(m)",
+        ),
+    ],
+)
+def test_many_objects_travel(isolated: Sandbox, program: str, code: str) -> None:
+    verdict = judge(isolated, f"def f(m): {program}", [AssertTest(code, "f")], Limits(cpu_seconds=6.0))
+    assert verdict.passed and verdict.verified, verdict
+
+
+def test_a_change_that_cannot_travel_is_not_lost_where_the_program_raises(isolated: Sandbox, quick: Limits) -> None:
+    code = "m = []\ntry:\n    f(m)\nexcept Exception:\n    pass\nassert %s"
+    program = "def f(m):\n    m.append(%s)\n    raise KeyError"
+    (result,) = judge(isolated, program % "print", [AssertTest(code % "m == []", "f")], quick).results
+    assert (result.status, result.verified) == ("wrong_answer", False)
+    (result,) = judge(isolated, program % "print", [AssertTest(code % "m == [print]", "f")], quick).results
+    assert (result.status, result.verified) == ("passed", False)
+    (result,) = judge(isolated, program % "'x' * (9 << 20)", [AssertTest(code % "m == []", "f")], quick).results
+    assert result.status == "output_limit"
+
+
+def test_a_test_may_call_from_several_threads(isolated: Sandbox, quick: Limits) -> None:
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(4) as threads:
+    assert list(threads.map(f, range(200))) == list(range(200))
+"""
+    verdict = judge(isolated, "def f(n): return n", [AssertTest(code, "f")], quick)
+    assert verdict.passed and verdict.verified, verdict
+
+
+def test_a_program_that_raises_keeps_its_process(
+    isolated: Sandbox, quick: Limits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Session:
+        opened.append(args)
+        return Session(*args, **kwargs)
+
+    monkeypatch.setattr("bdc.sandbox.judge.Session", counted)
+    tests: list[Test] = [AssertTest(f"assert f({n}) == 0\nassert f(1) == 1", "f") for n in range(5)]
+    assert statuses(judge(isolated, "def f(n): return n / 0", tests, quick)) == ["runtime_error"] * 5
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize(

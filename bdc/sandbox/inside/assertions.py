@@ -11,6 +11,7 @@ import importlib
 import reprlib
 import sys
 import traceback
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ class Test:
         if _defines_check(tree) and not _calls_check(tree):
             tree.body += ast.parse("check(candidate)", TEST_FILE).body
         self.tree = tree
-        self._compiled = compile(tree, TEST_FILE, "exec")
+        self._compiled = compile(tree, TEST_FILE, "exec", dont_inherit=True)
 
     def foreign_names(self) -> list[str]:
         """Return the names that are read and that neither the test, nor builtins, nor the candidate gives."""
@@ -54,8 +55,10 @@ class Test:
         return [name for name in dict.fromkeys(read) if name not in bound]
 
     def run(self, candidate: Callable[..., Any], names: dict[str, Any]) -> None:
-        """Execute the test in a fresh module namespace with ``names``; its exceptions pass through."""
-        space = {"__name__": "test", **names, "candidate": candidate}
+        """Execute the test as a fresh module `__main__` with ``names``; its exceptions pass through."""
+        module = sys.modules["__main__"] = types.ModuleType("__main__")
+        space = vars(module)
+        space.update(names, candidate=candidate)
         space.setdefault(self.entry_point, candidate)
         exec(self._compiled, space)
 

@@ -29,9 +29,14 @@ class ProtocolError(Exception):
     """The other end broke the protocol: no frame, an oversized frame, or a frame without the nonce."""
 
 
+def text(message: Any) -> str:
+    """Return a message as JSON."""
+    return "".join(_encode(message, 0))
+
+
 def dump(message: Any, nonce: bytes = b"", limit: int = MAX_FRAME) -> bytes:
     """Return one frame: length, nonce, JSON; ProtocolError when it is longer than ``limit``."""
-    body = nonce + "".join(_encode(message, 0)).encode("ascii")
+    body = nonce + text(message).encode("ascii")
     if len(body) > limit:
         raise ProtocolError(f"a frame of {len(body)} bytes is over the limit of {limit}")
     return len(body).to_bytes(_HEADER, "big") + body

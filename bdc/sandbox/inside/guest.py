@@ -184,38 +184,35 @@ def _function(space: dict[str, Any], name: str) -> Callable[..., Any]:
 
 
 def _call(space: dict[str, Any], message: dict[str, Any], packed: Any, packed_kwargs: Any) -> dict[str, Any]:
-    """Call the entry point; the reply carries the result and, for a referee, what changed in its objects."""
-    heap = None
-    if "id" in message:
-        heap = values.Heap()
-        heap.apply(message["objects"], trusted=True)
+    """Call the entry point; the reply carries the result and, for a referee, what changed in its objects first."""
+    heap = values.Heap() if "id" in message else None
     args, kwargs = values.unpack(packed, heap, trusted=True), values.unpack(packed_kwargs, heap, trusted=True)
+    reply: dict[str, Any]
     try:
         result = _function(space, message["entry"])(*args, **kwargs)
     except BaseException as error:
-        return _raised(error, message, heap)
-    reply: dict[str, Any] = {"status": "returned"}
+        reply = _raised(error, message)
+    else:
+        reply = {"status": "returned"}
     try:
-        reply["value"] = values.pack(result, heap=heap)
         if heap is not None:
-            reply |= {"id": message["id"], "objects": heap.changes()}
+            reply |= {"id": message["id"], "objects": heap.changes((args, kwargs), [packed, packed_kwargs])}
+        if reply["status"] == "returned":
+            reply["value"] = values.pack(result, heap=heap)
     except values.NotPlainError as error:
-        reply |= {
-            "status": "not_plain",
-            "id": message.get("id"),
-            "message": str(error),
-            "repr": assertions.short(result),
-        }
-        if message.get("truth"):
-            reply["truth"] = _truth(result)
-        return reply
+        returned = reply["status"] == "returned"
+        reply = {"status": "not_plain", "id": message.get("id"), "message": str(error)}
+        if returned:
+            reply["repr"] = assertions.short(result)
+            if message.get("truth"):
+                reply["truth"] = _truth(result)
     except BaseException as error:
-        return _raised(error, message, None)
+        return _raised(error, message)
     return reply
 
 
-def _raised(error: BaseException, message: dict[str, Any], heap: values.Heap | None) -> dict[str, Any]:
-    """Return a failure frame; for a referee with what its test may catch and see, and what changed in its objects."""
+def _raised(error: BaseException, message: dict[str, Any]) -> dict[str, Any]:
+    """Return a failure frame; for a referee with what its test may catch and see."""
     reply = describe(error)
     if "id" in message:
         reply["id"] = message["id"]
@@ -223,9 +220,6 @@ def _raised(error: BaseException, message: dict[str, Any], heap: values.Heap | N
             reply["types"] = [f"{kind.__module__}:{kind.__qualname__}" for kind in type(error).__mro__]
             reply["raised"] = values.pack(error.args)
             reply["attributes"] = values.pack(vars(error))
-    if heap is not None:
-        with contextlib.suppress(BaseException):
-            reply["objects"] = heap.changes()
     return reply
 
 
@@ -245,6 +239,10 @@ def _beside(space: dict[str, Any], message: dict[str, Any]) -> dict[str, Any]:
         modules, _ = assertions.standard_modules([n for n in test.foreign_names() if n not in names])
         candidate = _function(space, message["entry"])
         test.run(candidate, {**modules, **names})
+    except SystemExit as error:
+        failure = describe(error)
+        if error.code or failure["line"]:  # the program's own exit proves nothing
+            return failure
     except AssertionError as error:
         line, statement = test.failed_statement(error)
         if line is not None:

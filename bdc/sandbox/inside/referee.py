@@ -6,6 +6,7 @@ The code of a problem file is trusted more than a program and less than ours: it
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
 
 from bdc.sandbox.inside import assertions, values
@@ -24,20 +25,26 @@ class ProgramLostError(BaseException):
     """The process of the program is gone or breaks the protocol."""
 
 
+class AnswerLostError(BaseException):
+    """A call failed and what it did to its arguments is unknown: the test cannot go on."""
+
+
 class Candidate:
     """Stands for the program's function: sends the arguments, returns the value or raises what the call raised."""
 
     def __init__(self, channel: Blocking, nonce: bytes, entry_point: str) -> None:
         self._channel, self._nonce, self.__name__ = channel, nonce, entry_point
         self.number = 0  # of calls made
-        self.given_up: CannotTravelError | ProgramLostError | None = None
+        self._one_at_a_time = threading.Lock()
+        self.given_up: CannotTravelError | ProgramLostError | AnswerLostError | None = None
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
         self.failure: tuple[BaseException, dict[str, Any]] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return self._call(args, kwargs)
-        except (CannotTravelError, ProgramLostError) as error:
+            with self._one_at_a_time:
+                return self._call(args, kwargs)
+        except (CannotTravelError, ProgramLostError, AnswerLostError) as error:
             self.given_up = error
             raise
 
@@ -46,7 +53,7 @@ class Candidate:
         heap = values.Heap()
         try:
             step = [values.pack(args, heap=heap), values.pack(kwargs, heap=heap)]
-            message = {"id": self.number, "entry": self.__name__, "steps": [step], "objects": heap.changes()}
+            message = {"id": self.number, "entry": self.__name__, "steps": [step]}
         except values.NotPlainError as error:
             raise CannotTravelError(f"the test passes {error}") from error
         try:
@@ -69,28 +76,37 @@ class Candidate:
             raise CannotTravelError(f"the program returns {reply.get('message')!s:.200}")
         raise self._exception(reply, heap)
 
-    def _exception(self, reply: dict[str, Any], heap: values.Heap) -> Exception:
-        _returned({"objects": reply.get("objects", [])}, heap)
+    def _exception(self, reply: dict[str, Any], heap: values.Heap) -> Exception | AnswerLostError:
         text = str(reply.get("message"))
-        try:
-            error = _made(_class(reply["types"]), reply)
-        except Exception:  # its arguments are no plain data
-            error = Exception(text.partition(": ")[2])
+        error: Exception | AnswerLostError = AnswerLostError()
+        if "objects" in reply:
+            _returned({"objects": reply["objects"]}, heap)
+            try:
+                error = _made(_class(reply["types"]), reply)
+            except Exception:  # its arguments are no plain data
+                error = Exception(text.partition(": ")[2])
         status = reply.get("status") if reply.get("status") in _FAILURES else "runtime_error"
         self.failure = (error, {"status": status, "message": text, "line": reply.get("line")})
         return error
 
 
 def _class(names: list[str]) -> type[Exception]:
-    """Find the first class of the standard library in a list of ``module:name``; nothing is imported for it."""
+    """Find the first class of the standard library in a list of ``module:name``; nothing is imported for it.
+
+    Not those of unittest: with them a program would skip the test that calls it.
+    """
     for name in names:
         module, _, path = name.partition(":")
         found: Any = sys.modules.get(module) if module.partition(".")[0] in sys.stdlib_module_names else None
         for part in path.split("."):
             found = getattr(found, "__dict__", {}).get(part)
-        if isinstance(found, type) and issubclass(found, Exception):
+        if isinstance(found, type) and issubclass(found, Exception) and not any(map(_of_unittest, found.__mro__)):
             return found
     return Exception
+
+
+def _of_unittest(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "unittest"
 
 
 def _made(kind: type[Exception], reply: dict[str, Any]) -> Exception:
@@ -138,12 +154,13 @@ def _run(message: dict[str, Any], candidate: Candidate) -> dict[str, Any]:
     try:
         test.run(candidate, modules)
     except BaseException as error:
-        failure = error
+        if not isinstance(error, SystemExit) or error.code:
+            failure = error
     if isinstance(candidate.given_up, CannotTravelError):  # also where a bare `except` of the test caught it
         return {"status": "beside", "message": str(candidate.given_up)}
-    if candidate.given_up:
+    if isinstance(candidate.given_up, ProgramLostError):
         return {"status": "lost"}
-    if failure:
+    if failure := candidate.given_up or failure:
         return _judge(failure, test, candidate)
     if not candidate.number:
         return {"status": "broken", "message": "it never calls the program"}
@@ -155,7 +172,7 @@ def _judge(error: BaseException, test: assertions.Test, candidate: Candidate) ->
     if candidate.failure and error is candidate.failure[0]:
         return {**candidate.failure[1], "test_line": line, "call": statement}
     if not isinstance(error, AssertionError):
-        if not candidate.calls:
+        if not (candidate.number if isinstance(error, SystemExit) else candidate.calls):
             return {"status": "broken", "message": describe(error, assertions.TEST_FILE)["message"], "test_line": line}
         statement = f"{describe(error, assertions.TEST_FILE)['message']} in: {statement}"
     reply = {"status": "wrong_answer", "message": statement or str(error) or "an assertion failed", "test_line": line}

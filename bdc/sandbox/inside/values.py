@@ -4,8 +4,8 @@ Only data crosses: None, bool, int, float, complex, str, bytes, bytearray, list,
 deque, Decimal, Fraction, and these types by name. A value of a subclass travels as its built-in base (a Counter as a dict, a namedtuple as a
 tuple), so no method that a program wrote ever runs on the judge's side.
 
-Alone, a value travels as a tree. With a `Heap` at both ends its lists, dicts and the like keep their identity: the same object stays the same one
-for the length of a call, and what the call does to it is repeated at the other end.
+Alone, a value travels as a tree. With a `Heap` at both ends its lists, dicts and the like keep their identity: they are numbered in the order in
+which they are packed and unpacked, and an object that comes again is written as its number.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from fractions import Fraction
+from operator import is_
 from typing import Any
+
+from bdc.sandbox.inside.frames import text
 
 MAX_DEPTH = 200
 _SMALL = 1 << 62
@@ -34,7 +37,7 @@ class NotPlainError(Exception):
 
 
 def pack(value: Any, depth: int = 0, heap: Heap | None = None) -> Any:
-    """Return a JSON-ready form of ``value``; with ``heap`` what can change in place is put there and referred to.
+    """Return a JSON-ready form of ``value``; with ``heap`` an object that is there already is referred to.
 
     Raises:
         NotPlainError: some part is no plain data, or the nesting is deeper than `MAX_DEPTH` (so are cycles).
@@ -51,11 +54,15 @@ def pack(value: Any, depth: int = 0, heap: Heap | None = None) -> Any:
     if depth > MAX_DEPTH:
         raise NotPlainError(f"a value nested deeper than {MAX_DEPTH}")
     if heap is not None and isinstance(value, _MUTABLE):
-        return heap.refer(value)
+        if (number := heap.numbers.get(id(value))) is not None:
+            return {"@": number}
+        heap.add(value)
     if kind is list:
-        return [pack(item, depth + 1) for item in value]
+        return _pack_all(value, depth + 1, heap)
+    if packer := _EXACT.get(kind):
+        return packer(value, depth + 1, heap)
     for base, packer in _PACKERS:
-        if kind is base or isinstance(value, base):
+        if isinstance(value, base):
             return packer(value, depth + 1, heap)
     if isinstance(value, type) and _NAMED.get(value.__name__) is value:
         return {"n": value.__name__}
@@ -73,18 +80,24 @@ def _pack_str(value: str) -> Any:
     return value
 
 
+def _pack_all(items: Iterable[Any], depth: int, heap: Heap | None) -> list[Any]:
+    """Pack each of ``items``; short ints, of which large values are made, without a call."""
+    return [item if type(item) is int and -_SMALL < item < _SMALL else pack(item, depth, heap) for item in items]
+
+
 def _many(tag: str, items: Iterable[Any], depth: int, heap: Heap | None) -> Any:
-    return {tag: [pack(item, depth, heap) for item in items]}
+    return {tag: _pack_all(items, depth, heap)}
 
 
 def _pack_dict(value: dict[Any, Any], depth: int, heap: Heap | None) -> Any:
-    return {"d": [[pack(key, depth, heap), pack(item, depth, heap)] for key, item in dict.items(value)]}
+    keys, items = _pack_all(dict.keys(value), depth, heap), _pack_all(dict.values(value), depth, heap)
+    return {"d": [[key, item] for key, item in zip(keys, items, strict=True)]}
 
 
 _PACKERS: tuple[tuple[type, Callable[[Any, int, Heap | None], Any]], ...] = (
     (tuple, lambda v, d, h: _many("t", tuple.__iter__(v), d, h)),
     (dict, _pack_dict),
-    (list, lambda v, d, h: [pack(item, d, h) for item in list.__iter__(v)]),
+    (list, lambda v, d, h: _pack_all(list.__iter__(v), d, h)),
     (set, lambda v, d, h: _many("s", set.__iter__(v), d, h)),
     (frozenset, lambda v, d, h: _many("z", frozenset.__iter__(v), d, h)),
     (str, lambda v, d, h: _pack_str(str.__str__(v))),
@@ -95,19 +108,27 @@ _PACKERS: tuple[tuple[type, Callable[[Any, int, Heap | None], Any]], ...] = (
     (bytearray, lambda v, d, h: {"y": bytearray.hex(v)}),
     (range, lambda v, d, h: _many("r", (v.start, v.stop, v.step), d, h)),
     (deque, lambda v, d, h: _many("q", deque.__iter__(v), d, h)),
-    (type({}.keys()), lambda v, d, h: _many("s", v, d, h)),
+    (type({}.keys()), lambda v, d, h: _many("k", v, d, h)),
     (Decimal, lambda v, d, h: {"D": Decimal.__str__(v)}),
     (Fraction, lambda v, d, h: _many("F", (v.numerator, v.denominator), d, h)),
 )
+_EXACT = dict(_PACKERS)
 
 
 class _Seen:
     """What a value holds so far. Comparing a Decimal with a long int takes quadratic time: no value may hold both."""
 
     decimal = long_int = False
+    fill_seconds = _FILL_SECONDS  # left to all its sets and dicts together
 
     def __init__(self, heap: Heap | None, trusted: bool) -> None:
         self.heap, self.trusted = heap, trusted
+
+    def new(self, value: Any) -> Any:
+        """Number a new object before what it holds, as `pack` does."""
+        if self.heap is not None:
+            self.heap.add(value)
+        return value
 
     def check(self) -> None:
         if self.decimal and self.long_int and not self.trusted:
@@ -127,7 +148,9 @@ def _unpack(data: Any, depth: int, seen: _Seen) -> Any:
     if depth > MAX_DEPTH + 10:
         raise NotPlainError("a value nested too deeply")
     if type(data) is list:
-        return [_unpack(item, depth + 1, seen) for item in data]
+        found = seen.new([])
+        found += _unpack_all(data, depth + 1, seen)
+        return found
     if type(data) is not dict:
         if type(data) is int and not -_SMALL < data < _SMALL:
             raise NotPlainError("a long int that is not marked as one")
@@ -139,31 +162,59 @@ def _unpack(data: Any, depth: int, seen: _Seen) -> Any:
         raise NotPlainError("a value that cannot be read back") from error
 
 
+def _unpack_all(items: list[Any], depth: int, seen: _Seen) -> list[Any]:
+    return [item if type(item) is int and -_SMALL < item < _SMALL else _unpack(item, depth, seen) for item in items]
+
+
 def _items(body: Any, depth: int, seen: _Seen) -> list[Any]:
     if type(body) is not list:
         raise NotPlainError("a value that cannot be read back")
-    return [_unpack(item, depth, seen) for item in body]
+    return _unpack_all(body, depth, seen)
 
 
-def _filled(collection: Any, items: list[Any]) -> Any:
+def _filled(collection: Any, items: list[Any], seen: _Seen) -> Any:
     """Put elements into a set or dict, unless they are chosen to collide, which would take quadratic time."""
-    started = time.thread_time() if len(items) > _AT_ONCE else 0.0
+    if len(items) <= _AT_ONCE or seen.trusted:
+        collection.update(items)
+        return collection
+    started = time.thread_time()
     for start in range(0, len(items), _AT_ONCE):
         collection.update(items[start : start + _AT_ONCE])
-        if start and time.thread_time() - started > _FILL_SECONDS:
+        if time.thread_time() - started > seen.fill_seconds:
             raise NotPlainError("a set or dict whose elements collide")
+    seen.fill_seconds -= time.thread_time() - started
     return collection
 
 
-def _unpack_frozenset(body: Any, depth: int, seen: _Seen) -> frozenset[Any]:
-    items = _items(body, depth, seen)
-    _filled(set(), items)
-    return frozenset(items)
-
-
 def _unpack_dict(body: Any, depth: int, seen: _Seen) -> dict[Any, Any]:
-    pairs = [(_unpack(key, depth, seen), _unpack(item, depth, seen)) for key, item in body]
-    return _filled({}, pairs)  # type: ignore[no-any-return]
+    found: dict[Any, Any] = seen.new({})
+    _filled(found, _pairs(body, depth, seen), seen)
+    return found
+
+
+def _pairs(body: Any, depth: int, seen: _Seen) -> list[Any]:
+    keys = _unpack_all([key for key, _ in body], depth, seen)
+    return list(zip(keys, _unpack_all([item for _, item in body], depth, seen), strict=True))
+
+
+def _unpack_set(body: Any, depth: int, seen: _Seen) -> set[Any]:
+    found: set[Any] = seen.new(set())
+    _filled(found, _items(body, depth, seen), seen)
+    return found
+
+
+def _unpack_frozenset(body: Any, depth: int, seen: _Seen) -> frozenset[Any]:
+    return frozenset(_filled(set(), _items(body, depth, seen), seen))
+
+
+def _unpack_keys(body: Any, depth: int, seen: _Seen) -> Any:
+    return _filled({}, [(key, None) for key in _items(body, depth, seen)], seen).keys()
+
+
+def _unpack_deque(body: Any, depth: int, seen: _Seen) -> deque[Any]:
+    found: deque[Any] = seen.new(deque())
+    found.extend(_items(body, depth, seen))
+    return found
 
 
 def _unpack_int(body: Any, depth: int, seen: _Seen) -> int:
@@ -201,15 +252,16 @@ _UNPACKERS: dict[str, Callable[[Any, int, _Seen], Any]] = {
     "f": lambda b, d, s: float(b),
     "t": lambda b, d, s: tuple(_items(b, d, s)),
     "d": _unpack_dict,
-    "s": lambda b, d, s: _filled(set(), _items(b, d, s)),
+    "s": _unpack_set,
     "z": _unpack_frozenset,
+    "k": _unpack_keys,
     "n": lambda b, d, s: _NAMED[b],
     "c": lambda b, d, s: complex(float(b[0]), float(b[1])),
     "b": lambda b, d, s: bytes.fromhex(b),
     "u": lambda b, d, s: bytes.fromhex(b).decode("utf-8", "surrogatepass"),
-    "y": lambda b, d, s: bytearray.fromhex(b),
+    "y": lambda b, d, s: s.new(bytearray.fromhex(b)),
     "r": lambda b, d, s: range(*_items(b, d, s)),
-    "q": lambda b, d, s: deque(_items(b, d, s)),
+    "q": _unpack_deque,
     "D": _unpack_decimal,
     "F": _unpack_fraction,
     "@": _referred,
@@ -217,22 +269,16 @@ _UNPACKERS: dict[str, Callable[[Any, int, _Seen], Any]] = {
 
 
 class Heap:
-    """The objects of one call that can change in place, under the same numbers at both ends.
-
-    Each end sends the `changes` since the last ones and applies the other's.
-    """
+    """The objects of one call that can change in place, under the same numbers at both ends."""
 
     def __init__(self) -> None:
         self._objects: list[Any] = []
-        self._numbers: dict[int, int] = {}  # by identity
-        self._contents: list[Any] = []  # as last sent or received
+        self.numbers: dict[int, int] = {}  # by identity
 
-    def refer(self, value: Any) -> Any:
-        """Return the packed form of an object that can change, its number."""
-        number = self._numbers.setdefault(id(value), len(self._objects))
-        if number == len(self._objects):
-            self._objects.append(value)
-        return {"@": number}
+    def add(self, value: Any) -> None:
+        """Give an object the next number."""
+        self.numbers[id(value)] = len(self._objects)
+        self._objects.append(value)
 
     def object(self, number: Any) -> Any:
         """Return the object of a number. Raises NotPlainError."""
@@ -240,48 +286,86 @@ class Heap:
             raise NotPlainError("an object that there is not")
         return self._objects[number]
 
-    def changes(self) -> list[Any]:
-        """Return number and packed contents of each object that is new or changed; NotPlainError as `pack`."""
+    def changes(self, values: tuple[Any, ...], packed: list[Any]) -> list[Any]:
+        """Return number and packed contents of each object that changed since ``packed`` was unpacked to ``values``.
+
+        Raises:
+            NotPlainError: as `pack`.
+        """
+        now = Heap()
+        if _same([pack(value, heap=now) for value in values], packed) and all(map(is_, now._objects, self._objects)):
+            return []
+        before: list[Any] = []
+        _flat_all(packed, before)
         found: list[Any] = []
-        for number, value in enumerate(self._objects):  # which grows by what the contents refer to
-            packer = next(packer for base, packer in _PACKERS if isinstance(value, base))
-            content = packer(value, 1, self)
-            if number == len(self._contents):
-                self._contents.append(None)
-            if content != self._contents[number]:
-                self._contents[number] = content
+        for number, old in enumerate(before):
+            value = self._objects[number]
+            content = _pack_contents(value, self)
+            if not _same(content, old) and not (isinstance(value, set) and _sorted(content) == _sorted(old)):
                 found.append([number, content])
         return found
 
-    def apply(self, changes: Any, trusted: bool = False) -> None:
-        """Make the objects what the other end's `changes` say; unless ``trusted``, these may be hostile.
+    def apply(self, changes: Any) -> None:
+        """Make the objects what the other end's `changes` say, which may be hostile.
 
         Raises:
             NotPlainError: the data is not what `changes` makes; no object has changed then.
         """
-        if type(changes) is not list or not all(type(change) is list and len(change) == 2 for change in changes):
-            raise NotPlainError("changes that cannot be read back")
-        for number, content in changes:
-            if number == len(self._objects):
-                self.refer(_empty(content))
-                self._contents.append(None)
-        new = [(self.object(number), unpack(content, self, trusted)) for number, content in changes]
-        if not all(any(isinstance(item, kind) for kind in _MUTABLE if isinstance(old, kind)) for old, item in new):
-            raise NotPlainError("an object of another type")
-        for (number, content), (old, item) in zip(changes, new, strict=True):
-            self._contents[number] = content
+        seen = _Seen(self, trusted=False)
+        try:
+            new = [(old := self.object(number), _unpack_contents(old, body, seen)) for number, body in changes]
+        except (TypeError, ValueError) as error:
+            raise NotPlainError("changes that cannot be read back") from error
+        for old, item in new:
             _refill(old, item)
 
 
-def _empty(content: Any) -> Any:
-    """Return an empty object of the type of packed contents."""
-    if type(content) is list:
-        return []
-    kinds: dict[str, Callable[[], Any]] = {"d": dict, "s": set, "q": deque, "y": bytearray}
-    for tag in content if type(content) is dict and len(content) == 1 else ():
-        if tag in kinds:
-            return kinds[tag]()
-    raise NotPlainError("an object of a type that cannot change")
+def _same(a: Any, b: Any) -> bool:
+    """Compare packed data; == alone would take 1.0 for 1."""
+    return bool(a == b) and text(a) == text(b)
+
+
+def _sorted(items: list[Any]) -> list[str]:
+    return sorted(map(text, items))
+
+
+def _flat_all(items: list[Any], contents: list[Any]) -> list[Any]:
+    return [_flat(item, contents) if type(item) in (list, dict) else item for item in items]
+
+
+def _flat_pairs(pairs: list[Any], contents: list[Any]) -> list[Any]:
+    return [[key, _flat(item, contents) if type(item) in (list, dict) else item] for key, item in pairs]
+
+
+def _flat(data: Any, contents: list[Any]) -> Any:
+    """Take packed data apart: append what each object holds to ``contents``, return the rest."""
+    ((tag, body),) = [("", data)] if type(data) is list else data.items()
+    if tag in "dsqy":  # "" is
+        contents.append(body)
+        number = len(contents) - 1
+        if tag != "y":
+            contents[number] = _flat_all(body, contents) if tag != "d" else _flat_pairs(body, contents)
+        return {"@": number}
+    return {tag: _flat_all(body, contents)} if tag in "tzkrF" else data
+
+
+def _pack_contents(value: Any, heap: Heap) -> Any:
+    """Pack what an object of a heap holds; of which type it is, the other end knows."""
+    if isinstance(value, bytearray):
+        return bytearray.hex(value)
+    if isinstance(value, dict):
+        return _pack_dict(value, 1, heap)["d"]
+    items = next(kind for kind in (list, set, deque) if isinstance(value, kind)).__iter__(value)
+    return _pack_all(items, 1, heap)
+
+
+def _unpack_contents(old: Any, body: Any, seen: _Seen) -> Any:
+    if isinstance(old, bytearray):
+        return bytearray.fromhex(body)
+    if isinstance(old, dict):
+        return _filled({}, _pairs(body, 1, seen), seen)
+    items = _items(body, 1, seen)
+    return _filled(set(), items, seen) if isinstance(old, set) else items
 
 
 def _refill(old: Any, new: Any) -> None:
