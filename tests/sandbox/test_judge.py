@@ -323,7 +323,10 @@ def test_assertions_see_what_a_call_did_to_its_arguments(isolated: Sandbox, quic
         ("m.pop().append(2)", "row = [1]\nm = [row]\nf(m)\nassert row == [1, 2] and m == []"),
         ("a = {}\n    a['b'] = {'a': a}\n    return a", "r = f(1)\nassert r['b']['a'] is r"),
         ("m.append([m, m])\n    return m[-1]", "m = []\nr = f(m)\nassert r[0] is m and m[0] is r"),
-        ("return m.keys()", "assert list(f(dict.fromkeys(['zeta', 'alpha', 'mid', 'x', 'b']))) == ['zeta', 'alpha', 'mid', 'x', 'b']"),
+        (
+            "return m.keys()",
+            "assert list(f(dict.fromkeys(['zeta', 'alpha', 'mid', 'x', 'b']))) == ['zeta', 'alpha', 'mid', 'x', 'b']",
+        ),
         ("return m.keys()", "x = {1, 2}\nassert f({1: 0, 2: 0}) == x"),
     ],
 )
@@ -338,6 +341,35 @@ def test_objects_keep_their_identity_for_a_call(isolated: Sandbox, quick: Limits
         status = "wrong_answer"
     (result,) = judge(isolated, program, [AssertTest(code, "f")], quick).results
     assert (result.status, result.verified) == (status, True), result
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "verified"),
+    [
+        ("return Counter(x)", "x = 'aab'\nassert f(x) == {'a': 2, 'b': 1}", True),
+        ("return Counter(x)", "x = 'aab'\nassert f(x)['z'] == 0", False),
+        ("return x.most_common(1)[0][0]", "from collections import Counter\nassert f(Counter('aab')) == 'a'", False),
+        (
+            "x['k'].append(1)",
+            "from collections import defaultdict\nd = defaultdict(list)\nf(d)\nassert d['k'] == [1]",
+            False,
+        ),
+        ("return x.a", "from collections import namedtuple\nassert f(namedtuple('P', 'a')(1)) == 1", False),
+        ("return x[0]", "from collections import namedtuple\nassert f(namedtuple('P', 'a')(1)) == 1", True),
+        (
+            "x.appendleft(0)",
+            "from collections import deque\nq = deque([1, 2], 2)\nf(q)\nassert list(q) == [0, 1]",
+            False,
+        ),
+    ],
+)
+def test_where_a_base_fails_the_subclass_itself_is_tried(
+    isolated: Sandbox, quick: Limits, program: str, code: str, verified: bool
+) -> None:
+    for end, status in (("", "passed"), ("\nassert f.__name__ == 'g'", "wrong_answer")):
+        test = AssertTest(code + end, "f")
+        (result,) = judge(isolated, f"from collections import *\ndef f(x): {program}", [test], quick).results
+        assert (result.status, result.verified) == (status, verified and not end), result
 
 
 UNIT = """
@@ -413,6 +445,15 @@ def test_a_test_may_define_a_dataclass(isolated: Sandbox, quick: Limits, code: s
 def test_many_objects_travel(isolated: Sandbox, program: str, code: str) -> None:
     verdict = judge(isolated, f"def f(m): {program}", [AssertTest(code, "f")], Limits(cpu_seconds=6.0))
     assert verdict.passed and verdict.verified, verdict
+
+
+@pytest.mark.parametrize(("kind", "most"), [("[x]", 190), ("(x,)", 190), ("{1: x}", 190), ("([x],)", 95)])
+def test_deep_values_travel(isolated: Sandbox, quick: Limits, kind: str, most: int) -> None:
+    build = f"x = 1\nfor _ in range(%d):\n    x = {kind}"
+    for depth, verified in ((most, True), (250, False)):
+        code = f"{build % depth}\nassert f(x) is not None"
+        (result,) = judge(isolated, "def f(x): return x", [AssertTest(code, "f")], quick).results
+        assert (result.status, result.verified) == ("passed", verified), (depth, result)
 
 
 def test_a_change_that_cannot_travel_is_not_lost_where_the_program_raises(isolated: Sandbox, quick: Limits) -> None:

@@ -199,6 +199,8 @@ def _call(space: dict[str, Any], message: dict[str, Any], packed: Any, packed_kw
             reply |= {"id": message["id"], "objects": heap.changes((args, kwargs), [packed, packed_kwargs])}
         if reply["status"] == "returned":
             reply["value"] = values.pack(result, heap=heap)
+        if heap is not None and heap.inexact:
+            reply["inexact"] = True
     except values.NotPlainError as error:
         returned = reply["status"] == "returned"
         reply = {"status": "not_plain", "id": message.get("id"), "message": str(error)}

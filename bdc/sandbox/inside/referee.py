@@ -36,6 +36,7 @@ class Candidate:
         self._channel, self._nonce, self.__name__ = channel, nonce, entry_point
         self.number = 0  # of calls made
         self._one_at_a_time = threading.Lock()
+        self.inexact = False  # whether a value of a call arrived as another type
         self.given_up: CannotTravelError | ProgramLostError | AnswerLostError | None = None
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
         self.failure: tuple[BaseException, dict[str, Any]] | None = None
@@ -56,6 +57,7 @@ class Candidate:
             message = {"id": self.number, "entry": self.__name__, "steps": [step]}
         except values.NotPlainError as error:
             raise CannotTravelError(f"the test passes {error}") from error
+        self.inexact |= heap.inexact
         try:
             self._channel.send(message, MAX_ORDER)
         except ProtocolError as error:
@@ -68,6 +70,7 @@ class Candidate:
             raise ProgramLostError from error
         if not isinstance(reply, dict) or reply.get("id") != self.number:
             raise ProgramLostError
+        self.inexact |= "inexact" in reply
         if reply.get("status") == "returned":
             value = _returned(reply, heap)
             self.calls[:] = [(args, kwargs, value)]
@@ -160,6 +163,8 @@ def _run(message: dict[str, Any], candidate: Candidate) -> dict[str, Any]:
         return {"status": "beside", "message": str(candidate.given_up)}
     if isinstance(candidate.given_up, ProgramLostError):
         return {"status": "lost"}
+    if candidate.inexact and failure and not candidate.given_up:
+        return {"status": "beside", "message": "a value of a subclass, which arrived as its base, may be why it fails"}
     if failure := candidate.given_up or failure:
         return _judge(failure, test, candidate)
     if not candidate.number:

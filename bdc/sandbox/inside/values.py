@@ -59,8 +59,11 @@ def pack(value: Any, depth: int = 0, heap: Heap | None = None) -> Any:
         heap.add(value)
     if kind is list:
         return _pack_all(value, depth + 1, heap)
-    if packer := _EXACT.get(kind):
-        return packer(value, depth + 1, heap)
+    exact = _EXACT.get(kind)
+    if heap is not None and (exact is None or (kind is deque and value.maxlen is not None)):
+        heap.inexact = True
+    if exact:
+        return exact(value, depth + 1, heap)
     for base, packer in _PACKERS:
         if isinstance(value, base):
             return packer(value, depth + 1, heap)
@@ -85,32 +88,28 @@ def _pack_all(items: Iterable[Any], depth: int, heap: Heap | None) -> list[Any]:
     return [item if type(item) is int and -_SMALL < item < _SMALL else pack(item, depth, heap) for item in items]
 
 
-def _many(tag: str, items: Iterable[Any], depth: int, heap: Heap | None) -> Any:
-    return {tag: _pack_all(items, depth, heap)}
-
-
 def _pack_dict(value: dict[Any, Any], depth: int, heap: Heap | None) -> Any:
     keys, items = _pack_all(dict.keys(value), depth, heap), _pack_all(dict.values(value), depth, heap)
     return {"d": [[key, item] for key, item in zip(keys, items, strict=True)]}
 
 
 _PACKERS: tuple[tuple[type, Callable[[Any, int, Heap | None], Any]], ...] = (
-    (tuple, lambda v, d, h: _many("t", tuple.__iter__(v), d, h)),
+    (tuple, lambda v, d, h: {"t": _pack_all(tuple.__iter__(v), d, h)}),
     (dict, _pack_dict),
     (list, lambda v, d, h: _pack_all(list.__iter__(v), d, h)),
-    (set, lambda v, d, h: _many("s", set.__iter__(v), d, h)),
-    (frozenset, lambda v, d, h: _many("z", frozenset.__iter__(v), d, h)),
+    (set, lambda v, d, h: {"s": _pack_all(set.__iter__(v), d, h)}),
+    (frozenset, lambda v, d, h: {"z": _pack_all(frozenset.__iter__(v), d, h)}),
     (str, lambda v, d, h: _pack_str(str.__str__(v))),
     (int, lambda v, d, h: pack(int.__index__(v))),
     (float, lambda v, d, h: pack(float.__float__(v))),
     (complex, lambda v, d, h: {"c": [repr(v.real), repr(v.imag)]}),
     (bytes, lambda v, d, h: {"b": bytes.hex(v)}),
     (bytearray, lambda v, d, h: {"y": bytearray.hex(v)}),
-    (range, lambda v, d, h: _many("r", (v.start, v.stop, v.step), d, h)),
-    (deque, lambda v, d, h: _many("q", deque.__iter__(v), d, h)),
-    (type({}.keys()), lambda v, d, h: _many("k", v, d, h)),
+    (range, lambda v, d, h: {"r": _pack_all((v.start, v.stop, v.step), d, h)}),
+    (deque, lambda v, d, h: {"q": _pack_all(deque.__iter__(v), d, h)}),
+    (type({}.keys()), lambda v, d, h: {"k": _pack_all(v, d, h)}),
     (Decimal, lambda v, d, h: {"D": Decimal.__str__(v)}),
-    (Fraction, lambda v, d, h: _many("F", (v.numerator, v.denominator), d, h)),
+    (Fraction, lambda v, d, h: {"F": _pack_all((v.numerator, v.denominator), d, h)}),
 )
 _EXACT = dict(_PACKERS)
 
@@ -162,14 +161,10 @@ def _unpack(data: Any, depth: int, seen: _Seen) -> Any:
         raise NotPlainError("a value that cannot be read back") from error
 
 
-def _unpack_all(items: list[Any], depth: int, seen: _Seen) -> list[Any]:
-    return [item if type(item) is int and -_SMALL < item < _SMALL else _unpack(item, depth, seen) for item in items]
-
-
-def _items(body: Any, depth: int, seen: _Seen) -> list[Any]:
-    if type(body) is not list:
+def _unpack_all(items: Any, depth: int, seen: _Seen) -> list[Any]:
+    if type(items) is not list:
         raise NotPlainError("a value that cannot be read back")
-    return _unpack_all(body, depth, seen)
+    return [item if type(item) is int and -_SMALL < item < _SMALL else _unpack(item, depth, seen) for item in items]
 
 
 def _filled(collection: Any, items: list[Any], seen: _Seen) -> Any:
@@ -186,34 +181,31 @@ def _filled(collection: Any, items: list[Any], seen: _Seen) -> Any:
     return collection
 
 
-def _unpack_dict(body: Any, depth: int, seen: _Seen) -> dict[Any, Any]:
-    found: dict[Any, Any] = seen.new({})
-    _filled(found, _pairs(body, depth, seen), seen)
-    return found
-
-
-def _pairs(body: Any, depth: int, seen: _Seen) -> list[Any]:
+def _unpack_dict(body: Any, depth: int, seen: _Seen, numbered: bool = True) -> dict[Any, Any]:
+    found: dict[Any, Any] = seen.new({}) if numbered else {}
     keys = _unpack_all([key for key, _ in body], depth, seen)
-    return list(zip(keys, _unpack_all([item for _, item in body], depth, seen), strict=True))
+    items = _unpack_all([item for _, item in body], depth, seen)
+    _filled(found, list(zip(keys, items, strict=True)), seen)
+    return found
 
 
 def _unpack_set(body: Any, depth: int, seen: _Seen) -> set[Any]:
     found: set[Any] = seen.new(set())
-    _filled(found, _items(body, depth, seen), seen)
+    _filled(found, _unpack_all(body, depth, seen), seen)
     return found
 
 
 def _unpack_frozenset(body: Any, depth: int, seen: _Seen) -> frozenset[Any]:
-    return frozenset(_filled(set(), _items(body, depth, seen), seen))
+    return frozenset(_filled(set(), _unpack_all(body, depth, seen), seen))
 
 
 def _unpack_keys(body: Any, depth: int, seen: _Seen) -> Any:
-    return _filled({}, [(key, None) for key in _items(body, depth, seen)], seen).keys()
+    return _filled({}, [(key, None) for key in _unpack_all(body, depth, seen)], seen).keys()
 
 
 def _unpack_deque(body: Any, depth: int, seen: _Seen) -> deque[Any]:
     found: deque[Any] = seen.new(deque())
-    found.extend(_items(body, depth, seen))
+    found.extend(_unpack_all(body, depth, seen))
     return found
 
 
@@ -233,7 +225,7 @@ def _unpack_decimal(body: Any, depth: int, seen: _Seen) -> Decimal:
 
 def _unpack_fraction(body: Any, depth: int, seen: _Seen) -> Fraction:
     """Take two ints of a size whose common divisor is quickly found; a text such as 1e999999999 would be written out."""
-    numerator, denominator = _items(body, depth, seen)
+    numerator, denominator = _unpack_all(body, depth, seen)
     if type(numerator) is not int or type(denominator) is not int:
         raise NotPlainError("a fraction not of two ints")
     if max(numerator.bit_length(), denominator.bit_length()) > _MAX_FRACTION_BITS:
@@ -250,7 +242,7 @@ def _referred(body: Any, depth: int, seen: _Seen) -> Any:
 _UNPACKERS: dict[str, Callable[[Any, int, _Seen], Any]] = {
     "i": _unpack_int,
     "f": lambda b, d, s: float(b),
-    "t": lambda b, d, s: tuple(_items(b, d, s)),
+    "t": lambda b, d, s: tuple(_unpack_all(b, d, s)),
     "d": _unpack_dict,
     "s": _unpack_set,
     "z": _unpack_frozenset,
@@ -260,7 +252,7 @@ _UNPACKERS: dict[str, Callable[[Any, int, _Seen], Any]] = {
     "b": lambda b, d, s: bytes.fromhex(b),
     "u": lambda b, d, s: bytes.fromhex(b).decode("utf-8", "surrogatepass"),
     "y": lambda b, d, s: s.new(bytearray.fromhex(b)),
-    "r": lambda b, d, s: range(*_items(b, d, s)),
+    "r": lambda b, d, s: range(*_unpack_all(b, d, s)),
     "q": _unpack_deque,
     "D": _unpack_decimal,
     "F": _unpack_fraction,
@@ -274,6 +266,7 @@ class Heap:
     def __init__(self) -> None:
         self._objects: list[Any] = []
         self.numbers: dict[int, int] = {}  # by identity
+        self.inexact = False  # whether a value was packed that arrives as another type
 
     def add(self, value: Any) -> None:
         """Give an object the next number."""
@@ -363,8 +356,8 @@ def _unpack_contents(old: Any, body: Any, seen: _Seen) -> Any:
     if isinstance(old, bytearray):
         return bytearray.fromhex(body)
     if isinstance(old, dict):
-        return _filled({}, _pairs(body, 1, seen), seen)
-    items = _items(body, 1, seen)
+        return _unpack_dict(body, 1, seen, numbered=False)
+    items = _unpack_all(body, 1, seen)
     return _filled(set(), items, seen) if isinstance(old, set) else items
 
 
