@@ -2,7 +2,8 @@
 
 torch hands a weight matrix to the matrix product as it lies, and for the few rows of a decoding step most of the time
 goes into reading it badly. Laid out once for the product, float32 layers run 1.4 to 3 times as fast at 8 to 96 rows
-(bfloat16: 1.1 to 2), and never slower for more. It costs a second copy of the weights.
+(bfloat16: 1.1 to 2), and never slower for more; for one to three rows, where float32's would be slower, they are read as
+they lie. It costs a second copy of the weights.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from bdc.machine import memory_bytes
 
+_LEAST_ROWS = 4  # of float32
 _ROWS = 32  # hint for the layout; any from 8 to 512 was equally good at 1 to 2048 rows
 _SAMPLE = 16  # rows and columns of a weight that are compared with the packed ones
 
@@ -63,7 +65,7 @@ class PackedLinear(nn.Linear):
             or not packed.used
             or torch.is_grad_enabled()
             or input.dtype != self.weight.dtype
-            or not input.numel()
+            or input.numel() < (_LEAST_ROWS * self.in_features if input.dtype == torch.float32 else 1)
             or not packed.is_of(self.weight)
         ):
             return nn.functional.linear(input, self.weight, self.bias)

@@ -34,6 +34,8 @@ def test_products_are_the_same(dtype: torch.dtype, bias: bool) -> None:
         with torch.inference_mode(), using_packed(layer):
             # Both round once to the dtype after a sum in float32.
             torch.testing.assert_close(layer(x), plain(x), rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
+            if dtype == torch.float32 and x.numel() < 4 * 96:  # few rows are read as they lie
+                assert torch.equal(layer(x), plain(x))
 
 
 @needs_onednn
