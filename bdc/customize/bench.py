@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import copy
 import gc
-import json
 import math
 import random
 import statistics
@@ -37,6 +36,7 @@ from bdc.llm.generate import _Batch, _prefill
 from bdc.llm.loading import DTYPES, auto_dtype, load_model
 from bdc.llm.packing import PackedLinear, pack, using_packed
 from bdc.ops.bench.machine import describe
+from bdc.ops.bench.report import as_text
 from bdc.ranges import check_ranges
 
 MODELS = ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct")
@@ -315,8 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 found.append(bench.run(requests, seconds, not args.no_peers))
                 print(row(found[-1]), flush=True)
                 if args.json:  # after each cell, so that an interruption leaves those that were measured
-                    lines = ",\n".join(json.dumps(cell) for cell in found)
-                    atomic_write(args.json, json.dumps(about, indent=1)[:-2] + f',\n "cells": [\n{lines}\n]\n}}\n')
+                    atomic_write(args.json, as_text(about, found))
     if args.json:
         print(f"wrote {args.json}", file=sys.stderr)
     return 0

@@ -202,12 +202,10 @@ def _print_rows(
 
 
 def _write(args: argparse.Namespace, about: dict[str, Any], found: list[dict[str, Any]]) -> None:
-    """JSON with a line for each cell, so that a difference can be read; nothing without a path or a cell."""
+    """The record; nothing without a path or a cell."""
     if args.json is None or not found:
         return
-    about = about | {"command": args.command}
-    lines = ",\n".join(json.dumps(cell) for cell in found)
-    text = json.dumps(about, indent=1)[:-2] + f',\n "cells": [\n{lines}\n]\n}}\n'
+    text = report.as_text(about | {"command": args.command}, found)
     json.loads(text)
     atomic_write(args.json, text)
     print(f"wrote {args.json}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -37,6 +38,12 @@ def record(cell: Cell, times: dict[str, Times], machine: Machine) -> dict[str, A
         "floor": round(cell.floor, 4),
         "share_of_limit": round(machine.seconds(cell) * 1e6 / ours, 3),
     }
+
+
+def as_text(about: dict[str, Any], cells: Sequence[dict[str, Any]]) -> str:
+    """A record as JSON with a line for each cell, so that a difference can be read."""
+    lines = ",\n".join(json.dumps(cell) for cell in cells)
+    return json.dumps(about, indent=1)[:-2] + f',\n "cells": [\n{lines}\n]\n}}\n'
 
 
 HEADER = (
