@@ -118,7 +118,7 @@ def _json_item(item: Any) -> _Read | None:
     cleaned = _clean(_plain(storable(words)))
     score = next((item[key] for key in ("score", "reasonableness", "rating") if key in item), None)
     if isinstance(score, str) and (found := re.fullmatch(rf"\s*{_NUMBER}\s*", score[:_FRILLS])):
-        return cleaned and _Read(cleaned.text, _number(found[1]), bool(found[2]))
+        return cleaned and _Read(cleaned.text, min(_number(found[1]), 10), bool(found[2]))
     if cleaned is None or isinstance(score, bool) or not isinstance(score, int | float):
         return cleaned
     return _Read(cleaned.text, min(max(score, 0), 10) if score == score else 0)

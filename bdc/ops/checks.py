@@ -65,10 +65,8 @@ def check_rows(token_to_row: Tensor | None, tokens: int | None, requests: int) -
     check_is_tensor(token_to_row)
     if token_to_row.dtype not in _INTEGERS:
         raise InputError(f"token_to_row must be int32 or int64, got {token_to_row.dtype}")
-    if token_to_row.ndim != 1 or tokens not in (
-        None,
-        token_to_row.shape[0],
-    ):  # len() would be a constant for torch.export
+    # len() would be a constant for torch.export.
+    if token_to_row.ndim != 1 or tokens not in (None, token_to_row.shape[0]):
         wanted = "T" if tokens is None else tokens
         raise InputError(f"token_to_row must be [{wanted}], one row per token, got {_shape(token_to_row)}")
     if reads_values(token_to_row.device) and len(token_to_row):

@@ -162,6 +162,10 @@ def test_json_with_odd_values_is_read() -> None:
     assert found[0].text == "Sort the words 0.\ufffd."
 
 
+def test_a_score_beyond_ten_is_ten() -> None:
+    assert parse_proposals('[{"thought": "Sort the words.", "score": "85"}]', 1) == [("Sort the words.", 1.0)]
+
+
 @given(st.text(max_size=400))
 def test_any_text_is_read_without_error(text: str) -> None:
     for proposal in parse_proposals(text, 4):
