@@ -111,6 +111,17 @@ bool on_intel() {
 #endif
 }
 
+// Of AMD's with AVX-512 Zen 4 is the one before.
+bool on_zen5() {
+#ifdef BDC_X86
+    static const bool zen5 = __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f") &&
+                             !__builtin_cpu_is("amdfam19h");
+    return zen5;
+#else
+    return false;
+#endif
+}
+
 // Units of a rank from which on dot products are taken, by the number of tokens.
 struct DotsFrom {
     std::int64_t units[5];
@@ -120,14 +131,34 @@ constexpr std::int64_t kNever = std::int64_t(1) << 40;
 constexpr DotsFrom kNarrow = {{0, 0, 0, 40, 20}}, kWide = {{0, 8, 40, kNever, 256}},
                    kWideOnIntel = {{0, 8, 32, kNever, 128}};
 
+// Does it pay to lay the tokens abreast, for sums of so many units? Measured on Zen 5 alone.
+bool goes_abreast(const Kernel& kernel, const Product& p, std::int64_t units) {
+    const bool pairs = takes_pairs(kernel, p);
+    const bool lies = p.experts == Experts::kAsInputs && (pairs || p.storage == Storage::kFloat32);
+    if (!on_zen5() || kernel.lanes < 16 || !lies) return false;
+    // Three to seven and nine to 15 tokens leave lanes idle, which costs least where products wait
+    // for each other longest, as those of pairs do.
+    if (p.count == 2) return units >= 24;
+    if (p.count >= (pairs ? 5 : 8) && p.count <= 8) return units >= 32;
+    return p.count >= 13 && p.count <= 16 && units >= 12;
+}
+
 }  // namespace
 
 Order order(const Kernel& kernel, const Product& p) {
-    if (p.count > 4) return Order::kUnits;
-    const DotsFrom& from = kernel.lanes < 16 ? kNarrow : on_intel() ? kWideOnIntel : kWide;
     const std::int64_t ranks = p.rank / p.slices;
     const std::int64_t units = p.storage == Storage::kBFloat16 ? ranks / 2 : ranks;
+    if (goes_abreast(kernel, p, units)) return Order::kAbreast;
+    if (p.count > 4) return Order::kUnits;
+    const DotsFrom& from = kernel.lanes < 16 ? kNarrow : on_intel() ? kWideOnIntel : kWide;
     return units >= from.units[p.count] ? Order::kDots : Order::kEvenAndOdd;
+}
+
+bool has_short_passes(const Kernel& kernel, const Product& p) {
+    // Two tiles of tokens share the rows of A, which wait in the nearest cache for the second. Also
+    // measured on Zen 5 alone.
+    return on_zen5() && takes_pairs(kernel, p) && p.experts == Experts::kAsInputs && p.count > 4 &&
+           p.count <= 8;
 }
 
 bool turns(const Kernel& kernel, const Product& p) {

@@ -16,6 +16,9 @@ const Kernel& kernel_for(const Kernel& chosen, const Product& product);
 // products with the rows of B where turning B would cost more.
 Order order(const Kernel& kernel, const Product& product);
 
+// Does it pay to multiply x in short passes, as `short_passes` says?
+bool has_short_passes(const Kernel& kernel, const Product& product);
+
 // Does it pay to turn A for this call, as `turned` says?
 bool turns(const Kernel& kernel, const Product& product);
 

@@ -9,7 +9,7 @@ namespace bdc::lora {
 enum class Storage { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 // In which order expand adds the products of a sum over the ranks.
-enum class Order { kDots, kEvenAndOdd, kUnits };
+enum class Order { kDots, kEvenAndOdd, kUnits, kAbreast };
 
 // Of the experts: as y and x, or integers whose scales are folded into g.
 enum class Experts { kAsInputs, kInt8 };
@@ -39,6 +39,8 @@ struct Product {
     const std::int64_t* h_rows;  // which row of h an active token has; null: one after the other
     bool fresh;                  // y is written, not added to
     Order order;
+    std::int64_t abreast;  // of kAbreast: the tokens in a vector, 2, 4, 8 or 16
+    bool short_passes;     // along d_in
     bool turned;  // A is, once for all tokens; the sums along d_in add one element after the other
 };
 

@@ -1,6 +1,7 @@
 #include "run.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -159,6 +160,8 @@ void run(const Kernel& chosen, const Product& given, int threads) {
     p.h_rows = p.h ? p.active : nullptr;
     p.h_stride = p.rank;
     p.order = order(kernel, p);
+    p.abreast = std::int64_t(std::bit_ceil(std::uint64_t(std::max<std::int64_t>(p.count, 2))));
+    p.short_passes = has_short_passes(kernel, p);
     p.turned = turns(kernel, p);
     if (threads <= 1 || microseconds(p, p.count) < kParallelMicroseconds)
         return run_tokens(kernel, p, 0, p.count);
