@@ -39,7 +39,7 @@ struct Product {
     const std::int64_t* h_rows;  // which row of h an active token has; null: one after the other
     bool fresh;                  // y is written, not added to
     Order order;
-    std::int64_t abreast;  // of kAbreast: the tokens in a vector, 2, 4, 8 or 16
+    std::int64_t abreast;  // of kAbreast: the tokens in a vector, 2, 8 or 16
     bool short_passes;     // along d_in
     bool turned;  // A is, once for all tokens; the sums along d_in add one element after the other
 };

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bdc.llm import load_model
+from bdc.llm import load_model, packing
 from bdc.llm.generate import generate
 from bdc.llm.packing import PackedLinear, pack, using_packed
 
@@ -34,8 +34,24 @@ def test_products_are_the_same(dtype: torch.dtype, bias: bool) -> None:
         with torch.inference_mode(), using_packed(layer):
             # Both round once to the dtype after a sum in float32.
             torch.testing.assert_close(layer(x), plain(x), rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
-            if dtype == torch.float32 and x.numel() < 4 * 96:  # few rows are read as they lie
-                assert torch.equal(layer(x), plain(x))
+
+
+@needs_onednn
+@pytest.mark.parametrize("least", [1, 4])
+def test_few_float32_rows_are_read_as_they_lie_where_that_is_faster(
+    least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "_LEAST_ROWS", least)
+    torch.manual_seed(0)
+    layer = nn.Linear(96, 160)
+    plain = copy.deepcopy(layer)
+    pack(layer)
+    assert isinstance(layer.packed, packing._Packed)
+    layer.packed.tensor = packing._Packed(nn.Linear(96, 160).weight).tensor  # another's tells which is read
+    for rows in (1, 3, 4, 8):
+        x = torch.randn(rows, 96)
+        with torch.inference_mode(), using_packed(layer):
+            assert torch.equal(layer(x), plain(x)) == (rows < least)
 
 
 @needs_onednn
