@@ -48,6 +48,13 @@ def check_weights(rank_weights: Tensor, rank: int, dtype: torch.dtype, device: t
         raise InputError(f"rank_weights must be on {device}, where x is, got {rank_weights.device}")
 
 
+def check_are_tensors(**arguments: object) -> None:
+    """What must be tensors; each error names the argument."""
+    for name, argument in arguments.items():
+        if not isinstance(argument, Tensor):
+            raise InputError(f"{name} must be a tensor, got {type(argument).__name__}")
+
+
 def check_is_tensor(token_to_row: object) -> None:
     """The rows of the tokens are a tensor, or None."""
     if not (token_to_row is None or isinstance(token_to_row, Tensor)):

@@ -45,9 +45,13 @@ def rankwise_lora(
     if torch.compiler.is_compiling():
         traced: Tensor = torch.ops.bdc.rankwise_lora(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return traced
-    wants_gradient = torch.is_grad_enabled() and (
-        x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or rank_weights.requires_grad
-    )
+    try:
+        wants_gradient = torch.is_grad_enabled() and (
+            x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or rank_weights.requires_grad
+        )
+    except AttributeError:
+        checks.check_are_tensors(x=x, lora_a=lora_a, lora_b=lora_b, rank_weights=rank_weights)
+        raise
     if not wants_gradient and type(x) in PLAIN and x.ndim == 2 and lora_b.ndim == 2:
         y = x.new_empty(x.shape[0], lora_b.shape[0])
         if try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, None, True):
@@ -56,6 +60,7 @@ def rankwise_lora(
         checks.check_not_mapped(x, lora_a, lora_b, rank_weights, token_to_row)
         return library.traced(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
     if not unwatched(x, lora_a, lora_b, rank_weights, token_to_row):
+        checks.check_are_tensors(x=x, lora_a=lora_a, lora_b=lora_b, rank_weights=rank_weights)
         checks.check_is_tensor(token_to_row)
         found: Tensor = torch.ops.bdc.rankwise_lora(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return found
@@ -85,9 +90,18 @@ def rankwise_lora_(
     """
     if autocasts(x):
         x, lora_a, lora_b, rank_weights = cast(y.dtype, x, lora_a, lora_b, rank_weights)
-    if torch.is_grad_enabled() and (
-        y.requires_grad or x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or rank_weights.requires_grad
-    ):
+    try:
+        wants_gradient = torch.is_grad_enabled() and (
+            y.requires_grad
+            or x.requires_grad
+            or lora_a.requires_grad
+            or lora_b.requires_grad
+            or rank_weights.requires_grad
+        )
+    except AttributeError:
+        checks.check_are_tensors(y=y, x=x, lora_a=lora_a, lora_b=lora_b, rank_weights=rank_weights)
+        raise
+    if wants_gradient:
         checks.check_product(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         raise InputError(
             "rankwise_lora_ has no gradient: add rankwise_lora to y instead, or call it under torch.no_grad()"
@@ -101,6 +115,7 @@ def rankwise_lora_(
     checks.check_not_mapped(y, x, lora_a, lora_b, rank_weights, token_to_row)
     check_no_tangents(y, x, lora_a, lora_b, rank_weights)
     if not unwatched(y, x, lora_a, lora_b, rank_weights, token_to_row):
+        checks.check_are_tensors(y=y, x=x, lora_a=lora_a, lora_b=lora_b, rank_weights=rank_weights)
         checks.check_is_tensor(token_to_row)
         torch.ops.bdc.rankwise_lora_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return y

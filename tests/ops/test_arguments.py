@@ -38,6 +38,21 @@ def test_message(problems: SimpleNamespace, change: dict[str, object], message: 
         rankwise_lora(*problem.arguments)
 
 
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("name", ["y", "x", "lora_a", "lora_b", "rank_weights"])
+def test_arrays_that_are_no_tensors_are_named(problems: SimpleNamespace, name: str, grad: bool) -> None:
+    problem = problems.make()
+    x, a, b, g, rows, _ = problem.arguments
+    named = {"y": problem.y, "x": x, "lora_a": a, "lora_b": b, "rank_weights": g}
+    named[name] = named[name].numpy()
+    with torch.set_grad_enabled(grad), pytest.raises(InputError, match=f"^{name} must be a tensor, got ndarray$"):
+        rankwise_lora_(*named.values(), rows)
+    del named["y"]
+    if name != "y":
+        with torch.set_grad_enabled(grad), pytest.raises(InputError, match=f"^{name} must be a tensor, got ndarray$"):
+            rankwise_lora(*named.values(), rows)
+
+
 def test_output(problems: SimpleNamespace) -> None:
     problem = problems.make(d_in=29)
     with pytest.raises(InputError, match=r"y must be \[7, 29\], got \[7, 28\]"):
