@@ -1,9 +1,9 @@
-"""Checks of numbers in settings, so that a wrong one is refused where it is written and not hours later."""
+"""Checks of values in settings, so that a wrong one is refused where it is written and not hours later."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from bdc.errors import InputError
 
@@ -31,3 +31,16 @@ def check_ranges(
             least = f"above {low:g}" if above else f"at least {low:g}"
             most = "finite" if math.isinf(high) else f"below {high:g}" if below else f"at most {high:.10g}"
             raise InputError(f"{where}{name} is {value}; it must be {least if too_low else most}")
+
+
+def check_choices(settings: Any, where: str, *names: str) -> None:
+    """Check that fields of a settings object, all of type ``Literal``, have one of its values.
+
+    Raises:
+        InputError: one does not.
+    """
+    hints = get_type_hints(type(settings))
+    for name in names:
+        value, choices = getattr(settings, name), get_args(hints[name])
+        if value not in choices:
+            raise InputError(f"{where}{name} is {value!r:.100}; it must be {' or '.join(choices)}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from bdc.ranges import MOST_SEED, check_ranges
+from bdc.errors import InputError
+from bdc.ranges import MOST_SEED, check_choices, check_ranges
 
 Weighting = Literal["rank", "release", "expert"]
 Ablation = Literal["expert-gate", "no-centroids"]
@@ -50,6 +51,10 @@ class CustomizeSettings:
 
     def __post_init__(self) -> None:
         where = "customize."
+        check_choices(self, where, "weighting", "sharing")
+        known = get_args(Ablation)
+        if unknown := [name for name in self.ablations if name not in known]:
+            raise InputError(f"{where}ablations names {unknown[0]!r:.100}; there are {' and '.join(known)}")
         check_ranges(self, where, "epochs", "batch_size", "micro_tokens", "max_length", low=1)
         check_ranges(self, where, "hidden", "layer_dim", low=1, high=65536)
         check_ranges(self, where, "lr", "max_grad_norm", low=0, above=True, high=1e30)

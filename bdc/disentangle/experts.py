@@ -97,11 +97,29 @@ class AdapterTrainer:
         with torch.random.fork_rng():
             torch.manual_seed(self.settings.seed * 1000 + job.index)
             try:
-                return get_peft_model(self.model, config)
+                adapter: Any = get_peft_model(self.model, config)
             except ValueError as error:
+                reason = " ".join(str(error).split())
                 raise InputError(
-                    f"disentangle.target_modules = {list(modules)} does not fit the model: {error}"
+                    f"disentangle.target_modules = {list(modules)} does not fit the model: {reason:.300}"
                 ) from error
+        if (misfit := self._misfit(adapter.base_model.targeted_module_names)) is not None:
+            self.model = adapter.unload().eval()
+            raise InputError(f"disentangle.target_modules = {list(modules)} does not fit the model: {misfit}")
+        return adapter
+
+    def _misfit(self, adapted: Sequence[str]) -> str | None:
+        """What PEFT passes over in silence, or adapts and the customize stage cannot stack."""
+        head = self.model.get_output_embeddings()
+        for name in adapted:
+            layer = self.model.get_submodule(name)
+            if layer is head or not isinstance(layer.base_layer, torch.nn.Linear):
+                return f"{name} is no linear layer of attention or MLP"
+        if self.settings.target_modules != ("all-linear",):
+            for ending in self.settings.target_modules:
+                if not any(f".{name}".endswith(f".{ending}") for name in adapted):
+                    return f"no layer is called {ending}"
+        return None
 
     def _nll(self, batch: Batch) -> Tensor:
         low = self.model.dtype is not torch.float32

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bdc.errors import InputError
-from bdc.ranges import MOST_SEED, check_ranges
+from bdc.ranges import MOST_SEED, check_choices, check_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class DisentangleSettings:
         for name in ("base_model", "encoder"):
             if not getattr(self, name).strip():
                 raise InputError(f"{where}{name} is empty; name a model that `bdc models list` prints, or its folder")
+        check_choices(self, where, "dtype", "loss_on")
         if self.k != "auto":
             check_ranges(self, where, "k", low=1, high=1000)
         low, high = self.k_range
@@ -68,10 +69,10 @@ class DisentangleSettings:
         check_ranges(self, where, "dropout", low=0, high=1, below=True)
         check_ranges(self, where, "warmup", low=0, high=1)
         check_ranges(self, where, "seed", low=0, high=MOST_SEED)
-        if not self.target_modules or not all(name.strip() for name in self.target_modules):
-            raise InputError(
-                f'{where}target_modules is {list(self.target_modules)}; name module endings or use ["all-linear"]'
-            )
+        names = self.target_modules
+        if isinstance(names, str) or not names or not all(name.strip() for name in names):
+            given = repr(names) if isinstance(names, str) else list(names)
+            raise InputError(f'{where}target_modules is {given}; name module endings or use ["all-linear"]')
 
 
 RELEASE = DisentangleSettings(

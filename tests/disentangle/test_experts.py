@@ -236,6 +236,37 @@ def test_memory_that_does_not_suffice_is_an_error(tiny: Path, tmp_path: Path, mo
         trained(tiny, tmp_path)
 
 
-def test_unknown_target_modules_are_an_input_error(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="target_modules"):
-        trained(tiny, tmp_path, dataclasses.replace(SETTINGS, target_modules=("no_such",)))
+@pytest.mark.parametrize(
+    ("targets", "reason"),
+    [
+        (("no_such",), "not found"),
+        (("q_proj", "v_porj"), "no layer is called v_porj"),
+        (("all-linear", "v_proj"), "no layer is called all-linear"),
+        (("self_attn",), "not supported"),
+        (("q_proj", "lm_head"), "lm_head is no linear layer of attention"),
+        (("q_proj", "embed_tokens"), "embed_tokens is no linear layer"),
+    ],
+)
+def test_target_modules_that_do_not_fit_are_an_input_error(
+    targets: tuple[str, ...], reason: str, tiny: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=rf"target_modules = .* does not fit .*{reason}"):
+        trained(tiny, tmp_path, dataclasses.replace(SETTINGS, target_modules=targets))
+
+
+def test_a_model_whose_layers_are_transposed_is_refused_before_training(tiny: Path, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    _, tokenizer = load_model(tiny, "float32")
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(InputError, match="c_attn is no linear layer"):
+        AdapterTrainer(model, tokenizer, SETTINGS, tmp_path).train(job(tokenizer))
+
+
+def test_layers_may_be_named_by_longer_endings(tiny: Path, tmp_path: Path) -> None:
+    trained(tiny, tmp_path, dataclasses.replace(SETTINGS, epochs=1, target_modules=("0.self_attn.q_proj", "up_proj")))
+    assert sorted({name.split(".lora_")[0] for name in weights(tmp_path / "0")}) == [
+        "base_model.model.model.layers.0.mlp.up_proj",
+        "base_model.model.model.layers.0.self_attn.q_proj",
+        "base_model.model.model.layers.1.mlp.up_proj",
+    ]

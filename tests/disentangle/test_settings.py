@@ -9,7 +9,18 @@ from bdc.errors import InputError
 
 
 @pytest.mark.parametrize(
-    "field", [{"k": 0}, {"k_range": (5, 3)}, {"rank": 0}, {"dropout": 1.0}, {"lr": 0.0}, {"target_modules": ()}]
+    "field",
+    [
+        {"k": 0},
+        {"k_range": (5, 3)},
+        {"rank": 0},
+        {"dropout": 1.0},
+        {"lr": 0.0},
+        {"target_modules": ()},
+        {"target_modules": "all-linear"},
+        {"dtype": "fp8"},
+        {"loss_on": "prompt"},
+    ],
 )
 def test_bad_values_name_their_field(field: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"disentangle.{next(iter(field))}"):
