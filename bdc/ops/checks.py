@@ -183,6 +183,13 @@ def check_layer(
 ) -> None:
     """All arguments of a layer, base and product, in one launch; ``out`` alone is added to."""
     check_slices(lora_a, lora_b, ends, g)
+    tensors = (x, weight, bias, lora_a, lora_b, g, out)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        raise InputError("the one-launch layer has no gradient: call it under torch.no_grad()")
+    if not (lora_a.numel() and lora_b.numel()):
+        raise InputError(
+            f"the one-launch layer takes inputs, ranks and outputs, got {_shape(lora_a)} and {_shape(lora_b)}"
+        )
     ranks = lora_b.shape[1]
     check_product(x, lora_a[:ranks], lora_b, g[:, :ranks], rows, scaling)
     if lora_a.dtype != x.dtype:
@@ -209,6 +216,29 @@ def check_layer(
     }
     check_output(out, x, given, len(x), outputs)
     if outputs > 1 and out.stride(1) != 1:
+        raise InputError(f"out must have contiguous rows, got strides {list(out.stride())}")
+
+
+def check_producer(
+    first: Tensor, others: dict[str, tuple[Tensor, Sequence[int]]], lora_a: Tensor, out: Tensor | None
+) -> None:
+    """Arguments of a launch that makes x, of the shape of ``first`` [T, d_in], from it and ``others`` of given shapes."""
+    if first.ndim != 2 or not first.numel():
+        raise InputError(f"x must be made of [T, d_in] with tokens and inputs, got {_shape(first)}")
+    if lora_a.ndim != 2 or not len(lora_a) or lora_a.shape[1] != first.shape[1]:
+        raise InputError(f"lora_a must be [R, {first.shape[1]}] with at least one rank, got {_shape(lora_a)}")
+    for name, (tensor, shape) in (others | {"lora_a": (lora_a, lora_a.shape)}).items():
+        if tensor.shape != shape:
+            raise InputError(f"{name} must be {list(shape)}, got {_shape(tensor)}")
+        if tensor.dtype != first.dtype or tensor.device != first.device:
+            raise InputError(
+                f"{name} must be {first.dtype} on {first.device} as the first is, got {tensor.dtype} on {tensor.device}"
+            )
+    if out is None:
+        return
+    given: dict[str, Tensor | None] = {name: tensor for name, (tensor, _) in others.items()}
+    check_output(out, first, given | {"lora_a": lora_a}, *first.shape)
+    if out.shape[1] > 1 and out.stride(1) != 1:
         raise InputError(f"out must have contiguous rows, got strides {list(out.stride())}")
 
 

@@ -16,6 +16,8 @@ class _Arena:
 
     def __init__(self, device: torch.device) -> None:
         self.words = torch.zeros(_WORDS, dtype=torch.int32, device=device)
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()  # other streams count here too
         self.used = 0
         self.of_stream: dict[int, Tensor] = {}
 

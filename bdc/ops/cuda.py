@@ -15,6 +15,7 @@ from torch import Tensor
 from bdc.errors import BdcError, InputError
 from bdc.ops import checks, native
 from bdc.ops.counters import counters, raw_stream
+from bdc.ops.devices import on_its_device, runs_kernels
 
 MOST_TOKENS = 64
 MOST_VECTOR_TOKENS = 8
@@ -43,6 +44,7 @@ def supports(y: Tensor, x: Tensor) -> bool:
         and x.dtype in native.DTYPE_CODES
         and y.stride(1) == 1
         and len(x) <= MOST_TOKENS
+        and runs_kernels(x.device)
     )
 
 
@@ -75,9 +77,12 @@ def linear(
     y = x.new_empty(len(x), len(lora_b)) if out is None else out
     if len(x):
         _run(y, x, lora_a, lora_b, g, rows, scaling, weight, bias if bias is None else bias.contiguous(), ends)
+    if out is not None:
+        torch.autograd.graph.increment_version((out,))
     return y
 
 
+@on_its_device
 def _run(
     y: Tensor,
     x: Tensor,
@@ -123,7 +128,8 @@ def _run(
         capacity = _capacity(x.device, code, tokens)
         floats, gated, words = module.tiles_workspace(sizes, ends, weight is not None, capacity)
         planes, h = x.new_empty(floats, dtype=torch.float32), x.new_empty(gated)
-        work = (planes.data_ptr(), h.data_ptr(), counters(x.device, words).data_ptr())
+        counts = counters(x.device, words)
+        work = (planes.data_ptr(), h.data_ptr(), counts.data_ptr())
         module.tiles(code, addresses, strides, sizes, scaling, ends, capacity, work, stream)
     except ValueError as error:
         raise InputError(f"ends {ends} do not fit {d_out} outputs and {ranks} ranks: {error}") from error

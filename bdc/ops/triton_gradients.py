@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bdc.ops import triton_kernels as launches
+from bdc.ops.devices import on_its_device
 from bdc.ops.matmul import wide_dtype
 from bdc.ops.triton_kernels import expand, gate, shrink
 
@@ -22,6 +23,7 @@ def forward(
     return y, h.to(wide_dtype(x))
 
 
+@on_its_device
 def backward(
     grad: Tensor,
     x: Tensor,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bdc.errors import InputError
+from bdc.ops.devices import on_its_device, runs_kernels
 from bdc.ops.triton_plan import Tiles, tiles
 
 # The sum over the ranks is a step or two: buffers for more would only cost shared memory.
@@ -46,7 +47,7 @@ def interpreted() -> bool:
 def supports(y: Tensor, x: Tensor) -> bool:
     """Whether :func:`add` takes these, of the same dtype."""
     place = "cpu" if interpreted() else "cuda"
-    return x.device.type == place and x.dtype in _DTYPES and y.stride(1) == 1
+    return x.device.type == place and x.dtype in _DTYPES and y.stride(1) == 1 and runs_kernels(x.device)
 
 
 def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> None:
@@ -61,6 +62,7 @@ def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: T
         expand(y, shrink(x, lora_a), lora_b, g, rows, scaling)
 
 
+@on_its_device
 def shrink(x: Tensor, a: Tensor, *, transposed: bool = False) -> Tensor:
     """Planes of ``x A^T`` for x [T, d_in] and ``a`` [R, d_in], or [d_in, R] if ``transposed``."""
     x, a = contiguous_rows(x), contiguous_rows(a)
@@ -73,6 +75,7 @@ def shrink(x: Tensor, a: Tensor, *, transposed: bool = False) -> Tensor:
     return planes
 
 
+@on_its_device
 def expand(
     y: Tensor,
     planes: Tensor,
@@ -123,6 +126,7 @@ def expand(
     )
 
 
+@on_its_device
 def gate(
     out: Tensor, planes: Tensor, g: Tensor, rows: Tensor | None, scaling: float, h: Tensor | None = None
 ) -> Tensor:

@@ -9,6 +9,7 @@ from bdc.errors import InputError
 from bdc.ops import checks
 from bdc.ops import triton_kernels as launches
 from bdc.ops.counters import counters
+from bdc.ops.devices import on_its_device
 from bdc.ops.triton_plan import layer_tiles
 
 MOST_LAYER_TOKENS = 64
@@ -58,14 +59,15 @@ def linear(
         raise InputError(f"ends must be up to four, multiples of 64 but for the last, got {ends}")
     if len(x) > MOST_LAYER_TOKENS:
         raise InputError(f"the one-launch layer takes up to {MOST_LAYER_TOKENS} tokens, got {len(x)}")
-    if not (lora_a.numel() and lora_b.numel()):
-        raise InputError(f"the one-launch layer takes inputs, ranks and outputs, got {lora_a.shape} and {lora_b.shape}")
     y = x.new_empty(len(x), len(lora_b)) if out is None else out
     if len(x):
         _launch(y, x, weight, bias, lora_a, lora_b, g, rows, scaling, ends)
+    if out is not None:
+        torch.autograd.graph.increment_version((out,))
     return y
 
 
+@on_its_device
 def _launch(
     y: Tensor,
     x: Tensor,
@@ -141,11 +143,13 @@ def _launch(
     )
 
 
+@on_its_device
 def rms_norm_shrink(
     hidden: Tensor, weight: Tensor, epsilon: float, lora_a: Tensor, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """x = RMSNorm(hidden) [T, d_in], rounded before and after ``weight`` as transformers does, and the planes of x A^T."""
-    hidden, lora_a = launches.contiguous_rows(hidden), launches.contiguous_rows(lora_a)
+    checks.check_producer(hidden, {"weight": (weight, hidden.shape[1:])}, lora_a, out)
+    hidden, lora_a, weight = launches.contiguous_rows(hidden), launches.contiguous_rows(lora_a), weight.contiguous()
     (tokens, d_in), ranks = hidden.shape, len(lora_a)
     x = torch.empty_like(hidden) if out is None else out
     tile = launches.shrink_tiles(hidden, ranks)
@@ -169,8 +173,10 @@ def rms_norm_shrink(
     return x, planes
 
 
+@on_its_device
 def silu_mul_shrink(gate: Tensor, up: Tensor, lora_a: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """x = silu(gate) * up [T, d_in], rounded before and after the product, and the planes of x A^T."""
+    checks.check_producer(gate, {"up": (up, gate.shape)}, lora_a, out)
     gate, up, lora_a = launches.contiguous_rows(gate), launches.contiguous_rows(up), launches.contiguous_rows(lora_a)
     (tokens, d_in), ranks = gate.shape, len(lora_a)
     x = gate.new_empty(tokens, d_in) if out is None else out

@@ -224,6 +224,29 @@ def test_refused_layers(problems: SimpleNamespace) -> None:
             cuda.linear(problem.x, weight, None, *problem.arguments[1:])
 
 
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize(("d_in", "ranks"), [(16, 0), (0, 8)])
+def test_layers_of_nothing_are_refused(problems: SimpleNamespace, d_in: int, ranks: int) -> None:
+    problem = problems.make(3, 16, 16, 8, 1, dtype=torch.float16)
+    problem.x, problem.a = problem.x[:, :d_in], problem.a[:ranks, :d_in]
+    problem.b, problem.g = problem.b[:, :ranks], problem.g[:, :ranks]
+    with pytest.raises(InputError, match=rf"takes inputs, ranks and outputs, got \[{ranks}, {d_in}\]"):
+        cuda.linear(problem.x, torch.zeros(16, d_in).half(), None, *problem.arguments[1:])
+
+
+@pytest.mark.usefixtures("emulated")
+def test_layers_and_autograd(problems: SimpleNamespace) -> None:
+    problem = problems.make(3, 16, 16, 8, 1, dtype=torch.float16)
+    version = problem.y._version
+    cuda.linear(problem.x, None, None, *problem.arguments[1:], problem.y)
+    assert problem.y._version == version + 1
+    weight = torch.zeros(16, 16, dtype=torch.float16, requires_grad=True)
+    with pytest.raises(InputError, match="the one-launch layer has no gradient"):
+        cuda.linear(problem.x, weight, None, *problem.arguments[1:])
+    with torch.no_grad():
+        assert not cuda.linear(problem.x, weight, None, *problem.arguments[1:]).requires_grad
+
+
 def test_more_tokens_go_to_torch(
     problems: SimpleNamespace, emulated: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

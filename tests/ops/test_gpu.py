@@ -91,6 +91,15 @@ def test_work_goes_to_the_current_stream(problems: SimpleNamespace, on_gpu: str)
     assert torch.equal(y, expected)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_of_another_gpu_than_the_current(problems: SimpleNamespace, on_gpu: str) -> None:
+    for tokens in (2, 16):
+        problem = problem_on_gpu(problems, tokens, 256, 192, 32, 5)
+        expected = rankwise_lora(*problem.arguments)
+        there = [t.to("cuda:1") if isinstance(t, Tensor) else t for t in problem.arguments]
+        assert torch.equal(rankwise_lora(*there).cpu(), expected.cpu())
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled(problems: SimpleNamespace, on_gpu: str, dynamic: bool) -> None:
     compiled = torch.compile(lambda *a: rankwise_lora(*a).relu() * 2, fullgraph=True, dynamic=dynamic)

@@ -189,6 +189,25 @@ def test_silu_mul_and_shrink(dtype: torch.dtype) -> None:
     planes_match(planes, x, a)
 
 
+def test_producers_refuse() -> None:
+    hidden, weight, a = (normal(*shape, dtype=torch.float32) for shape in ((9, 130), (130,), (40, 130)))
+    apart = normal(130, 2, dtype=torch.float32)[:, 0]
+    got, _ = triton_layer.rms_norm_shrink(hidden, apart, 1e-5, a)
+    assert torch.equal(got, triton_layer.rms_norm_shrink(hidden, apart.contiguous(), 1e-5, a)[0])
+    for arguments, message in (
+        ((hidden[:0], weight, 1e-5, a), r"with tokens and inputs, got \[0, 130\]"),
+        ((hidden, weight[:129], 1e-5, a), r"weight must be \[130\], got \[129\]"),
+        ((hidden, weight.half(), 1e-5, a), "weight must be torch.float32 on .* got torch.float16"),
+        ((hidden, weight, 1e-5, a[:0]), r"lora_a must be \[R, 130\] with at least one rank, got \[0, 130\]"),
+        ((hidden, weight, 1e-5, a, hidden), "y must not share memory with x"),
+        ((hidden, weight, 1e-5, a, torch.empty(130, 9, device=DEVICE).t()), "out must have contiguous rows"),
+    ):
+        with pytest.raises(InputError, match=message):
+            triton_layer.rms_norm_shrink(*arguments)
+    with pytest.raises(InputError, match=r"up must be \[9, 130\], got \[8, 130\]"):
+        triton_layer.silu_mul_shrink(hidden, hidden[:8], a)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", ["ragged", "one", "each"])
 def test_gradients(problems: SimpleNamespace, dtype: torch.dtype, rows: str) -> None:
