@@ -131,11 +131,16 @@ constexpr std::int64_t kNever = std::int64_t(1) << 40;
 constexpr DotsFrom kNarrow = {{0, 0, 0, 40, 20}}, kWide = {{0, 8, 40, kNever, 256}},
                    kWideOnIntel = {{0, 8, 32, kNever, 128}};
 
+// Are wide vectors of the experts multiplied as they lie?
+bool lies(const Kernel& kernel, const Product& p) {
+    return kernel.lanes == 16 && p.experts == Experts::kAsInputs &&
+           (p.storage == Storage::kFloat32 || takes_pairs(kernel, p));
+}
+
 // Does it pay to lay the tokens abreast, for sums of so many units? Measured on Zen 5 alone.
 bool goes_abreast(const Kernel& kernel, const Product& p, std::int64_t units) {
     const bool pairs = takes_pairs(kernel, p);
-    const bool lies = p.experts == Experts::kAsInputs && (pairs || p.storage == Storage::kFloat32);
-    if (!on_zen5() || kernel.lanes < 16 || !lies) return false;
+    if (!on_zen5() || !lies(kernel, p)) return false;
     // Three to seven and nine to 15 tokens leave lanes idle, which costs least where products wait
     // for each other longest, as those of pairs do.
     if (p.count == 2) return units >= 24;
@@ -154,11 +159,17 @@ Order order(const Kernel& kernel, const Product& p) {
     return units >= from.units[p.count] ? Order::kDots : Order::kEvenAndOdd;
 }
 
+bool goes_row_by_row(const Kernel& kernel, const Product& p) {
+    // Rows come faster one after the other, but their sums must be long. Also measured on Zen 5
+    // alone.
+    const std::int64_t bytes = p.in * std::int64_t(input_bytes(p));
+    return on_zen5() && lies(kernel, p) && p.count <= 2 && bytes >= (1 + p.count) << 10;
+}
+
 bool has_short_passes(const Kernel& kernel, const Product& p) {
     // Two tiles of tokens share the rows of A, which wait in the nearest cache for the second. Also
     // measured on Zen 5 alone.
-    return on_zen5() && takes_pairs(kernel, p) && p.experts == Experts::kAsInputs && p.count > 4 &&
-           p.count <= 8;
+    return on_zen5() && lies(kernel, p) && takes_pairs(kernel, p) && p.count > 4 && p.count <= 8;
 }
 
 bool turns(const Kernel& kernel, const Product& p) {

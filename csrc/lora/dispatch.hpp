@@ -19,6 +19,9 @@ Order order(const Kernel& kernel, const Product& product);
 // Does it pay to multiply x in short passes, as `short_passes` says?
 bool has_short_passes(const Kernel& kernel, const Product& product);
 
+// Does it pay to multiply one row of A after the other, as `row_by_row` says?
+bool goes_row_by_row(const Kernel& kernel, const Product& product);
+
 // Does it pay to turn A for this call, as `turned` says?
 bool turns(const Kernel& kernel, const Product& product);
 

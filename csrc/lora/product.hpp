@@ -41,6 +41,7 @@ struct Product {
     Order order;
     std::int64_t abreast;  // of kAbreast: the tokens in a vector, 2, 8 or 16
     bool short_passes;     // along d_in
+    bool row_by_row;       // of A, for one or two tokens
     bool turned;  // A is, once for all tokens; the sums along d_in add one element after the other
 };
 

@@ -161,6 +161,7 @@ void run(const Kernel& chosen, const Product& given, int threads) {
     p.h_stride = p.rank;
     p.order = order(kernel, p);
     p.abreast = std::int64_t(std::bit_ceil(std::uint64_t(std::max<std::int64_t>(p.count, 2))));
+    p.row_by_row = goes_row_by_row(kernel, p);
     p.short_passes = has_short_passes(kernel, p);
     p.turned = turns(kernel, p);
     if (threads <= 1 || microseconds(p, p.count) < kParallelMicroseconds)

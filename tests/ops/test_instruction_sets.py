@@ -39,6 +39,7 @@ SHAPES += [(tokens, 90, 35 + tokens, 40 + tokens) for tokens in range(5, 60)]  #
 SHAPES += [(tokens, 60 + tokens, 35, tokens) for tokens in range(90, 114)]  # and with A turned
 SHAPES += [(tokens, 50, 30 + tokens, 64 + tokens) for tokens in range(2, 24)]  # and tokens abreast
 SHAPES += [(7, 2048, 20, 9), (10, 6144, 33, 70)]  # rows of x that lie pages apart
+SHAPES += [(1, 1029, 20, 37), (2, 1700, 33, 20), (2, 9001, 40, 17), (1, 19000, 16, 5)]  # and A row by row
 SHAPES += [(300, 2077, 33, 24), (130, 1100, 70, 40), (110, 1030, 37, 290)]
 for storage, narrow, widen, unit in STORAGES:
     for (tokens, d_in, d_out, rank), int8, spread in itertools.product(SHAPES, (False, True), (0, 12)):
@@ -94,7 +95,8 @@ def at_the_end(values):
     array[...] = values
     return array
 SHAPES = [(17, 33, 31, 20), (40, 64, 48, 32), (5, 2049, 17, 7), (64, 96, 33, 129), (1, 65, 19, 40), (2, 40, 16, 300)]
-SHAPES += [(99, 65, 21, 61), (80, 1031, 40, 96), (8, 4096, 33, 133), (7, 2048, 15, 67), (16, 40, 47, 31)]
+SHAPES += [(99, 65, 21, 61), (80, 1031, 40, 96), (8, 4096, 33, 133), (7, 2048, 15, 67), (16, 40, 47, 31), (2, 2051, 33, 21)]
+SHAPES += [(1, 14337, 20, 18)]
 for storage, (tokens, d_in, d_out, rank), int8 in itertools.product((0, 1, 2), SHAPES, (False, True)):
     size = np.uint32 if storage == 0 else np.uint16
     sizes = [(tokens, d_out), (tokens, d_in), (rank, d_in), (d_out, rank)]
