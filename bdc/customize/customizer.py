@@ -126,7 +126,13 @@ class Customizer:
     def _embed(self, statements: Sequence[str]) -> np.ndarray:
         if self.encoder is None:
             raise InputError("this solver has no encoder; use weights uniform, none or an expert's index")
-        return self.encoder.encode(statements)
+        embeddings = self.encoder.encode(statements)
+        if (given := embeddings.shape[1]) != (wanted := self._centroids().shape[1]):
+            raise InputError(
+                f"the encoder gives {given} numbers per text and the centroids have {wanted}; "
+                "it is not the encoder that the clusters were made with"
+            )
+        return embeddings
 
     def _centroids(self) -> np.ndarray:
         if self.centroids is None:

@@ -17,7 +17,7 @@ from bdc.customize.customizer import Customizer, Weights
 from bdc.customize.merging import Merge, merged
 from bdc.customize.mixture import Mixture
 from bdc.customize.stacks import stack_adapters, write_adapter
-from bdc.customize.storage import SolverParts
+from bdc.customize.storage import CONFIG, SolverParts
 from bdc.disentangle.examples import collate, encode, parts
 from bdc.disentangle.loss import example_nll
 from bdc.errors import InputError
@@ -130,8 +130,15 @@ class Solver:
         return cls(model, tokenizer, SolverParts(str(base_model), stack))
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write the folder that :meth:`from_pretrained` reads."""
-        self.parts.save(Path(path))
+        """Write the folder that :meth:`from_pretrained` reads, in the place of a solver's or an empty one.
+
+        Raises:
+            InputError: it cannot be written, or something else is there.
+        """
+        folder = Path(path).resolve()
+        if folder.exists() and not (folder / CONFIG).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise InputError(f"{folder} is there and is no solver's folder; name another one")
+        self.parts.save(folder)
 
     def rank_weights(self, prompts: Sequence[Prompt], *, weights: Sequence[Weights] | Weights | None = None) -> Tensor:
         """Each request's weight per adapted layer, expert and rank, float32 [N, L, K, r]; best of bare statements."""
@@ -213,8 +220,7 @@ class Solver:
         """
         from bdc.llm.generate import context_length
 
-        if len(_listed("responses", responses)) != len(_listed("prompts", prompts)):
-            raise InputError(f"{len(responses)} responses for {len(prompts)} prompts; give one per prompt")
+        _texts("responses", responses, len(_listed("prompts", prompts)))
         examples = [
             encode(self.tokenizer, _messages(prompt), response, source=i)
             for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
@@ -261,7 +267,7 @@ class Solver:
         Anything that loads LoRA adapters then serves this one request's solver, without bdc.
         """
         choice = None if weights is None else [weights]
-        text = statement if statement is not None else _statement(prompt)
+        text = _statement(prompt) if statement is None else _texts("statement", [statement], 1)[0]
         with self._lock:
             given = self.customizer.rank_weights([text], choice)[0]
         stack = self.parts.stack
@@ -278,9 +284,10 @@ class Solver:
     ) -> tuple[Tensor, Tensor]:
         """Distinct rank weights [M, L, K, r], and each request's row of them (-1: none)."""
         _listed("prompts", prompts)
-        if statements is not None and len(_listed("statements", statements)) != len(prompts):
-            raise InputError(f"{len(statements)} statements for {len(prompts)} prompts; give one per prompt")
-        texts = list(statements) if statements is not None else [_statement(prompt) for prompt in prompts]
+        if statements is None:
+            texts = [_statement(prompt) for prompt in prompts]
+        else:
+            texts = _texts("statements", statements, len(prompts))
         wanted = self.customizer.check(len(prompts), weights)
         place: dict[tuple[str, Weights], int] = {}
         rows = []
@@ -297,6 +304,15 @@ def _listed(name: str, values: Sequence[Any]) -> Sequence[Any]:
     return values
 
 
+def _texts(name: str, values: Sequence[Any], n: int) -> list[str]:
+    if len(_listed(name, values)) != n:
+        raise InputError(f"{len(values)} {name} for {n} prompts; give one per prompt")
+    for value in values:
+        if not isinstance(value, str):
+            raise InputError(f"{name} must be text, not {value!r:.100}")
+    return list(values)
+
+
 def _messages(prompt: Prompt) -> Sequence[Message]:
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
@@ -304,6 +320,9 @@ def _messages(prompt: Prompt) -> Sequence[Message]:
         raise InputError(
             f"a prompt must be a string or a list of messages, not {prompt!r:.100}; prompts are a list of those"
         )
+    for message in prompt:
+        if not all(isinstance(message.get(part), str) for part in ("role", "content")):  # type: ignore[union-attr]
+            raise InputError(f"a message must have a role and a content, both text, unlike {message!r:.100}")
     return prompt  # type: ignore[return-value]
 
 

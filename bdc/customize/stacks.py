@@ -86,10 +86,10 @@ def stack_adapters(folders: Sequence[Path]) -> Stack:
     first = configs[0]
     modules = sorted({module for module, _ in parts[0]}, key=_natural)
     # A pattern, or endings that hold for some layers only, would have to be applied again: name the layers themselves.
-    by_name = isinstance(first["target_modules"], list) and not first.get("layers_to_transform")
-    for folder, config, tensors in zip(folders, configs, parts, strict=True):
-        same = (config["r"], config["lora_alpha"]) == (first["r"], first["lora_alpha"])
-        if not same or tensors.keys() != parts[0].keys():
+    by_name = isinstance(first.get("target_modules"), list) and not first.get("layers_to_transform")
+    shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in parts]
+    for folder, config, own in zip(folders, configs, shapes, strict=True):
+        if (config["r"], config["lora_alpha"], own) != (first["r"], first["lora_alpha"], shapes[0]):
             raise InputError(
                 f"{folder} differs from {folders[0]} in rank, alpha or layers; run `bdc disentangle` again"
             )
@@ -110,11 +110,20 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[tuple[str, str], Tensor]]:
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
+        if not isinstance(config, dict):
+            raise ValueError("adapter_config.json holds no object")
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder} is no readable PEFT adapter ({error}); run `bdc disentangle` again") from error
     special = [
         name
-        for name in ("use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
+        for name in (
+            "use_rslora",
+            "use_dora",
+            "fan_in_fan_out",
+            "rank_pattern",
+            "alpha_pattern",
+            "alora_invocation_tokens",
+        )
         if config.get(name)
     ]
     if config.get("init_lora_weights") not in _STARTS:
@@ -129,6 +138,16 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[tuple[str, str], Tensor]]:
         if match is None:
             raise InputError(f"{folder} adapts {name}, which is no linear layer's LoRA; only these can be stacked")
         parts[match["module"], match["part"]] = tensor.float()
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    pairs = {(module, part) for module, _ in parts for part in "AB"}
+    whole = parts.keys() == pairs and all(
+        tensor.dim() == 2 and tensor.shape["AB".index(part)] == rank for (_, part), tensor in parts.items()
+    )
+    if not parts or not whole or not isinstance(alpha, int | float) or alpha == 0:
+        raise InputError(
+            f"{folder} does not hold A and B of rank {rank} and alpha {alpha} for each layer; "
+            "run `bdc disentangle` again"
+        )
     return config, parts
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,59 @@ def test_one_thing_where_a_list_belongs_is_refused(solver: Solver) -> None:
         solver.generate(PROMPTS, statements="abc", max_new_tokens=2)
     with pytest.raises(InputError, match="responses must be a list"):
         solver.loss(PROMPTS, "abc")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": "x"},
+        {"role": "user"},
+        {"role": "user", "content": None},
+        {"role": "user", "content": [{"text": "x"}]},
+    ],
+)
+def test_messages_without_text_are_refused(solver: Solver, message: Any) -> None:
+    for call in (
+        lambda: solver.generate([[message]], max_new_tokens=2),
+        lambda: solver.loss([[message]], ["x"]),
+        lambda: solver.rank_weights([[message]]),
+    ):
+        with pytest.raises(InputError, match="a message must have a role and a content"):
+            call()
+
+
+def test_statements_and_responses_that_are_no_text_are_refused(solver: Solver, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="statements must be text, not None"):
+        solver.generate(PROMPTS, statements=[None] * len(PROMPTS), max_new_tokens=2)  # type: ignore[list-item]
+    with pytest.raises(InputError, match="responses must be text, not 5"):
+        solver.loss(PROMPTS, [5] * len(PROMPTS))  # type: ignore[list-item]
+    with pytest.raises(InputError, match="statement must be text"):
+        solver.to_peft(PROMPTS[0], tmp_path / "plain", statement=["x"])  # type: ignore[arg-type]
+
+
+def test_saving_spares_what_is_no_solver(solver: Solver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    for place in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt", "/"):
+        with pytest.raises(InputError, match="is no solver's folder"):
+            solver.save_pretrained(place)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    solver.save_pretrained(".")
+    assert SolverParts.load(tmp_path / "empty").base_model == solver.parts.base_model
+    solver.save_pretrained(tmp_path / "empty")
+
+
+def test_another_encoder_is_refused(solver: Solver) -> None:
+    class Narrow:
+        def encode(self, texts: Sequence[str]) -> np.ndarray:
+            return np.ones((len(texts), 7), dtype=np.float32)
+
+    other = Solver(load_model(solver.parts.base_model, "float32")[0], solver.tokenizer, solver.parts, encoder=Narrow())
+    for weights in ("hypernetwork", "nearest"):
+        with pytest.raises(InputError, match="gives 7 numbers per text and the centroids have 12"):
+            other.rank_weights(PROMPTS, weights=weights)
 
 
 def test_threads_share_a_solver(solver: Solver) -> None:

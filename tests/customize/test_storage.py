@@ -57,6 +57,51 @@ def test_adapters_that_differ_are_refused(adapters: list[Path], tmp_path: Path) 
         stack_adapters([])
 
 
+def changed(adapter: Path, out: Path, config: Any = None, tensors: Any = None) -> Path:
+    """A copy of an adapter after ``config`` and ``tensors`` made other ones of what its files hold."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(adapter, out)
+    if config is not None:
+        found = json.loads((out / "adapter_config.json").read_text())
+        (out / "adapter_config.json").write_text(json.dumps(config(found)))
+    if tensors is not None:
+        save_file(tensors(load_file(out / "adapter_model.safetensors")), out / "adapter_model.safetensors")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors"),
+    [
+        (lambda c: [c], None),
+        (lambda c: c | {"r": 8}, None),
+        (lambda c: c | {"r": "4"}, None),
+        (lambda c: {name: value for name, value in c.items() if name != "r"}, None),
+        (lambda c: c | {"lora_alpha": None}, None),
+        (lambda c: c | {"lora_alpha": 0}, None),
+        (lambda c: c | {"alora_invocation_tokens": [1, 2]}, None),
+        (None, lambda t: {}),
+        (None, lambda t: dict(sorted(t.items())[1:])),
+        (None, lambda t: {name: tensor.flatten() for name, tensor in t.items()}),
+        (None, lambda t: {name: tensor[:3].clone() for name, tensor in t.items()}),
+    ],
+)
+def test_an_adapter_that_is_not_what_it_should_be_is_refused(
+    adapters: list[Path], tmp_path: Path, config: Any, tensors: Any
+) -> None:
+    folder = changed(adapters[0], tmp_path / "changed", config, tensors)
+    with pytest.raises(InputError, match=r"changed (is no|does not hold)"):
+        stack_adapters([folder])
+
+
+def test_adapters_of_layers_of_other_widths_are_refused(adapters: list[Path], tmp_path: Path) -> None:
+    def wider(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: torch.randn(4, 99) if "lora_A" in name else tensor for name, tensor in tensors.items()}
+
+    with pytest.raises(InputError, match="wider differs"):
+        stack_adapters([adapters[0], changed(adapters[1], tmp_path / "wider", tensors=wider)])
+
+
 def test_missing_tensors_are_an_input_error(parts: SolverParts) -> None:
     fields = {"k": 3, "rank": 4, "alpha": 8.0, "target_modules": ("q_proj",)}
     with pytest.raises(InputError, match="lora_A"):
