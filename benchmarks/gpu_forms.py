@@ -72,12 +72,16 @@ class Case:
             (slice(*y), slice(i * rank, i * rank + rank)) for i, y in enumerate(zip(starts, self.ends, strict=True))
         ]
 
+    def sample(self) -> Tensor:
+        """Up to 16 tokens from the first to the last."""
+        return torch.linspace(0, len(self.x) - 1, min(16, len(self.x)), device=self.x.device).long()
+
     def truth(self, gated: bool = True) -> Tensor:
-        """The layer of the first tokens in float64, or with gates of one."""
-        x = self.x[:16].double()
+        """The layer of the sample in float64, or with gates of one."""
+        x = self.x[self.sample()].double()
         h = x @ self.a.double().T * self.scaling
         if gated:
-            h *= self.g[self.rows[:16].long()].double()
+            h *= self.g[self.rows[self.sample()].long()].double()
         products = [h[:, ranks] @ self.b[columns].double().T for columns, ranks in self.slices()]
         return x @ self.w.double().T + torch.cat(products, 1)
 

@@ -44,8 +44,8 @@ def sets_of(d_in: int, d_out: int, dtype: torch.dtype, tiny: bool) -> int:
 
 
 def error_of(launch: Any, case: Any, gated: bool = True) -> float:
-    """Relative error against float64 of the first tokens; infinite where it is not finite."""
-    got, expected = launch()[:16].double(), case.truth(gated)
+    """Relative error against float64 of a sample of the tokens; infinite where it is not finite."""
+    got, expected = launch()[case.sample()].double(), case.truth(gated)
     error = float((got - expected).norm() / expected.norm())
     return error if error == error else float("inf")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor
 
@@ -15,9 +17,9 @@ class _Arena:
     """Zeros of one device, cut up among its streams and the launches that graphs captured."""
 
     def __init__(self, device: torch.device) -> None:
-        self.words = torch.zeros(_WORDS, dtype=torch.int32, device=device)
-        if device.type == "cuda":
-            torch.cuda.current_stream(device).synchronize()  # other streams count here too
+        # In a thread of its own, which a graph's pool that the caller allocates from does not reach.
+        with ThreadPoolExecutor(1) as alone:
+            self.words = alone.submit(_zeros, device).result()
         self.used = 0
         self.of_stream: dict[int, Tensor] = {}
 
@@ -27,6 +29,13 @@ class _Arena:
             return None
         self.used += size
         return self.words[self.used - size : self.used]
+
+
+def _zeros(device: torch.device) -> Tensor:
+    words = torch.zeros(_WORDS, dtype=torch.int32, device=device)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # all streams count in them
+    return words
 
 
 _arenas: dict[torch.device, _Arena] = {}

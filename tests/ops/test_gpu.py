@@ -108,6 +108,16 @@ def test_compiled(problems: SimpleNamespace, on_gpu: str, dynamic: bool) -> None
         assert torch.equal(compiled(*problem.arguments), rankwise_lora(*problem.arguments).relu() * 2)
 
 
+def test_compiled_into_graphs(problems: SimpleNamespace, on_gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first launch of all is one whose memory belongs to the graph."""
+    monkeypatch.setattr(counters, "_arenas", {})
+    problem = problem_on_gpu(problems, 16, 128, 96, 32, 5)
+    compiled = torch.compile(lambda *a: rankwise_lora(*a).relu() * 2, fullgraph=True, mode="reduce-overhead")
+    found = [compiled(*problem.arguments).clone() for _ in range(4)]
+    expected = rankwise_lora(*problem.arguments).relu() * 2
+    assert all(torch.equal(got, expected) for got in found)
+
+
 def test_opcheck(problems: SimpleNamespace, on_gpu: str) -> None:
     problem = problem_on_gpu(problems, 7, 40, 24, 16, 4, dtype=torch.float32)
     for grad in (False, True):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from bdc.ops import backends
 
@@ -31,6 +34,37 @@ def test_dry_run(tmp_path: Path) -> None:
         assert cell["left_out"]["cuda"].startswith("does not apply")
     assert done.stdout.rstrip().splitlines()[-1].split()[0] == "20"
     assert (tmp_path / "out/table.txt").read_text(encoding="utf-8") == done.stdout
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 4096])
+def test_errors_are_seen_from_the_first_to_the_last_token(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    forms, op = importlib.import_module("gpu_forms"), importlib.import_module("gpu_op")
+    case = forms.Case.random(tokens, 16, (8, 8), 4, torch.float32, torch.device("cpu"))
+    layer = forms.two_gemms(case)
+    assert op.error_of(layer, case) < 1e-5
+
+    def wrong() -> torch.Tensor:
+        y = layer()
+        y[-1] += 10
+        return y
+
+    assert op.error_of(wrong, case) > 1e-2
+
+
+def test_handing_over_a_graph_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU is kept busy meanwhile: few input sets would share that time, and forms of more launches pay more of it."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    clock = importlib.import_module("gpu_clock")
+    done: list[str] = []
+    timer = object.__new__(clock.Timer)
+    timer.launches = [None, None]
+    timer.graph = SimpleNamespace(replay=lambda: done.append("replay"))
+    timer.start = SimpleNamespace(record=lambda: done.append("start"), elapsed_time=lambda end: 0.5)
+    timer.end = SimpleNamespace(record=lambda: done.append("end"), synchronize=lambda: done.append("wait"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: done.append("busy"))
+    assert timer.microseconds() == 250
+    assert done == ["busy", "start", "replay", "end", "wait"]
 
 
 def test_usage(tmp_path: Path) -> None:
