@@ -18,7 +18,7 @@ from bdc.customize.settings import CustomizeSettings
 from bdc.customize.stacks import stack_adapters
 from bdc.customize.storage import SolverParts
 from bdc.customize.training import train_hypernetwork
-from bdc.disentangle.examples import Example, encode
+from bdc.disentangle.examples import Example, encode, longest_example
 from bdc.disentangle.stage import Clusters
 from bdc.disentangle.traces import Trace, by_split, read_traces
 from bdc.disentangle.training import Fit
@@ -38,12 +38,13 @@ def run(run: Run, settings: CustomizeSettings, progress: Progress | None = None)
     progress = progress or Progress("quiet")
     traces = read_traces(run.traces_path)
     clusters = Clusters.load(run.clusters_dir)
-    experts = read_experts(run)
+    base_model, dtype, keys = read_experts(run)
     stack = stack_adapters([run.experts_dir / str(index) for index in range(clusters.k)])
-    base_model, dtype = experts["settings"]["base_model"], experts["settings"]["dtype"]
     encoder = clusters.record["encoder"]
     model, tokenizer = load_model(base_model, dtype)
-    train, validation, too_long = encode_traces(tokenizer, traces, clusters, settings.max_length)
+    train, validation, too_long = encode_traces(
+        tokenizer, traces, clusters, longest_example(model, settings.max_length)
+    )
     jobs = {MAIN: settings} | {name: settings.of_ablation(name) for name in settings.ablations}
     sizes = {
         "embedding_dim": clusters.embeddings.shape[1],
@@ -56,7 +57,6 @@ def run(run: Run, settings: CustomizeSettings, progress: Progress | None = None)
     }
     scaling = network_scaling(networks[MAIN], stack.scaling)
     mixture = Mixture(model, stack, scaling)
-    keys = [record["key"] for record in experts["experts"]]
     # The experts' keys do not cover examples that were too long for them and are not for the hypernetwork.
     examples = [[(e.prompt, e.response, e.source) for e in part] for part in (train, validation)]
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
@@ -114,16 +114,18 @@ def _record(fit: Fit, settings: CustomizeSettings) -> dict[str, Any]:
     }
 
 
-def read_experts(run: Run) -> dict[str, Any]:
-    """What the disentangle stage wrote about its experts.
+def read_experts(run: Run) -> tuple[str, str, list[str]]:
+    """The base model of the experts that the disentangle stage left, its dtype, and each expert's key.
 
     Raises:
         InputError: it is missing or unreadable.
     """
     path = run.experts_dir / "experts.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        settings = found["settings"]
+        return settings["base_model"], settings["dtype"], [record["key"] for record in found["experts"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}); run `bdc disentangle {run.path}` first") from error
 
 
@@ -143,7 +145,10 @@ def encode_traces(
         ) from error
     kept = [[example for example in examples if len(example) <= max_length] for examples in (train, validation)]
     if not kept[0]:
-        raise InputError(f"no training example has at most {max_length} tokens; raise customize.max_length")
+        raise InputError(
+            f"no training example has at most {max_length} tokens; "
+            "raise customize.max_length, or use a base model with a longer context"
+        )
     return kept[0], kept[1], len(train) + len(validation) - len(kept[0]) - len(kept[1])
 
 

@@ -43,6 +43,13 @@ def encode(tokenizer: Any, messages: Sequence[dict[str, str]], response: str, so
     return Example(tuple(prompt), tuple(answer), source)
 
 
+def longest_example(model: Any, max_length: int) -> int:
+    """Tokens that an example may have: as many as the settings say, and no more than the model's context."""
+    from bdc.llm.generate import context_length
+
+    return min(max_length, context_length(model) or max_length)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Right-padded ids [B, S]; ``predicts`` [B, S] marks the positions whose next token counts, ``targets`` [n] are

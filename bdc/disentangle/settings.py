@@ -23,8 +23,8 @@ class DisentangleSettings:
     for every linear layer of attention and MLP. The single LoRA for comparison has rank and alpha K times as large.
 
     Training: ``batch_size`` examples per step, computed in parts of at most ``micro_tokens`` padded tokens; examples
-    longer than ``max_length`` tokens are left out; ``warmup`` is the share of steps in which the rate climbs, after
-    which it falls to 0 linearly; ``loss_on`` says whether the prompt's tokens count too.
+    longer than ``max_length`` tokens or the model's context are left out; ``warmup`` is the share of steps in which the
+    rate climbs, after which it falls to 0 linearly; ``loss_on`` says whether the prompt's tokens count too.
     """
 
     base_model: str = "smollm2-135m-instruct"

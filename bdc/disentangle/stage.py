@@ -17,7 +17,7 @@ import numpy as np
 
 from bdc.artefacts import atomic_write, fingerprints, first_changed
 from bdc.disentangle.clustering import cluster, nearest, project, terms
-from bdc.disentangle.examples import Example, encode
+from bdc.disentangle.examples import Example, encode, longest_example
 from bdc.disentangle.experts import AdapterTrainer, cluster_jobs
 from bdc.disentangle.settings import DisentangleSettings
 from bdc.disentangle.traces import Trace, by_split, read_traces
@@ -56,7 +56,7 @@ class Clusters:
             embeddings, centroids = np.load(folder / "embeddings.npy"), np.load(folder / "centroids.npy")
             ids = list(record["assignment"])
             return cls(ids, embeddings, np.array([record["assignment"][i] for i in ids]), centroids, record)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{folder} cannot be read ({error!r}); run `bdc disentangle` again") from error
@@ -157,18 +157,20 @@ def train_experts(
 
     model, tokenizer = load_model(settings.base_model, settings.dtype)
     cluster_of = dict(zip(clusters.ids, clusters.assignment.tolist(), strict=True))
+    longest = longest_example(model, settings.max_length)
     pairs: dict[str, list[tuple[int, Example]]] = {}
     for split in ("train", "validation"):
         encoded = [
             (cluster_of[t.problem_id], encode(tokenizer, t.messages, t.response)) for t in by_split(traces, split)
         ]
-        pairs[split] = [(at, example) for at, example in encoded if len(example) <= settings.max_length]
+        pairs[split] = [(at, example) for at, example in encoded if len(example) <= longest]
     too_long = len(traces) - sum(map(len, pairs.values()))
     jobs = cluster_jobs(settings, clusters.k, pairs["train"], pairs["validation"])
     empty = [job.name for job in jobs if not job.train]
     if empty:
         raise InputError(
-            f"cluster {empty[0]} has no example of at most {settings.max_length} tokens; raise disentangle.max_length"
+            f"cluster {empty[0]} has no example of at most {longest} tokens; "
+            "raise disentangle.max_length, or use a base model with a longer context"
         )
     steps = [settings.epochs * math.ceil(len(job.train) / settings.batch_size) for job in jobs]
     trainer = AdapterTrainer(model, tokenizer, settings, folder)

@@ -55,8 +55,8 @@ def read_traces(path: Path) -> list[Trace]:
 
 def _trace(row: dict[str, Any], path: Path) -> Trace:
     try:
-        messages = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in json.loads(row["messages"]))
-    except (ValueError, TypeError, KeyError) as error:
+        messages = tuple({part: _text(m[part]) for part in ("role", "content")} for m in json.loads(row["messages"]))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(
             f"{path}: the messages of trace {row['id']!r} are no JSON list of chat messages: {error!r}"
         ) from error
@@ -64,8 +64,16 @@ def _trace(row: dict[str, Any], path: Path) -> Trace:
         raise InputError(f"{path}: trace {row['id']!r} has no messages")
     if row["split"] not in ("train", "validation"):
         raise InputError(f"{path}: trace {row['id']!r} has split {row['split']!r}; it must be train or validation")
-    rest = {name: str(row[name]) for name in _COLUMNS if name != "messages"}
+    rest = {name: row[name] for name in _COLUMNS if name != "messages"}
+    if wrong := [name for name, value in rest.items() if not isinstance(value, str)]:
+        raise InputError(f"{path}: the {wrong[0]} of trace {row['id']!r} is no text")
     return Trace(messages=messages, **rest)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.100} is no text")
+    return value
 
 
 def by_split(traces: Sequence[Trace], split: str) -> list[Trace]:

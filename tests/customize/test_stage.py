@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,6 +205,40 @@ def test_a_checkpoint_over_other_examples_is_not_gone_on_with(
     with Run(tmp_path / "fresh", create=True) as run:
         prepare(run, "b")
         assert changed == customize.run(run, brief)
+
+
+@pytest.mark.parametrize("content", ["[]", "5", '{"settings": 5}', "[" * 100_000])
+def test_damaged_records_of_the_stage_before_are_named(
+    content: str, done: tuple[Path, Any, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(done[0], path)
+    with Run(path) as run:
+        (path / "experts" / "experts.json").write_text(content)
+        with pytest.raises(InputError, match=r"experts.json cannot be read"):
+            customize.run(run, CUSTOMIZE)
+        (path / "clusters" / "clusters.json").write_text(content)
+        with pytest.raises(InputError, match="clusters cannot be read"):
+            customize.run(run, CUSTOMIZE)
+
+
+def test_examples_that_the_context_does_not_hold_are_left_out(
+    settings: DisentangleSettings, tmp_path: Path, helpers: Any
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
+
+    sizes = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = OPTConfig(vocab_size=300, word_embed_proj_dim=32, max_position_embeddings=192, bos_token_id=0, **sizes)
+    OPTForCausalLM(config).save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(settings.base_model).save_pretrained(tmp_path / "base")
+    with Run(tmp_path / "run", create=True) as run:
+        rows = pq.read_table(helpers.write_traces(run.traces_path)).to_pylist()
+        rows[0]["response"] = "a" * 300
+        pq.write_table(pa.Table.from_pylist(rows), run.traces_path)
+        assert disentangle.run(run, replace(settings, base_model=str(tmp_path / "base")))["too_long"] == 1
+        assert customize.run(run, replace(CUSTOMIZE, epochs=1, ablations=()))["too_long"] == 1
 
 
 def test_ablations_are_trained_and_stored_with_the_solver(done: tuple[Path, Any, Any]) -> None:
