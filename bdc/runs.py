@@ -59,6 +59,17 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(payload.encode()).hexdigest()
 
 
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """A JSON-able record with the digest of itself, by which a change is noticed once it is stored."""
+    return record | {"seal": digest(record)}
+
+
+def seal_holds(record: dict[str, Any]) -> bool:
+    """Whether a stored record is what was :func:`sealed`; one without a seal is taken as it is."""
+    rest = {name: value for name, value in record.items() if name != "seal"}
+    return "seal" not in record or record["seal"] == digest(rest)
+
+
 def seed_of(*parts: Any) -> int:
     """A sampling seed in [0, 2^31) that is a function of JSON-able values."""
     return int(digest(*parts)[:8], 16) & 0x7FFFFFFF

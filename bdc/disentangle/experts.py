@@ -17,7 +17,7 @@ from bdc.disentangle.loss import example_nll
 from bdc.disentangle.settings import DisentangleSettings
 from bdc.disentangle.training import Fit, Trainer
 from bdc.errors import InputError
-from bdc.runs import digest
+from bdc.runs import digest, seal_holds, sealed
 
 _RECORD = "training.json"
 
@@ -148,7 +148,7 @@ def _stored(target: Path, key: str) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     whole = isinstance(record, dict) and record.get("key") == key and isinstance(record.get("files"), dict)
-    return record if whole and first_changed(target, record["files"]) is None else None
+    return record if whole and seal_holds(record) and first_changed(target, record["files"]) is None else None
 
 
 def _store(adapter: Any, target: Path, record: dict[str, Any], base_model: str) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _store(adapter: Any, target: Path, record: dict[str, Any], base_model: str) 
     with atomic_folder(target) as temporary:
         adapter.save_pretrained(temporary, save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        record = record | {"files": fingerprints(temporary, [temporary])}
+        record = sealed(record | {"files": fingerprints(temporary, [temporary])})
         (temporary / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     return record
 

@@ -23,7 +23,7 @@ from bdc.disentangle.settings import DisentangleSettings
 from bdc.disentangle.traces import Trace, by_split, read_traces
 from bdc.errors import InputError
 from bdc.progress import Progress, Task
-from bdc.runs import FORMAT_VERSION, Run, digest
+from bdc.runs import FORMAT_VERSION, Run, digest, seal_holds, sealed
 
 _CLUSTER_FIELDS = ("encoder", "k", "k_range", "min_cluster_size", "seed")
 
@@ -53,6 +53,8 @@ class Clusters:
             record = json.loads((folder / "clusters.json").read_text(encoding="utf-8"))
             if (name := first_changed(folder, record["files"])) is not None:
                 raise InputError(f"{folder / name} is missing or was changed; run `bdc disentangle` again")
+            if not seal_holds(record):
+                raise InputError(f"{folder / 'clusters.json'} was changed; run `bdc disentangle` again")
             embeddings, centroids = np.load(folder / "embeddings.npy"), np.load(folder / "centroids.npy")
             ids = list(record["assignment"])
             return cls(ids, embeddings, np.array([record["assignment"][i] for i in ids]), centroids, record)
@@ -134,7 +136,7 @@ def make_clusters(folder: Path, traces: Sequence[Trace], settings: DisentangleSe
     files = {folder / f"{name}.npy": _npy(array) for name, array in arrays.items()}
     for path, content in files.items():
         atomic_write(path, content)
-    record["files"] = fingerprints(folder, files)
+    record = sealed(record | {"files": fingerprints(folder, files)})
     atomic_write(folder / "clusters.json", json.dumps(record, indent=1))
     return Clusters(ids, embeddings, assignment, fit.centroids, record)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -150,7 +151,6 @@ with Run(path) as run:
 def test_kill_9_at_any_moment_changes_nothing(settings: DisentangleSettings, tmp_path: Path, helpers: Any) -> None:
     """Killed again and again, in both stages, the run ends with the files of an uninterrupted one."""
     import dataclasses
-    import json
 
     def start(path: Path) -> subprocess.Popen[bytes]:
         given = [json.dumps(dataclasses.asdict(each)) for each in (settings, CUSTOMIZE)]
@@ -220,6 +220,25 @@ def test_damaged_records_of_the_stage_before_are_named(
         (path / "clusters" / "clusters.json").write_text(content)
         with pytest.raises(InputError, match="clusters cannot be read"):
             customize.run(run, CUSTOMIZE)
+
+
+def test_changed_records_are_made_again(
+    done: tuple[Path, Any, Any], settings: DisentangleSettings, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(done[0], path)
+    for name, field, key in (
+        ("clusters/clusters.json", "assignment", "sorting-01"),
+        ("experts/0/training.json", "history", 0),
+    ):
+        before = json.loads((path / name).read_text())
+        changed = json.loads((path / name).read_text())
+        changed[field][key] = {"epoch": 1, "validation": 0.5} if field == "history" else 1 - changed[field][key]
+        (path / name).write_text(json.dumps(changed))
+        with Run(path) as run:
+            disentangle.run(run, settings)
+        after = json.loads((path / name).read_text())
+        assert after[field] == before[field], name
 
 
 def test_examples_that_the_context_does_not_hold_are_left_out(
