@@ -21,7 +21,7 @@ from bdc.customize.training import train_hypernetwork
 from bdc.disentangle.examples import Example, encode, longest_example
 from bdc.disentangle.stage import Clusters
 from bdc.disentangle.traces import Trace, by_split, read_traces
-from bdc.disentangle.training import Fit
+from bdc.disentangle.training import Fit, checkpoint_in, remove_checkpoints
 from bdc.errors import InputError
 from bdc.progress import Progress, Task
 from bdc.runs import Run, digest
@@ -60,9 +60,8 @@ def run(run: Run, settings: CustomizeSettings, progress: Progress | None = None)
     # The experts' keys do not cover examples that were too long for them and are not for the hypernetwork.
     examples = [[(e.prompt, e.response, e.source) for e in part] for part in (train, validation)]
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
-    records, checkpoints = {}, []
+    records = {}
     for name, job in jobs.items():
-        checkpoints.append(checkpoint := run.path / f".{name}.checkpoint.pt")
         with progress.task(name, total=steps) as task:
             fit = train_hypernetwork(
                 mixture,
@@ -73,7 +72,7 @@ def run(run: Run, settings: CustomizeSettings, progress: Progress | None = None)
                 train,
                 validation,
                 job,
-                checkpoint=checkpoint,
+                checkpoint=checkpoint_in(run.path, name),
                 key=digest(
                     "hypernetwork", asdict(job), scaling, clusters.record["key"], keys, str(model.dtype), examples
                 ),
@@ -83,8 +82,7 @@ def run(run: Run, settings: CustomizeSettings, progress: Progress | None = None)
             task.update(steps)
         records[name] = _record(fit, job)
     SolverParts(base_model, stack, encoder, networks, clusters.centroids, {"training": records}).save(run.solver_dir)
-    for checkpoint in checkpoints:
-        checkpoint.unlink(missing_ok=True)
+    remove_checkpoints(run.path)
     return {
         "k": stack.k,
         "layers": len(stack.modules),

@@ -15,7 +15,7 @@ from bdc.artefacts import atomic_folder, fingerprints, first_changed
 from bdc.disentangle.examples import Batch, Example
 from bdc.disentangle.loss import example_nll
 from bdc.disentangle.settings import DisentangleSettings
-from bdc.disentangle.training import Fit, Trainer
+from bdc.disentangle.training import Fit, Trainer, checkpoint_in
 from bdc.errors import InputError
 from bdc.runs import digest, seal_holds, sealed
 
@@ -58,7 +58,7 @@ class AdapterTrainer:
         key = digest(
             "adapter", settings, job.index, job.rank, job.alpha, str(self.model.dtype), len(job.train), examples
         )
-        target, checkpoint = self.folder / job.name, self.folder / f".{job.name}.checkpoint.pt"
+        target, checkpoint = self.folder / job.name, checkpoint_in(self.folder, job.name)
         if (record := _stored(target, key)) is not None:
             checkpoint.unlink(missing_ok=True)  # left by a process that was killed right after storing
             return record

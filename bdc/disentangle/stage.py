@@ -21,6 +21,7 @@ from bdc.disentangle.examples import Example, encode, longest_example
 from bdc.disentangle.experts import AdapterTrainer, cluster_jobs
 from bdc.disentangle.settings import DisentangleSettings
 from bdc.disentangle.traces import Trace, by_split, read_traces
+from bdc.disentangle.training import remove_checkpoints
 from bdc.errors import InputError
 from bdc.progress import Progress, Task
 from bdc.runs import FORMAT_VERSION, Run, digest, seal_holds, sealed
@@ -194,5 +195,6 @@ def train_experts(
     for stale in folder.iterdir():  # experts of an earlier run with a larger K
         if stale.is_dir() and stale.name not in {job.name for job in jobs}:
             shutil.rmtree(stale)
+    remove_checkpoints(folder)
     atomic_write(folder / "experts.json", json.dumps(summary, indent=1))
     return summary

@@ -23,7 +23,19 @@ from bdc.disentangle.examples import Batch, Example, collate, epoch_batches, par
 from bdc.errors import BdcError
 
 _CHECKPOINT_SECONDS = 60.0
+_CHECKPOINT = ".{}.checkpoint.pt"
 _SEAL = hashlib.sha256().digest_size  # a checkpoint begins with the digest of the rest
+
+
+def checkpoint_in(folder: Path, name: str) -> Path:
+    """Where a job's unfinished training lies."""
+    return folder / _CHECKPOINT.format(name)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete those of all jobs once a stage is done: also of jobs that other settings had."""
+    for checkpoint in folder.glob(_CHECKPOINT.format("*")):
+        checkpoint.unlink(missing_ok=True)
 
 
 class FitSettings(Protocol):

@@ -241,6 +241,20 @@ def test_changed_records_are_made_again(
         assert after[field] == before[field], name
 
 
+def test_checkpoints_of_jobs_that_are_no_more_go_with_the_stage(
+    done: tuple[Path, Any, Any], settings: DisentangleSettings, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(done[0], path)
+    left = [path / "experts" / ".5.checkpoint.pt", path / ".expert-gate.checkpoint.pt"]
+    for checkpoint in left:
+        checkpoint.write_bytes(b"x")
+    with Run(path) as run:
+        disentangle.run(run, settings)
+        customize.run(run, replace(CUSTOMIZE, epochs=1, ablations=()))
+    assert not any(checkpoint.exists() for checkpoint in left)
+
+
 def test_examples_that_the_context_does_not_hold_are_left_out(
     settings: DisentangleSettings, tmp_path: Path, helpers: Any
 ) -> None:
