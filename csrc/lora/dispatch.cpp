@@ -160,10 +160,11 @@ Order order(const Kernel& kernel, const Product& p) {
 }
 
 bool goes_row_by_row(const Kernel& kernel, const Product& p) {
-    // Rows come faster one after the other, but their sums must be long. Also measured on Zen 5
-    // alone.
+    // Rows come faster one after the other, but their sums must be long, and those of one token
+    // not in passes. Also measured on Zen 5 alone.
+    if (!on_zen5() || !lies(kernel, p) || p.count > 2) return false;
     const std::int64_t bytes = p.in * std::int64_t(input_bytes(p));
-    return on_zen5() && lies(kernel, p) && p.count <= 2 && bytes >= (1 + p.count) << 10;
+    return p.count == 1 ? bytes >= 2 << 10 && bytes <= 20 << 10 : bytes >= 3 << 10;
 }
 
 bool has_short_passes(const Kernel& kernel, const Product& p) {
