@@ -78,10 +78,11 @@ class Case:
 
     def truth(self, gated: bool = True) -> Tensor:
         """The layer of the sample in float64, or with gates of one."""
-        x = self.x[self.sample()].double()
+        tokens = self.sample()
+        x = self.x[tokens].double()
         h = x @ self.a.double().T * self.scaling
         if gated:
-            h *= self.g[self.rows[self.sample()].long()].double()
+            h *= self.g[self.rows[tokens].long()].double()
         products = [h[:, ranks] @ self.b[columns].double().T for columns, ranks in self.slices()]
         return x @ self.w.double().T + torch.cat(products, 1)
 

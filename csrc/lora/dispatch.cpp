@@ -159,19 +159,7 @@ Order order(const Kernel& kernel, const Product& p) {
     return units >= from.units[p.count] ? Order::kDots : Order::kEvenAndOdd;
 }
 
-bool goes_row_by_row(const Kernel& kernel, const Product& p) {
-    // Rows come faster one after the other, but their sums must be long, and those of one token
-    // not in passes. Also measured on Zen 5 alone.
-    if (!on_zen5() || !lies(kernel, p) || p.count > 2) return false;
-    const std::int64_t bytes = p.in * std::int64_t(input_bytes(p));
-    return p.count == 1 ? bytes >= 2 << 10 && bytes <= 20 << 10 : bytes >= 3 << 10;
-}
-
-bool has_short_passes(const Kernel& kernel, const Product& p) {
-    // Two tiles of tokens share the rows of A, which wait in the nearest cache for the second. Also
-    // measured on Zen 5 alone.
-    return on_zen5() && lies(kernel, p) && takes_pairs(kernel, p) && p.count > 4 && p.count <= 8;
-}
+namespace {
 
 bool turns(const Kernel& kernel, const Product& p) {
     // Dot products of many tokens wait for the second cache of Intel's, but not of Zen 3 to 5.
@@ -179,6 +167,21 @@ bool turns(const Kernel& kernel, const Product& p) {
     // Lanes of the last panel that have no rank take as long as the others.
     const std::int64_t lanes = (p.rank + kernel.panel - 1) / kernel.panel * kernel.panel;
     return p.count * (2 * p.rank - lanes) >= 64 * p.rank;
+}
+
+}  // namespace
+
+Reading reading(const Kernel& kernel, const Product& p) {
+    if (turns(kernel, p)) return Reading::kPanels;
+    if (!on_zen5() || !lies(kernel, p)) return Reading::kTiles;  // the others were measured there
+    const std::int64_t bytes = p.in * std::int64_t(input_bytes(p));
+    // Rows come faster one after the other, but their sums must be long, and those of one token
+    // not in passes.
+    if (p.count == 1 && bytes >= 2 << 10 && bytes <= 20 << 10) return Reading::kRows;
+    if (p.count == 2 && bytes >= 3 << 10) return Reading::kRows;
+    // Two tiles of tokens share the rows of A, which wait in the nearest cache for the second.
+    const bool two_tiles = p.count > 4 && p.count <= 8;
+    return two_tiles && takes_pairs(kernel, p) ? Reading::kShortTiles : Reading::kTiles;
 }
 
 }  // namespace bdc::lora

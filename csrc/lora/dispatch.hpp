@@ -16,13 +16,7 @@ const Kernel& kernel_for(const Kernel& chosen, const Product& product);
 // products with the rows of B where turning B would cost more.
 Order order(const Kernel& kernel, const Product& product);
 
-// Does it pay to multiply x in short passes, as `short_passes` says?
-bool has_short_passes(const Kernel& kernel, const Product& product);
-
-// Does it pay to multiply one row of A after the other, as `row_by_row` says?
-bool goes_row_by_row(const Kernel& kernel, const Product& product);
-
-// Does it pay to turn A for this call, as `turned` says?
-bool turns(const Kernel& kernel, const Product& product);
+// How A is read for the tokens of a whole call.
+Reading reading(const Kernel& kernel, const Product& product);
 
 }  // namespace bdc::lora

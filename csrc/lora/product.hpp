@@ -8,6 +8,10 @@ namespace bdc::lora {
 
 enum class Storage { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
+// How shrink reads A: with some tokens at a time in long passes along d_in or in short ones, row by
+// row for one or two tokens, or turned once for all; only panels add one element after the other.
+enum class Reading { kTiles, kShortTiles, kRows, kPanels };
+
 // In which order expand adds the products of a sum over the ranks.
 enum class Order { kDots, kEvenAndOdd, kUnits, kAbreast };
 
@@ -40,9 +44,7 @@ struct Product {
     bool fresh;                  // y is written, not added to
     Order order;
     std::int64_t abreast;  // of kAbreast: the tokens in a vector, 2, 8 or 16
-    bool short_passes;     // along d_in
-    bool row_by_row;       // of A, for one or two tokens
-    bool turned;  // A is, once for all tokens; the sums along d_in add one element after the other
+    Reading reading;
 };
 
 // Bytes of an element of y and x, and of a and b.

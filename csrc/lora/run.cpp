@@ -161,9 +161,7 @@ void run(const Kernel& chosen, const Product& given, int threads) {
     p.h_stride = p.rank;
     p.order = order(kernel, p);
     p.abreast = std::int64_t(std::bit_ceil(std::uint64_t(std::max<std::int64_t>(p.count, 2))));
-    p.row_by_row = goes_row_by_row(kernel, p);
-    p.short_passes = has_short_passes(kernel, p);
-    p.turned = turns(kernel, p);
+    p.reading = reading(kernel, p);
     if (threads <= 1 || microseconds(p, p.count) < kParallelMicroseconds)
         return run_tokens(kernel, p, 0, p.count);
 #ifdef _OPENMP
@@ -181,7 +179,8 @@ void run(const Kernel& chosen, const Product& given, int threads) {
     {
         const int i = omp_get_thread_num(), n = omp_get_num_threads();
         void* scratch = scratch_for(kernel, p);
-        kernel.shrink(p, part_of(p, p.rank, p.turned ? kernel.panel : kernel.rank_step, i, n),
+        const bool panels = p.reading == Reading::kPanels;
+        kernel.shrink(p, part_of(p, p.rank, panels ? kernel.panel : kernel.rank_step, i, n),
                       scratch);
 #pragma omp barrier
         const auto own = [&](const Product& q) { return part_of(q, q.out, kernel.out_step, i, n); };
