@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch.compiler import is_dynamo_compiling
 
 from bdc.errors import InputError
 from bdc.ops import checks, library
-from bdc.ops.autocasting import autocasts, cast
+from bdc.ops.autocasting import any_autocast, autocasts, cast
 from bdc.ops.extension import try_add, unwatched
+from bdc.ops.library import increment_version
 from bdc.ops.watchers import PLAIN, check_no_tangents
 
 
@@ -39,14 +41,14 @@ def rankwise_lora(
     Raises:
         InputError: shapes, dtypes, devices or rows do not fit.
     """
-    if autocasts(x):
+    if any_autocast() and autocasts(x):  # the first alone, since calls of Python add up
         dtype = torch.get_autocast_dtype(x.device.type)
         x, lora_a, lora_b, rank_weights = cast(dtype, x, lora_a, lora_b, rank_weights)
-    if torch.compiler.is_compiling():
+    if is_dynamo_compiling():
         traced: Tensor = torch.ops.bdc.rankwise_lora(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return traced
     try:
-        wants_gradient = torch.is_grad_enabled() and (
+        wants_gradient = is_grad_enabled() and (
             x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or rank_weights.requires_grad
         )
     except AttributeError:
@@ -88,10 +90,10 @@ def rankwise_lora_(
     Raises:
         InputError: as :func:`rankwise_lora`; also where ``y`` shares memory with another argument, or a gradient is wanted.
     """
-    if autocasts(x):
+    if any_autocast() and autocasts(x):  # the first alone, since calls of Python add up
         x, lora_a, lora_b, rank_weights = cast(y.dtype, x, lora_a, lora_b, rank_weights)
     try:
-        wants_gradient = torch.is_grad_enabled() and (
+        wants_gradient = is_grad_enabled() and (
             y.requires_grad
             or x.requires_grad
             or lora_a.requires_grad
@@ -106,11 +108,11 @@ def rankwise_lora_(
         raise InputError(
             "rankwise_lora_ has no gradient: add rankwise_lora to y instead, or call it under torch.no_grad()"
         )
-    if torch.compiler.is_compiling():
+    if is_dynamo_compiling():
         torch.ops.bdc.rankwise_lora_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
         return y
     if y.ndim == 2 and try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling):
-        library.touch(y)
+        increment_version((y,))
         return y
     checks.check_not_mapped(y, x, lora_a, lora_b, rank_weights, token_to_row)
     check_no_tangents(y, x, lora_a, lora_b, rank_weights)

@@ -30,22 +30,18 @@ def product_(
 ) -> None:
     """The product added to ``y``, without a gradient; checks everything."""
     if y.ndim == 2 and try_add(y, x, lora_a, lora_b, g, rows, scaling):
-        touch(y)
+        increment_version((y,))
         return
     checks.check_product(x, lora_a, lora_b, g, rows, scaling)
     others = {"lora_a": lora_a, "lora_b": lora_b, "rank_weights": g, "token_to_row": rows}
     checks.check_output(y, x, others, len(x), len(lora_b))
     add_product(y, x, lora_a, lora_b, g, rows, scaling)
-    touch(y)
+    increment_version((y,))
 
 
 # A tenth of a microsecond cheaper than its wrapper; tensors of inference mode, which have no version, pass.
-_increment_version = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
-
-
-def touch(y: Tensor) -> None:
-    """Tell autograd of a write that it did not see: a graph that saved ``y`` must not be used."""
-    _increment_version((y,))
+increment_version = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
+"""Tell autograd of a write to each of a tuple of tensors that it did not see: a graph that saved one must not be used."""
 
 
 def product_with_h(

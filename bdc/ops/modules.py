@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from bdc.errors import InputError
 from bdc.ops import checks
 from bdc.ops.extension import try_add
 from bdc.ops.functional import rankwise_lora, rankwise_lora_
-from bdc.ops.library import touch
+from bdc.ops.library import increment_version
 from bdc.ops.quantized import Int8Experts, fold
 from bdc.ops.slices import rankwise_lora_slices, rankwise_lora_slices_
 
@@ -98,8 +99,8 @@ class RankwiseLoraLinear(nn.Module):
             y.requires_grad or x.requires_grad or arguments[0].requires_grad or a.requires_grad or b.requires_grad
         ):
             return y + self._product(self._tokens(x), a, b, *arguments[:3]).view_as(y)
-        if not torch.compiler.is_compiling() and try_add(y, x, a, b, *arguments):
-            touch(y)
+        if not is_dynamo_compiling() and try_add(y, x, a, b, *arguments):
+            increment_version((y,))
             return y
         y = y.contiguous()
         self._add(y.view(-1, y.shape[-1]), self._tokens(x), a, b, *arguments[:3])

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from bdc.ops import checks, dispatch, matmul, operators
 from bdc.ops.autocasting import autocasts, cast
 from bdc.ops.extension import try_add
-from bdc.ops.library import touch
+from bdc.ops.library import increment_version
 
 
 def rankwise_lora_pools(
@@ -44,7 +45,7 @@ def rankwise_lora_pools(
     if autocasts(x):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, lora_a, lora_b, rank_weights = cast(dtype, x, lora_a, lora_b, rank_weights)
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if not is_dynamo_compiling() and torch._C._are_functorch_transforms_active():
         checks.check_not_mapped(x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row)
         return _traced(x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row, scaling)
     found: Tensor = torch.ops.bdc.rankwise_lora_pools(
@@ -74,7 +75,7 @@ def rankwise_lora_pools_(
         InputError: as :func:`rankwise_lora_pools`; also where ``y`` shares memory with another argument, or a gradient is
             wanted.
     """
-    if not torch.compiler.is_compiling():
+    if not is_dynamo_compiling():
         checks.check_not_mapped(y, x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row)
     if autocasts(x):
         x, lora_a, lora_b, rank_weights = cast(y.dtype, x, lora_a, lora_b, rank_weights)
@@ -100,14 +101,14 @@ def _product_(
     y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, pools: Tensor, rows: Tensor | None, scaling: float
 ) -> None:
     if y.ndim == 2 and try_add(y, x, lora_a, lora_b, g, rows, scaling, None, False, pools):
-        touch(y)
+        increment_version((y,))
         return
     checks.check_pools(x, lora_a, lora_b, g, pools, rows, scaling)
     others = {"lora_a": lora_a, "lora_b": lora_b, "rank_weights": g, "row_to_pool": pools, "token_to_row": rows}
     checks.check_output(y, x, others, len(x), lora_b.shape[1])
     for pool, here in _rows_by_pool(lora_a, g, pools, rows, len(x)):
         dispatch.add_product(y, x, lora_a[pool], lora_b[pool], g, here, scaling)
-    touch(y)
+    increment_version((y,))
 
 
 def _product_with_h(

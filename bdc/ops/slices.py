@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from bdc.errors import InputError
 from bdc.ops import checks
 from bdc.ops.autocasting import autocasts, cast
 from bdc.ops.extension import try_add, unwatched
 from bdc.ops.functional import rankwise_lora, rankwise_lora_
-from bdc.ops.library import touch
+from bdc.ops.library import increment_version
 from bdc.ops.watchers import check_no_tangents
 
 
@@ -43,7 +44,7 @@ def rankwise_lora_slices(
     """
     tensors = (x, lora_a, lora_b, rank_weights)
     wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if not (wants_gradient or torch.compiler.is_compiling() or autocasts(x)) and x.ndim == 2 and lora_b.ndim == 2:
+    if not (wants_gradient or is_dynamo_compiling() or autocasts(x)) and x.ndim == 2 and lora_b.ndim == 2:
         y = x.new_empty(x.shape[0], lora_b.shape[0])
         if try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, None, True, None, tuple(ends)):
             return y
@@ -76,15 +77,15 @@ def rankwise_lora_slices_(
             "rankwise_lora_slices_ has no gradient: add rankwise_lora_slices to y, or call it under torch.no_grad()"
         )
     if (
-        not torch.compiler.is_compiling()
+        not is_dynamo_compiling()
         and not autocasts(x)
         and y.ndim == 2
         and try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, None, False, None, tuple(ends))
     ):
-        touch(y)
+        increment_version((y,))
         return y
     parts = list(_parts(lora_a, lora_b, rank_weights, ends))
-    if not torch.compiler.is_compiling():
+    if not is_dynamo_compiling():
         check_no_tangents(*tensors)
         if autocasts(x):
             x, lora_a, lora_b, rank_weights = cast(y.dtype, x, lora_a, lora_b, rank_weights)
