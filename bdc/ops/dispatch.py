@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bdc.errors import InputError
-from bdc.ops import cuda, extension, matmul, triton_gradients, triton_kernels, triton_layer
+from bdc.ops import cpp_gradients, cuda, extension, matmul, triton_gradients, triton_kernels, triton_layer
 from bdc.ops.autocasting import without_autocast
 
 _BACKENDS: dict[str, Any] = {"cpp": extension, "cuda": cuda, "triton": triton_layer, "torch": matmul}
@@ -34,7 +34,7 @@ def backends() -> dict[str, str]:
     if module is not None:
         threads = module.threads()
         width = f"{threads} threads" if threads > 1 else "1 thread"
-        found["cpp"] = f"CPU ({module.isa()}, {width}), float32, bfloat16 and float16; no gradients"
+        found["cpp"] = f"CPU ({module.isa()}, {width}), float32, bfloat16 and float16"
     if cuda.load() is not None:
         found["cuda"] = f"CUDA, up to {cuda.MOST_TOKENS} tokens, float32, bfloat16 and float16; no gradients"
     if triton_kernels.load() is not None:
@@ -67,17 +67,22 @@ def forward_with_h(
 
 def backward(grad: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
     """Gradients of x, lora_a, lora_b and g; arguments as :func:`bdc.ops.matmul.backward`."""
+    grad = grad.contiguous()
     with without_autocast(x):
-        found: tuple[Tensor | None, ...] = _training(x, lora_a, lora_b).backward(grad, x, lora_a, lora_b, *rest)
+        found: tuple[Tensor | None, ...] = _training(grad, lora_a, lora_b).backward(grad, x, lora_a, lora_b, *rest)
     return found
 
 
-def _training(x: Tensor, lora_a: Tensor, lora_b: Tensor) -> Any:
-    """The module with the gradients: Triton's where it is asked for and takes these, else that of torch's products."""
-    if _forced() != "triton" or _chosen(x, x, lora_a) != "triton" or not (x.numel() and lora_b.numel()):
+def _training(tokens: Tensor, lora_a: Tensor, lora_b: Tensor) -> Any:
+    """The module with the gradients, for x or the gradient of y: Triton's only where it is asked for."""
+    if not (tokens.numel() and lora_a.numel() and lora_b.numel()):
         return matmul
+    chosen = _chosen(tokens, tokens, lora_a)
+    if chosen == "cpp":
+        return cpp_gradients
     # The interpreter cannot multiply bfloat16.
-    return matmul if x.device.type == "cpu" and x.dtype == torch.bfloat16 else triton_gradients
+    interprets = tokens.device.type != "cpu" or tokens.dtype != torch.bfloat16
+    return triton_gradients if chosen == _forced() == "triton" and interprets else matmul
 
 
 def _forced() -> str | None:

@@ -44,13 +44,13 @@ unwatched = _bound("unwatched", watchers.unwatched)
 """:func:`bdc.ops.watchers.unwatched`, positional."""
 
 try_add = _bound("try_add", _unavailable)
-"""``try_add(y, x, lora_a, lora_b, g, rows, scaling, h=None, fresh=False, pools=None, ends=None)``, positional: add the product to ``y``
+"""``try_add(y, x, lora_a, lora_b, g, rows, scaling, h=None, fresh=False, pools=None, ends=None, turned=False)``, positional: add the product to ``y``
 if these are :data:`unwatched` CPU tensors that fit; False, with nothing written, if not.
 
 Checks what :mod:`bdc.ops.checks` checks, in C++, for a microsecond; a gradient is the caller's to see.
 ``h``, float32 [T, R], takes h before the gate where a token has a row. With ``fresh``, ``y`` and ``h`` are written whole,
-whatever they held. With ``pools`` [N], ``lora_a`` and ``lora_b`` have a leading dimension, and a row of g takes its pool's. With a
-tuple of ``ends``, the arguments are those of :func:`bdc.ops.rankwise_lora_slices_`.
+whatever they held, and of a ``y`` without columns only ``h`` is made. With ``pools`` [N], ``lora_a`` and ``lora_b`` have a leading dimension, and a row of g takes its pool's. With a
+tuple of ``ends``, the arguments are those of :func:`bdc.ops.rankwise_lora_slices_`. ``turned`` multiplies with lora_b^T first and lora_a^T then, as the gradient of x is made.
 """
 
 
@@ -79,3 +79,49 @@ def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: T
         (y.stride(0), x.stride(0)),
         scaling,
     )
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 as it is."""
+    module = load()
+    return module is not None and module.isa() in ("avx512_bf16", "amx_bf16")
+
+
+def gate_gradients(
+    u: Tensor | None,
+    h: Tensor,
+    g: Tensor,
+    rows: Tensor | None,
+    scaling: float,
+    dp: Tensor | None,
+    gated: Tensor | None,
+    dg: Tensor | None,
+) -> bool:
+    """Fill dp = s g u and gated = s g h, [T, R] in float32 or bfloat16, and dg, [N, R], the sum of s h u over the tokens of each row.
+
+    All are contiguous, and u, h, g and dg float32; ``dp``, ``gated`` and ``dg`` may be None.
+
+    Returns:
+        Whether a token has row -1, and zeros.
+    """
+    extension = load()
+    assert extension is not None
+    place = None if rows is None else rows.long().contiguous()
+    narrow = any(t is not None and t.dtype == torch.bfloat16 for t in (dp, gated))
+    addresses = tuple(0 if t is None else t.data_ptr() for t in (u, h, g, dp, gated, dg))
+    sizes = (*h.shape, g.shape[0])
+    found: bool = extension.gate_gradients(narrow, addresses, 0 if place is None else place.data_ptr(), sizes, scaling)
+    return found
+
+
+def sum_over_tokens(x: Tensor, w: Tensor, *, turned: bool = False) -> Tensor:
+    """``x.T @ w``, [n, m], or turned, [m, n], of CPU tensors x [T, n] and w [T, m] of one dtype."""
+    extension = load()
+    assert extension is not None
+    x, w = (t if t.stride(1) == 1 else t.contiguous() for t in (x.resolve_neg(), w.resolve_neg()))
+    if x.dtype == torch.float32:
+        out = x.new_empty((w.shape[1], x.shape[1]) if turned else (x.shape[1], w.shape[1]))
+        addresses = tuple(t.data_ptr() for t in (x, w, out))
+        if extension.sum_over_tokens(addresses, (*x.shape, w.shape[1]), (x.stride(0), w.stride(0)), turned):
+            return out
+    return w.T @ x if turned else x.T @ w

@@ -2,7 +2,9 @@
 // and B, the rows of one are turned, whichever that costs less for.
 #define BDC_LANES 16
 #include "edges.inc"
+#include "gradients.inc"
 #include "products.inc"
+#include "turned.inc"
 
 namespace bdc::lora {
 namespace {
@@ -308,7 +310,8 @@ void expand_any(const Product& p, const Part& part, void* scratch) {
 
 }  // namespace
 
-const Kernel kAmxBFloat16 = {"amx_bf16",    kLanes,        kTileRows,  2 * kTileRows, 0,
-                             kFewestTokens, scratch_bytes, shrink_any, expand_any};
+const Kernel kAmxBFloat16 = {"amx_bf16", kLanes,        kTileRows,         2 * kTileRows,
+                             0,          kFewestTokens, scratch_bytes,     shrink_any,
+                             expand_any, turn_any,      gate_gradients_any};
 
 }  // namespace bdc::lora

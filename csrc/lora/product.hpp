@@ -65,6 +65,26 @@ struct Part {
     std::int64_t first_token, last_token, first, last;
 };
 
+// A matrix that is written with its columns as rows. Strides are in elements.
+struct Turning {
+    const void* from;  // [rows, columns]
+    void* to;          // [columns, rows]
+    std::int64_t rows, columns, stride, to_stride;
+    std::size_t bytes;  // of an element: 2 or 4
+};
+
+// With h = x A^T and u = dy B: dp = s g u, gated = s g h, and dg, the sum of s h u over the tokens
+// of each row of g. All are contiguous, and each but g may be null.
+struct GateGradients {
+    Storage storage;  // of dp and gated: float32 or bfloat16
+    const float *u, *h, *g;
+    const std::int64_t* rows;  // of g, of each token; -1: none
+    std::int64_t tokens, requests, rank;
+    float scaling;
+    void *dp, *gated;  // [tokens, rank], zero for tokens without a row
+    float* dg;         // [requests, rank]
+};
+
 // The two halves for one instruction set: shrink writes h, expand reads it. Parts of one half can
 // run at the same time; they write to different places, and each value is summed in an order that
 // only depends on in, out and rank.
@@ -77,6 +97,9 @@ struct Kernel {
     std::size_t (*scratch)(const Product&);  // bytes that either half needs
     void (*shrink)(const Product&, const Part&, void* scratch);
     void (*expand)(const Product&, const Part&, void* scratch);
+    void (*turn)(const Turning&, std::int64_t first, std::int64_t last);  // a range of rows
+    void (*gate_gradients)(const GateGradients&, std::int64_t first,
+                           std::int64_t last);  // of ranks
 };
 
 extern const Kernel kPortable;

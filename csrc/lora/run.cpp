@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #ifdef _OPENMP
@@ -17,6 +18,10 @@ namespace {
 
 // From here on each thread has enough tokens to read A and B by itself.
 constexpr std::int64_t kOwnTokens = 128;
+// Bytes of a matrix from which on several threads turn it.
+constexpr std::size_t kLargeMatrix = 1 << 20;
+// Elements of h from which on several threads gate it.
+constexpr std::int64_t kLargeGate = 1 << 17;
 // Sums h that a thread makes before it uses them, in its second cache.
 constexpr std::int64_t kSumsAtOnce = 1 << 16;
 
@@ -40,7 +45,7 @@ class Buffer {
     std::size_t size_ = 0;
 };
 
-thread_local Buffer scratch_buffer, h_buffer;
+thread_local Buffer scratch_buffer, h_buffer, a_buffer, b_buffer, sums_buffer;
 
 float* h_for(const Product& p) {
     return static_cast<float*>(h_buffer.get(std::size_t(p.count * p.rank) * sizeof(float)));
@@ -102,6 +107,7 @@ void expand_slice(const Kernel& kernel, Product q, Part part, void* scratch) {
 // The part of the outputs that `part_of_length` gives this thread, of one output after the other.
 template <class PartOf>
 void expand(const Kernel& kernel, const Product& p, const PartOf& part_of_length, void* scratch) {
+    if (p.out == 0) return;  // h alone is wanted
     if (p.slices == 1) return kernel.expand(p, part_of_length(p), scratch);
     for (std::int64_t s = 0; s < p.slices; ++s) {
         const Product q = slice_of(p, s);
@@ -123,6 +129,27 @@ Part part_of(const Product& p, std::int64_t length, std::int64_t step, int i, in
     const auto [first, last] = share(length, step, i % along, along);
     const auto [first_token, last_token] = share(p.count, 1, i / along, across);
     return {first_token, last_token, first, last};
+}
+
+// Turns `rows` x `columns` elements into this buffer; matrix and stride become those of the result.
+void turn(const Kernel& kernel, const void*& matrix, std::int64_t& stride, std::int64_t rows,
+          std::int64_t columns, std::size_t bytes, Buffer& buffer, int threads) {
+    // Rows whole pages apart would share the sets of the nearest cache.
+    constexpr std::size_t kPage = 4096, kLine = 64;
+    const bool apart = std::size_t(rows) * bytes % kPage == 0;
+    const std::int64_t to_stride = rows + (apart ? std::int64_t(kLine / bytes) : 0);
+    const std::size_t size = std::size_t(columns * to_stride) * bytes;
+    const Turning t{matrix, buffer.get(size), rows, columns, stride, to_stride, bytes};
+    matrix = t.to, stride = to_stride;
+    if (threads <= 1 || size < kLargeMatrix) return kernel.turn(t, 0, rows);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+    {
+        constexpr std::int64_t kStep = 32;  // rows of a square, at most
+        const auto [first, last] = share(rows, kStep, omp_get_thread_num(), omp_get_num_threads());
+        if (first < last) kernel.turn(t, first, last);
+    }
+#endif
 }
 
 void run_tokens(const Kernel& kernel, const Product& p, std::int64_t first, std::int64_t last) {
@@ -151,6 +178,60 @@ int max_threads() {
     return omp_get_max_threads();
 #else
     return 1;
+#endif
+}
+
+void turn_experts(const Kernel& kernel, Product& p, int threads) {
+    const std::size_t bytes = expert_bytes(p);
+    turn(kernel, p.a, p.a_stride, p.in, p.rank, bytes, a_buffer, threads);
+    if (p.out) turn(kernel, p.b, p.b_stride, p.rank, p.out, bytes, b_buffer, threads);
+}
+
+// Shrink, of columns that are turned to be its tokens, so many at a time.
+void sum_over_tokens(const Kernel& kernel, const TokenSums& sums, int threads) {
+    constexpr std::int64_t kBytes = 1 << 19, kFloat = sizeof(float);
+    const std::int64_t fit = kBytes / (sums.tokens * kFloat) / kBlock * kBlock;
+    const std::int64_t most = std::clamp(fit, kBlock, 2 * kMostTokens);
+    std::vector<std::int64_t> active(static_cast<std::size_t>(most));
+    std::iota(active.begin(), active.end(), 0);
+    Product all{};
+    all.storage = Storage::kFloat32;
+    all.experts = Experts::kAsInputs;
+    all.active = all.rows = active.data();
+    all.in = sums.tokens, all.rank = sums.rank, all.slices = 1;
+    all.a = sums.w, all.a_stride = sums.w_stride;
+    turn(kernel, all.a, all.a_stride, sums.tokens, sums.rank, kFloat, a_buffer, threads);
+    const auto add_block = [&](std::int64_t n) {
+        Product p = all;
+        p.count = std::min(most, sums.columns - n);
+        p.x = sums.x + n, p.x_stride = sums.x_stride;
+        turn(kernel, p.x, p.x_stride, sums.tokens, p.count, kFloat, b_buffer, 1);
+        if (!sums.rank_first) {
+            p.h = sums.out + n * p.rank;
+            return run(kernel, p, 1);
+        }
+        p.h = static_cast<float*>(sums_buffer.get(std::size_t(p.count * p.rank * kFloat)));
+        run(kernel, p, 1);
+        const Turning back{p.h, sums.out + n, p.count, p.rank, p.rank, sums.columns, kFloat};
+        kernel.turn(back, 0, p.count);
+    };
+    all.count = sums.columns;
+    const bool parallel = threads > 1 && microseconds(all, all.count) >= kParallelMicroseconds;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) if (parallel)
+#endif
+    for (std::int64_t n = 0; n < sums.columns; n += most) add_block(n);
+}
+
+void gate_gradients(const Kernel& kernel, const GateGradients& q, int threads) {
+    if (threads <= 1 || q.tokens * q.rank < kLargeGate) return kernel.gate_gradients(q, 0, q.rank);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+    {
+        const auto [first, last] =
+            share(q.rank, kernel.lanes, omp_get_thread_num(), omp_get_num_threads());
+        if (first < last) kernel.gate_gradients(q, first, last);
+    }
 #endif
 }
 

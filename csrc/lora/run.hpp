@@ -22,6 +22,21 @@ constexpr double kParallelMicroseconds = 100, kUnlockedMicroseconds = 5;
 // Adds the product to y on at most `threads` threads; the same bits for any number of them.
 void run(const Kernel& kernel, const Product& product, int threads);
 
+// For the gradients: A and B, given as B [in, rank] and A [rank, out], are turned into memory that
+// is kept from call to call.
+void turn_experts(const Kernel& kernel, Product& p, int threads);
+
+// out[n][r], or out[r][n], = the sum over t of x[t][n] w[t][r], in float32.
+struct TokenSums {
+    const float *x, *w;  // [tokens, columns], [tokens, rank]
+    float* out;          // [columns, rank], or [rank, columns]
+    std::int64_t tokens, columns, rank, x_stride, w_stride;
+    bool rank_first;
+};
+void sum_over_tokens(const Kernel& kernel, const TokenSums& sums, int threads);
+
+void gate_gradients(const Kernel& kernel, const GateGradients& gradients, int threads);
+
 // Threads that this process gives to one parallel region; torch.set_num_threads sets it where both
 // use one OpenMP runtime.
 int max_threads();

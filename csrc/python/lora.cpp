@@ -134,8 +134,9 @@ struct Tokens {
                 ++next;
                 continue;
             }
-            std::memset(static_cast<char*>(p.y) + std::size_t(t * p.y_stride) * size, 0,
-                        std::size_t(p.out) * size);
+            if (p.out)
+                std::memset(static_cast<char*>(p.y) + std::size_t(t * p.y_stride) * size, 0,
+                            std::size_t(p.out) * size);
             if (p.h) std::memset(p.h + t * p.rank, 0, std::size_t(p.rank) * sizeof(float));
         }
     }
@@ -178,6 +179,33 @@ void add(const Kernel& kernel, int storage, bool int8_experts,
     chosen.run(kernel, p, tokens, 1);
 }
 
+// What the gradients need of u, h, g, dp, gated and dg, whose addresses are null where they are not
+// wanted; returns whether a token has no row.
+bool gate_gradients(const Kernel& kernel, bool bfloat16,
+                    const std::array<std::uintptr_t, 6>& addresses, std::uintptr_t token_to_row,
+                    const std::array<std::int64_t, 3>& sizes, float scaling) {
+    const auto [u, h, g, dp, gated, dg] = addresses;
+    const auto [tokens, rank, requests] = sizes;
+    const auto* given = pointer<const std::int64_t>(token_to_row);
+    std::vector<std::int64_t> rows(static_cast<std::size_t>(tokens));
+    bool absent = false;
+    for (std::int64_t t = 0; t < tokens; ++t) {
+        const std::int64_t row = given ? given[t] : requests == 1 ? 0 : t;
+        if (row >= requests) throw std::out_of_range("token_to_row is out of range");
+        rows[std::size_t(t)] = row;
+        absent = absent || row < 0;
+    }
+    GateGradients q{};
+    q.storage = bfloat16 ? Storage::kBFloat16 : Storage::kFloat32;
+    q.u = pointer<const float>(u), q.h = pointer<const float>(h), q.g = pointer<const float>(g);
+    q.rows = rows.data();
+    q.tokens = tokens, q.requests = requests, q.rank = rank;
+    q.scaling = scaling;
+    q.dp = pointer<void>(dp), q.gated = pointer<void>(gated), q.dg = pointer<float>(dg);
+    lora::gate_gradients(kernel, q, max_threads());
+    return absent;
+}
+
 bool is_int8(const dlpack::Matrix& m) { return m.code == dlpack::kInt && m.bits == 8; }
 
 // Of a matrix of floats.
@@ -216,7 +244,7 @@ bool wanted(const Kernel& kernel) {
 // a closer look: bdc.ops then checks, copies, refuses or takes another backend.
 bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, py::handle b_,
              py::handle g_, py::handle rows_, double scaling, py::handle h_, bool fresh,
-             py::handle pools_, py::handle ends_) {
+             py::handle pools_, py::handle ends_, bool turned) {
     if (!torch.tensors || !wanted(kernel) || !std::isfinite(float(scaling)) || watched())
         return false;
     const auto read = [](py::handle tensor, dlpack::Matrix& to) {
@@ -233,15 +261,23 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
     if (a.ndim != 2 + pooled || b.ndim != a.ndim || g.ndim != 2 || y.ndim != x.ndim) return false;
     const std::int64_t pool_count = pooled ? a.first : 1;
     if (pool_count < 1 || (pooled && b.first != pool_count)) return false;
-    const std::int64_t rank = a.rows / pool_count, out = b.rows / pool_count;
+    if (turned && (int8_experts || pooled || !ends_.is_none())) return false;
+    // The experts that x meets first, and then.
+    const dlpack::Matrix &first = turned ? b : a, &second = turned ? a : b;
+    const std::int64_t in = turned ? first.rows : first.columns,
+                       rank = turned ? first.columns : first.rows / pool_count,
+                       all_out = turned ? second.columns : second.rows / pool_count,
+                       part = turned ? second.rows : second.columns;
+    const bool only_h = y.columns == 0 && !h_.is_none();
+    const std::int64_t out = only_h ? 0 : all_out;
     const std::vector<std::int64_t>* ends = nullptr;
     if (!ends_.is_none() && (pooled || !(ends = ends_of(ends_, out)))) return false;
     const std::int64_t slices = ends ? std::int64_t(ends->size()) : 1;
-    if (a.columns != x.columns || b.columns * slices != rank || g.columns != rank ||
-        y.rows != x.rows || y.columns != out)
+    if (in != x.columns || part * slices != rank || g.columns != rank || y.rows != x.rows ||
+        y.columns != out)
         return false;
     // Nothing to multiply; or single columns, which may be torch's negated views.
-    if (x.columns <= 1 || out <= 1 || b.columns <= 1) return false;
+    if (x.columns <= 1 || all_out <= 1 || part <= 1) return false;
     if (y.rows > 1 && y.stride < y.columns) return false;
     if (!y.apart_from(x) || !y.apart_from(a) || !y.apart_from(b) || !y.apart_from(g)) return false;
 
@@ -270,11 +306,12 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
     Product p{};
     p.storage = *storage;
     p.experts = int8_experts ? Experts::kInt8 : Experts::kAsInputs;
-    p.y = y.data, p.x = x.data, p.a = a.data, p.b = b.data;
+    p.y = y.data, p.x = x.data, p.a = first.data, p.b = second.data;
     p.g = reinterpret_cast<const float*>(g.data);
-    p.y_stride = y.stride, p.x_stride = x.stride, p.a_stride = a.stride, p.b_stride = b.stride;
+    p.y_stride = y.stride, p.x_stride = x.stride;
+    p.a_stride = first.stride, p.b_stride = second.stride;
     p.g_stride = g.stride;
-    p.in = x.columns, p.out = out, p.rank = rank;
+    p.in = in, p.out = out, p.rank = rank;
     p.slices = slices, p.ends = ends ? ends->data() : nullptr;
     p.scaling = float(scaling);
     p.h = h;
@@ -292,6 +329,7 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
                 return given ? index(rows, t) : requests == 1 ? 0 : t;
             },
             [&](std::int64_t row) -> std::int64_t { return pooled ? index(pools, row) : 0; });
+        if (fit && turned) turn_experts(kernel, p, max_threads());
         if (fit) chosen.run(kernel, p, tokens, pool_count);
         return fit;
     };
@@ -318,8 +356,8 @@ const Kernel* kernel = nullptr;  // set once, when the module is loaded
 
 // A plain function of CPython: pybind11's own call costs twice as much.
 PyObject* call_try_add(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-    if (count < 7 || count > 11) {
-        PyErr_Format(PyExc_TypeError, "try_add takes 7 to 11 arguments, got %zd", count);
+    if (count < 7 || count > 12) {
+        PyErr_Format(PyExc_TypeError, "try_add takes 7 to 12 arguments, got %zd", count);
         return nullptr;
     }
     const double scaling = PyFloat_AsDouble(arguments[6]);
@@ -332,7 +370,9 @@ PyObject* call_try_add(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
                          pools = count > 9 ? arguments[9] : Py_None,
                          ends = count > 10 ? arguments[10] : Py_None;
         const bool fresh = count > 8 && arguments[8] == Py_True;
-        const bool done = try_add(*kernel, y, x, a, b, g, rows, scaling, h, fresh, pools, ends);
+        const bool turned = count > 11 && arguments[11] == Py_True;
+        const bool done =
+            try_add(*kernel, y, x, a, b, g, rows, scaling, h, fresh, pools, ends, turned);
         return PyBool_FromLong(done);
     } catch (const std::exception& error) {
         PyErr_SetString(PyExc_RuntimeError, error.what());
@@ -351,7 +391,7 @@ PyMethodDef try_add_method = {
     fast(call_try_add),
     METH_FASTCALL,
     "try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, h=None, fresh=False, "
-    "row_to_pool=None, ends=None) -> bool",
+    "row_to_pool=None, ends=None, turned=False) -> bool",
 };
 
 }  // namespace
@@ -379,6 +419,33 @@ PYBIND11_MODULE(_lora, m) {
     for (PyMethodDef* method : {&unwatched_method, &try_add_method})
         m.attr(method->ml_name) =
             py::reinterpret_steal<py::object>(PyCFunction_New(method, nullptr));
+    // False, with nothing written, where torch's product is faster.
+    m.def("sum_over_tokens", [](const std::array<std::uintptr_t, 3>& addresses,
+                                const std::array<std::int64_t, 3>& sizes,
+                                const std::array<std::int64_t, 2>& strides, bool rank_first) {
+        if (!sums_pay(*kernel, sizes[0])) return false;
+        follow_threads();
+        const auto [x, w, out] = addresses;
+        const TokenSums sums{pointer<const float>(x),
+                             pointer<const float>(w),
+                             pointer<float>(out),
+                             sizes[0],
+                             sizes[1],
+                             sizes[2],
+                             strides[0],
+                             strides[1],
+                             rank_first};
+        const py::gil_scoped_release release;
+        sum_over_tokens(*kernel, sums, max_threads());
+        return true;
+    });
+    m.def("gate_gradients",
+          [](bool bfloat16, const std::array<std::uintptr_t, 6>& addresses,
+             std::uintptr_t token_to_row, const std::array<std::int64_t, 3>& sizes, float scaling) {
+              follow_threads();
+              const py::gil_scoped_release release;
+              return gate_gradients(*kernel, bfloat16, addresses, token_to_row, sizes, scaling);
+          });
     m.def("add", [](int storage, bool int8_experts, const std::array<std::uintptr_t, 5>& addresses,
                     std::uintptr_t token_to_row, const std::array<std::int64_t, 5>& sizes,
                     const std::array<std::int64_t, 2>& strides, float scaling) {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bdc.errors import InputError
-from bdc.ops.bench import cells, command, main, slices, streamed, timing
+from bdc.ops.bench import cells, command, gradients, main, slices, streamed, timing
 from bdc.ops.bench.machine import SIZES, Machine
 from bdc.ops.bench.peers import PEERS, SAME, Peer
 
@@ -92,6 +92,25 @@ def test_experts_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert row["own_share"] == pytest.approx(row["own_gb_per_s"] / 10, abs=0.01)
 
 
+def test_gradients_are_timed_beside_autograd_of_two_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "SHAPES", {"small": (64, 80)})
+    path = tmp_path / "gradients.json"
+    options = ["--gradients", "--dtypes", "float32,bfloat16", "--tokens", "1,20", "--ranks", "8", "--seconds", "0.001"]
+    assert main([*options, "--json", str(path)]) == 0
+    rows = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert [(row["tokens"], row["gradients"]) for row in rows] == 2 * [
+        (t, n) for t in (1, 20) for n in ("x g", "x A B g")
+    ]
+    assert all(row["speedup"] == pytest.approx(row["torch_us"] / row["bdc_us"], abs=0.01) for row in rows)
+
+
+def test_a_wrong_gradient_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "SHAPES", {"small": (64, 80)})
+    monkeypatch.setattr(gradients, "_product", lambda inputs: 1.1 * gradients._two_products(inputs))
+    with pytest.raises(InputError, match="bdc: the gradient of x is wrong by"):
+        main(["--gradients", "--dtypes", "float32", "--tokens", "4", "--ranks", "8", "--seconds", "0.001"])
+
+
 def test_deciles_lie_within_the_samples() -> None:
     calls = iter([0.0, 1.0] * 3 + [value for took in (10, 100, 101, 102, 103) for value in (0.0, took)])
     with pytest.MonkeyPatch.context() as patch:
@@ -138,6 +157,7 @@ def test_what_was_measured_before_an_interrupt_is_kept(tmp_path: Path, monkeypat
         (["--seconds", "0"], "--seconds is 0"),
         (["--json", "/nowhere/op.json"], "there is no folder /nowhere"),
         (["--stream", "--quick"], "--quick cannot be given with --stream"),
+        (["--gradients", "--slices"], "--gradients cannot be given with --slices"),
     ],
 )
 def test_options_are_refused_before_anything_is_measured(options: list[str], words: str) -> None:

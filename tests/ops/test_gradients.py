@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from bdc.ops import rankwise_lora, reference
+from bdc.ops import cpp_gradients, extension, matmul, rankwise_lora, reference
 
 
 @pytest.mark.parametrize("rows", ["ragged", "one", "each"])
@@ -26,8 +29,10 @@ UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-1
 def bounds(problem: SimpleNamespace, dy: Tensor) -> list[Tensor]:
     """Element-wise errors that gradients of x, a, b and g may have: each sum of n terms has 2 n units of its absolute terms.
 
-    With h = x A^T, U = dY B and dP = s g U, as in bdc.ops.matmul; sums are in float32 or wider, results are rounded.
+    With h = x A^T, U = dY B and dP = s g U, as in bdc.ops.matmul; sums are in float32 or wider, results are rounded. In
+    bfloat16 so are dP and the gated h.
     """
+    rounded = UNIT[torch.bfloat16] if problem.x.dtype == torch.bfloat16 else 0.0
     x, a, b, g, rows, s = problem.arguments
     present = (rows >= 0)[:, None].double()
     x, a, b, gate, dy = x.double(), a.double(), b.double(), g.double()[rows.long().clamp_min(0)], dy.double()
@@ -44,15 +49,17 @@ def bounds(problem: SimpleNamespace, dy: Tensor) -> list[Tensor]:
     place = torch.zeros(len(g), tokens, dtype=torch.float64)
     place[rows.clamp_min(0).long(), torch.arange(tokens)] = present.squeeze(1)
     return [
-        error(len(a)) * dp @ a.abs() + dp_error @ a.abs(),
-        error(tokens) * dp.T @ x.abs() + dp_error.T @ x.abs(),
-        s * dy.abs().T @ (gate * (error(tokens) * h + h_error)),
+        (error(len(a)) + rounded) * dp @ a.abs() + dp_error @ a.abs(),
+        (error(tokens) + rounded) * dp.T @ x.abs() + dp_error.T @ x.abs(),
+        s * dy.abs().T @ (gate * ((error(tokens) + rounded) * h + h_error)),
         s * place @ (error(tokens) * h * u + h_error * u + h * u_error),
     ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(20, 37, 29, 13, 4), (1, 8, 5, 3, 1), (90, 64, 33, 24, 6)])
+@pytest.mark.parametrize(
+    "shape", [(20, 37, 29, 13, 4), (1, 8, 5, 3, 1), (90, 64, 33, 24, 6), (5, 2048, 1030, 40, 2), (300, 150, 530, 70, 5)]
+)
 def test_error_is_within_the_bound(problems: SimpleNamespace, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     problem = problems.make(*shape, dtype=dtype)
     problem.g = problem.g.to(torch.promote_types(dtype, torch.float32))
@@ -107,3 +114,53 @@ def test_inputs_are_kept_for_the_gradient_of_a_alone(problems: SimpleNamespace, 
             leaves[name].grad = None
             reference.rankwise_lora(x, *leaves.values(), rows, s).sum().backward()
             torch.testing.assert_close(expected, leaves[name].grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_kernel_has_the_gradients_that_are_needed(
+    problems: SimpleNamespace, dtype: torch.dtype, cpp: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, a, b, g, rows, s = problems.make(tokens=70, d_in=90, d_out=50, rank=20, requests=4, dtype=dtype).arguments
+    rows[::7] = -1
+    x[::7] = float("nan")
+    grad = torch.randn(70, 50).to(dtype)
+    grad[::7] = float("inf")
+    h = torch.zeros(70, 20)
+    assert extension.try_add(torch.empty_like(grad), x, a, b, g.float(), rows, s, h, True)
+    arguments = (grad, x, a, b, g.float(), rows, h, s)
+    every = matmul.backward(*arguments, (True,) * 4)
+    monkeypatch.setattr(matmul, "backward", None)
+    for needed in product((False, True), repeat=4):
+        for got, expected, need in zip(cpp_gradients.backward(*arguments, needed), every, needed, strict=True):
+            assert (got is not None) == need
+            if got is not None:
+                assert expected is not None and got.dtype == expected.dtype and got.is_contiguous()
+                scale = float(expected.abs().max())
+                torch.testing.assert_close(
+                    got / scale, expected / scale, rtol=0, atol=0.01 if dtype == torch.bfloat16 else 2e-3
+                )
+
+
+@pytest.mark.parametrize("view", [lambda x: x.T.contiguous().T, lambda x: torch.complex(x, x).conj().imag])
+@pytest.mark.parametrize("tokens", [9, 70])
+def test_arguments_that_are_views_have_gradients(
+    problems: SimpleNamespace, tokens: int, view: Callable[[Tensor], Tensor], cpp: None
+) -> None:
+    """Strided, or negated as they are read."""
+    problem = problems.make(tokens=tokens, d_in=12, d_out=10, rank=6)
+    leaves = [tensor.clone().requires_grad_() for tensor in problem.arguments[:4]]
+    rankwise_lora(*map(view, leaves), problem.rows, 0.7).sum().backward()  # of an expanded gradient
+    got = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    reference.rankwise_lora(*map(view, leaves), problem.rows, 0.7).sum().backward()
+    for grad, leaf in zip(got, leaves, strict=True):
+        torch.testing.assert_close(grad, leaf.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_on_every_instruction_set(
+    isa: str, cpp: None, run_with_isa: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    this = f"import pytest; import bdc._lora; raise SystemExit(pytest.main(['-q', {__file__!r}, '-k', 'bound or kernel or views']))"
+    done = run_with_isa(isa, [sys.executable, "-c", this], timeout=300)
+    assert done.returncode == 0, done.stdout[-4000:]

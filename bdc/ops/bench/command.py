@@ -16,7 +16,7 @@ import torch
 from bdc.artefacts import atomic_write
 from bdc.errors import InputError, MissingExtraError
 from bdc.ops.bench import cells as grid
-from bdc.ops.bench import dispatch, report, slices, streamed
+from bdc.ops.bench import dispatch, gradients, report, slices, streamed
 from bdc.ops.bench import machine as limits
 from bdc.ops.bench.cells import Cell
 from bdc.ops.bench.peers import PEERS, Peer
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--slices", action="store_true", help="merged q, k, v and gate, up: one call beside one per output"
     )
+    parser.add_argument("--gradients", action="store_true", help="forward and backward beside torch's autograd")
     parser.add_argument("--seconds", type=float, help="time for each cell")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the roofline; needs matplotlib")
@@ -111,8 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--dtypes must be of {', '.join(DTYPES)}, got {args.dtypes}")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    if args.slices or args.stream:
-        return (_run_slices if args.slices else _run_streamed)(args, [DTYPES[name] for name in names])
+    for option, run_rows in _OTHERS.items():
+        if getattr(args, option):
+            return run_rows(args, [DTYPES[name] for name in names])
     peers, missing = _peers(args)
     dtypes = tuple(DTYPES[name] for name in names)
     machine = limits.measure(dtypes)
@@ -161,10 +163,10 @@ def _check(args: argparse.Namespace) -> None:
         path = getattr(args, option)
         if path is not None and not path.parent.is_dir():
             raise InputError(f"--{option} {path}: there is no folder {path.parent}")
-    other = "--slices" if args.slices else "--stream" if args.stream else None
-    ignored = [name for name in ("quick", "peers", "picture") if other and getattr(args, name)]
+    others = [name for name in _OTHERS if getattr(args, name)]
+    ignored = [name for name in (*others[1:], "quick", "peers", "picture") if others and getattr(args, name)]
     if ignored:
-        raise InputError(f"--{ignored[0]} cannot be given with {other}")
+        raise InputError(f"--{ignored[0]} cannot be given with --{others[0]}")
     if args.picture is not None and importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError("--picture needs matplotlib: pip install matplotlib")
 
@@ -182,6 +184,17 @@ def _run_streamed(args: argparse.Namespace, dtypes: Sequence[torch.dtype]) -> in
     print(f"limits: {json.dumps(machine.as_json())}\n{streamed.HEADER}")
     rows = streamed.rows(machine, dtypes, tokens, ranks, max(3, int(8 * (args.seconds or 1))))
     return _print_rows(args, rows, streamed.line, limits.describe() | {"limits": machine.as_json()})
+
+
+def _run_gradients(args: argparse.Namespace, dtypes: Sequence[torch.dtype]) -> int:
+    tokens, ranks, seconds = args.tokens or (16, 64, 256, 1024), args.ranks or (32, 128), args.seconds or 0.3
+    print(gradients.HEADER)
+    about = limits.describe() | {"seconds": seconds}
+    return _print_rows(args, gradients.rows(dtypes, tokens, ranks, seconds, TOLERANCE), gradients.line, about)
+
+
+# Options that take other rows than the grid.
+_OTHERS = {"slices": _run_slices, "stream": _run_streamed, "gradients": _run_gradients}
 
 
 def _print_rows(

@@ -1,0 +1,52 @@
+"""Gradients on the CPU kernel: with the experts turned, dX is the product of dY, and U = dY B its h before the gate.
+
+The equations are those of :mod:`bdc.ops.matmul`, which takes what the kernel does not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bdc.ops import extension, matmul
+from bdc.ops.matmul import forward
+
+__all__ = ["backward", "forward"]
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    g: Tensor,
+    rows: Tensor | None,
+    h: Tensor,
+    scaling: float,
+    needed: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """As :func:`bdc.ops.matmul.backward`; dP and the gated h are rounded to bfloat16 where the kernel multiplies it as it is."""
+    need_x, need_a, need_b, need_g = needed
+    if not extension.unwatched(grad, x, lora_a, lora_b, g, rows, h):
+        return matmul.backward(grad, x, lora_a, lora_b, g, rows, h, scaling, needed)
+    g32 = g.float().contiguous().resolve_neg()
+    dx = u = da = db = None
+    if need_x or need_a or need_g:
+        dx = grad.new_empty(grad.shape[0], lora_a.shape[1] if need_x else 0)
+        u = g32.new_empty(h.shape)
+        if not extension.try_add(dx, grad, lora_a, lora_b, g32, rows, scaling, u, True, None, None, True):
+            return matmul.backward(grad, x, lora_a, lora_b, g, rows, h, scaling, needed)
+    factor = x.dtype if x.dtype == torch.bfloat16 and extension.multiplies_bfloat16() else torch.float32
+    dp = g32.new_empty(h.shape, dtype=factor) if need_a else None
+    gated = g32.new_empty(h.shape, dtype=factor) if need_b else None
+    dg = torch.empty_like(g32) if need_g else None
+    has_absent = extension.gate_gradients(u, h.contiguous(), g32, rows, scaling, dp, gated, dg)
+    if rows is not None and has_absent:
+        absent = (rows < 0)[:, None]
+        grad = grad.masked_fill(absent, 0) if need_b else grad
+        x = x.masked_fill(absent, 0) if need_a else x
+    if dp is not None:
+        da = extension.sum_over_tokens(x.to(factor), dp, turned=True).to(lora_a.dtype)
+    if gated is not None:
+        db = extension.sum_over_tokens(grad.to(factor), gated).to(lora_b.dtype)
+    return dx if need_x else None, da, db, None if dg is None else dg.to(g.dtype)
