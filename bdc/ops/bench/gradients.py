@@ -48,7 +48,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def _two_products(inputs: Inputs) -> Tensor:
-    gate = inputs.g.to(inputs.x.dtype)[inputs.rows.long()]
+    gate = inputs.g[inputs.rows.long()].to(inputs.x.dtype)  # so that its gradient is summed in float32
     return ((inputs.x @ inputs.a.T) * gate) @ inputs.b.T
 
 
