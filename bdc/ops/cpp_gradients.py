@@ -1,4 +1,4 @@
-"""Gradients on the CPU kernel: with the experts turned, dX is the product of dY, and U = dY B its h before the gate.
+"""Training on the CPU kernel: with the experts turned, dX is the product of dY, and U = dY B its h before the gate.
 
 The equations are those of :mod:`bdc.ops.matmul`, which takes what the kernel does not.
 """
@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 
 from bdc.ops import extension, matmul
-from bdc.ops.matmul import forward
 
-__all__ = ["backward", "forward"]
+
+def forward(
+    x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """As :func:`bdc.ops.matmul.forward`."""
+    y, h = x.new_empty(len(x), len(lora_b)), x.new_empty(len(x), len(lora_a), dtype=torch.float32)
+    given = (_with_rows(x), _with_rows(lora_a), _with_rows(lora_b), _with_rows(g.float()), rows)
+    if extension.try_add(y, *given, scaling, h, True):
+        return y, h
+    return matmul.forward(x, lora_a, lora_b, g, rows, scaling)
 
 
 def backward(
@@ -30,6 +38,7 @@ def backward(
     if not extension.unwatched(grad, x, lora_a, lora_b, g, rows, h):
         return matmul.backward(grad, x, lora_a, lora_b, g, rows, h, scaling, needed)
     g32 = g.float().contiguous().resolve_neg()
+    lora_a, lora_b = _with_rows(lora_a), _with_rows(lora_b)
     dx = u = da = db = None
     if need_x or need_a or need_g:
         dx = grad.new_empty(grad.shape[0], lora_a.shape[1] if need_x else 0)
@@ -50,3 +59,8 @@ def backward(
     if gated is not None:
         db = extension.sum_over_tokens(grad.to(factor), gated).to(lora_b.dtype)
     return dx if need_x else None, da, db, None if dg is None else dg.to(g.dtype)
+
+
+def _with_rows(matrix: Tensor) -> Tensor:
+    """``matrix`` with contiguous rows."""
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()

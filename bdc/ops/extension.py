@@ -66,19 +66,28 @@ def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: T
     x = x if x.stride(1) == 1 else x.contiguous()
     lora_a, lora_b, g = lora_a.contiguous(), lora_b.contiguous(), g.float().contiguous()
     place = None if rows is None else rows.to(torch.int32).contiguous()
-    tensors = {"y": y, "x": x, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": g}
-    for name, tensor in tensors.items():
-        if not (tensor.data_ptr() and tensor.untyped_storage().nbytes()):
-            raise InputError(f"{name} must have memory, but its storage was released")
+    addresses = _addresses(y=y, x=x, lora_a=lora_a, lora_b=lora_b, rank_weights=g)
     extension.add(
         native.DTYPE_CODES[x.dtype],
         lora_a.dtype == torch.int8,
-        tuple(tensor.data_ptr() for tensor in tensors.values()),
+        addresses,
         0 if place is None else place.data_ptr(),
         (len(x), x.shape[1], len(lora_b), len(lora_a), len(g)),
         (y.stride(0), x.stride(0)),
         scaling,
     )
+
+
+def _addresses(**tensors: Tensor | None) -> tuple[int, ...]:
+    """Where they lie, 0 for None.
+
+    Raises:
+        InputError: the storage of one was released.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.numel() and not (tensor.data_ptr() and tensor.untyped_storage().nbytes()):
+            raise InputError(f"{name} must have memory, but its storage was released")
+    return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors.values())
 
 
 def multiplies_bfloat16() -> bool:
@@ -108,7 +117,7 @@ def gate_gradients(
     assert extension is not None
     place = None if rows is None else rows.long().contiguous()
     narrow = any(t is not None and t.dtype == torch.bfloat16 for t in (dp, gated))
-    addresses = tuple(0 if t is None else t.data_ptr() for t in (u, h, g, dp, gated, dg))
+    addresses = _addresses(u=u, h=h, rank_weights=g, dp=dp, gated=gated, dg=dg)
     sizes = (*h.shape, g.shape[0])
     found: bool = extension.gate_gradients(narrow, addresses, 0 if place is None else place.data_ptr(), sizes, scaling)
     return found
@@ -121,7 +130,8 @@ def sum_over_tokens(x: Tensor, w: Tensor, *, turned: bool = False) -> Tensor:
     x, w = (t if t.stride(1) == 1 else t.contiguous() for t in (x.resolve_neg(), w.resolve_neg()))
     if x.dtype == torch.float32:
         out = x.new_empty((w.shape[1], x.shape[1]) if turned else (x.shape[1], w.shape[1]))
-        addresses = tuple(t.data_ptr() for t in (x, w, out))
-        if extension.sum_over_tokens(addresses, (*x.shape, w.shape[1]), (x.stride(0), w.stride(0)), turned):
+        if extension.sum_over_tokens(
+            _addresses(x=x, w=w, out=out), (*x.shape, w.shape[1]), (x.stride(0), w.stride(0)), turned
+        ):
             return out
     return w.T @ x if turned else x.T @ w

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bdc.errors import InputError
 from bdc.ops import cpp_gradients, extension, matmul, rankwise_lora, reference
 
 
@@ -156,6 +157,29 @@ def test_arguments_that_are_views_have_gradients(
     reference.rankwise_lora(*map(view, leaves), problem.rows, 0.7).sum().backward()
     for grad, leaf in zip(got, leaves, strict=True):
         torch.testing.assert_close(grad, leaf.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_a_released_input_is_named(problems: SimpleNamespace, cpp: None) -> None:
+    x, a, b, g, rows, s = problems.make(tokens=70).arguments
+    x, a = x.clone(), a.clone().requires_grad_()
+    y = rankwise_lora(x, a, b, g, rows.clamp_min(0), s)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(InputError, match="x must have memory, but its storage was released"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_sixteen_bits_are_trained_on_the_kernel(
+    problems: SimpleNamespace, dtype: torch.dtype, cpp: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, a, b, g, rows, s = problems.make(tokens=20, dtype=dtype).arguments
+    narrow, wide = (g.to(dtype).to(kind).requires_grad_() for kind in (dtype, torch.float32))
+    rankwise_lora(x, a, b, wide, rows, s).sum().backward()
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(matmul, name, None)
+    rankwise_lora(x, a, b, narrow, rows, s).sum().backward()
+    assert narrow.grad is not None and wide.grad is not None
+    assert torch.equal(narrow.grad, wide.grad.to(dtype))
 
 
 def test_gradients_on_every_instruction_set(
