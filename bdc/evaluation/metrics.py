@@ -73,7 +73,7 @@ def paired_difference(
         raise InputError(
             f"{len(values)} values against {len(others)}; a paired difference needs one of each per problem"
         )
-    return interval(_checked(values) - _checked(others), resamples, seed)  # type: ignore[arg-type]
+    return interval(_checked(values) - _checked(others), resamples, seed)
 
 
 def _checked(values: Sequence[float]) -> np.ndarray:

@@ -291,7 +291,8 @@ def _run(
             use_cache=True,
             logits_to_keep=1,
         )
-    return out.logits[:, -1]
+    logits: Tensor = out.logits[:, -1]
+    return logits
 
 
 def _mask(model: Any, padding: Tensor, queries: int, length: int, capacity: int) -> Any:

@@ -80,7 +80,7 @@ class Eager(torch.autograd.Function):
 
 
 # autograd.Function.apply without its Python part, which is for torch.func and costs two microseconds.
-_apply = super(torch.autograd.Function, Eager).apply  # type: ignore[misc]
+_apply = super(torch.autograd.Function, Eager).apply
 
 
 def differentiable(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> Tensor:

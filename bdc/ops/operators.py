@@ -68,7 +68,7 @@ def register(
             return *wanted, *(None,) * (len(needed) - 4)
 
     def traced(*inputs: Any) -> Tensor:
-        out: Tensor = Traced.apply(*inputs)[0]  # type: ignore[no-untyped-call]
+        out: Tensor = Traced.apply(*inputs)[0]
         return out
 
     def autograd(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, *rest: Any) -> Tensor:
@@ -129,7 +129,7 @@ class _Once(torch.autograd.Function):
 
 def once(gradients: Callable[..., Any], *inputs: Any) -> Any:
     """``gradients(*inputs)``; where they could be differentiated themselves, that is refused."""
-    return _Once.apply(gradients, *inputs) if torch.is_grad_enabled() else gradients(*inputs)  # type: ignore[no-untyped-call]
+    return _Once.apply(gradients, *inputs) if torch.is_grad_enabled() else gradients(*inputs)
 
 
 def _fake(x: Tensor, lora_a: Tensor, lora_b: Tensor, *_: Any) -> Tensor:

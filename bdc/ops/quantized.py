@@ -41,7 +41,7 @@ def fold(rank_weights: Tensor, scales: Tensor) -> Tensor:
     if not rank_weights.requires_grad:
         return rank_weights.float() * scales
     with torch.enable_grad():  # weights that are put in force without it may be used with it
-        found: Tensor = _Fold.apply(rank_weights, scales)  # type: ignore[no-untyped-call]
+        found: Tensor = _Fold.apply(rank_weights, scales)
         return found
 
 

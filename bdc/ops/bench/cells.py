@@ -73,7 +73,8 @@ class Inputs:
 
 @lru_cache(maxsize=1)
 def _base(d_out: int, d_in: int, dtype: torch.dtype) -> Tensor:
-    return (torch.randn(d_out, d_in, generator=torch.Generator().manual_seed(1)) * d_in**-0.5).to(dtype)
+    weight: Tensor = torch.randn(d_out, d_in, generator=torch.Generator().manual_seed(1)) * d_in**-0.5
+    return weight.to(dtype)
 
 
 def inputs(cell: Cell) -> Inputs:

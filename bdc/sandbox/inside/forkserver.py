@@ -61,12 +61,12 @@ def main(fd: int, config: dict[str, Any]) -> None:
 
 def _warm(modules: list[str]) -> None:
     """Import what programs need; then `sys.path` names the folders that they may read."""
-    register, os.register_at_fork = os.register_at_fork, lambda **_: None  # type: ignore[assignment]
+    register, os.register_at_fork = os.register_at_fork, lambda **_: None
     try:
         for name in _WARM.split():
             importlib.import_module(name)
     finally:
-        os.register_at_fork = register  # type: ignore[assignment]
+        os.register_at_fork = register
     sys.modules["random"].seed(0)  # and no hook of `random` seeds it anew: every program sees the same sequence
     if not modules:
         return
