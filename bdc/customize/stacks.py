@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from bdc.artefacts import describe_os_error
 from bdc.errors import InputError
 
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 # Other starts of PEFT's change the base weights, so that an adapter is no difference to the base model alone.
 _STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
@@ -108,8 +110,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[tuple[str, str], Tensor]]:
     from safetensors.torch import load_file
 
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "adapter_model.safetensors")
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / _WEIGHTS)
         if not isinstance(config, dict):
             raise ValueError("adapter_config.json holds no object")
     except (OSError, ValueError, SafetensorError) as error:
@@ -148,6 +150,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[tuple[str, str], Tensor]]:
             f"{folder} does not hold A and B of rank {rank} and alpha {alpha} for each layer; "
             "run `bdc disentangle` again"
         )
+    damaged = next((".".join(key) for key, tensor in parts.items() if not tensor.isfinite().all()), None)
+    if damaged is not None:
+        raise InputError(f"{folder} does not hold finite numbers in {damaged}; run `bdc disentangle` again")
     return config, parts
 
 
@@ -181,7 +186,10 @@ def write_adapter(
     named |= {f"{_PREFIX}{m}.lora_B.weight": b for m, b in lora_b.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in named.items()}, folder / "adapter_model.safetensors")
-        config.save_pretrained(str(folder))
+        with TemporaryDirectory(prefix=".", dir=folder) as staged:  # a kill leaves no half adapter
+            save_file({name: tensor.contiguous() for name, tensor in named.items()}, Path(staged, _WEIGHTS))
+            config.save_pretrained(staged)
+            for name in (_WEIGHTS, _CONFIG):
+                Path(staged, name).replace(folder / name)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {describe_os_error(error)}") from error

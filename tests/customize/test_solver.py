@@ -92,6 +92,28 @@ def test_to_peft_has_the_logits_of_the_solver(
     close(logits(solver, PROMPTS[0], weights), peft_logits(tiny, folder))
 
 
+def test_to_peft_replaces_an_adapter_whole_and_spares_the_rest(
+    solver: Solver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "plain"
+    solver.to_peft(PROMPTS[0], folder)
+    (folder / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("peft.LoraConfig.save_pretrained", full)
+        with pytest.raises(InputError, match="plain cannot be written"):
+            solver.to_peft(PROMPTS[1], folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    solver.to_peft(PROMPTS[1], folder)
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert after.keys() == before.keys()
+    assert after["notes.txt"] == b"mine" and after["adapter_model.safetensors"] != before["adapter_model.safetensors"]
+
+
 def test_to_peft_of_adapters_that_name_their_layers_by_a_pattern(tiny: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 

@@ -84,6 +84,7 @@ def changed(adapter: Path, out: Path, config: Any = None, tensors: Any = None) -
         (None, lambda t: dict(sorted(t.items())[1:])),
         (None, lambda t: {name: tensor.flatten() for name, tensor in t.items()}),
         (None, lambda t: {name: tensor[:3].clone() for name, tensor in t.items()}),
+        (None, lambda t: {name: tensor / 0 for name, tensor in t.items()}),
     ],
 )
 def test_an_adapter_that_is_not_what_it_should_be_is_refused(
