@@ -10,6 +10,9 @@ from torch import Tensor
 
 from bdc.ops import extension, matmul
 
+# For up to so many tokens, and more bytes of float32 experts for each of them, turning takes longer than torch's products.
+_FEW_TOKENS, _BYTES_FOR_EACH = 3, 4 << 20
+
 
 def forward(
     x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float
@@ -35,7 +38,10 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """As :func:`bdc.ops.matmul.backward`; dP and the gated h are rounded to bfloat16 where the kernel multiplies it as it is."""
     need_x, need_a, need_b, need_g = needed
-    if not extension.unwatched(grad, x, lora_a, lora_b, g, rows, h):
+    turned = lora_b.nbytes + (lora_a.nbytes if need_x else 0)
+    few = grad.dtype == torch.float32 and len(grad) <= _FEW_TOKENS
+    turning_is_slow = few and turned > len(grad) * _BYTES_FOR_EACH
+    if turning_is_slow or not extension.unwatched(grad, x, lora_a, lora_b, g, rows, h):
         return matmul.backward(grad, x, lora_a, lora_b, g, rows, h, scaling, needed)
     g32 = g.float().contiguous().resolve_neg()
     lora_a, lora_b = _with_rows(lora_a), _with_rows(lora_b)

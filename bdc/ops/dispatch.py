@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from bdc.errors import InputError
 from bdc.ops import cpp_gradients, cuda, extension, matmul, triton_gradients, triton_kernels, triton_layer
@@ -75,7 +76,8 @@ def backward(grad: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, *rest: Any
 
 def _training(tokens: Tensor, lora_a: Tensor, lora_b: Tensor) -> Any:
     """The module with the gradients, for x or the gradient of y: Triton's only where it is asked for."""
-    if not (tokens.numel() and lora_a.numel() and lora_b.numel()):
+    # Compiled autograd traces the backward.
+    if is_dynamo_compiling() or not (tokens.numel() and lora_a.numel() and lora_b.numel()):
         return matmul
     chosen = _chosen(tokens, tokens, lora_a)
     if chosen == "cpp":

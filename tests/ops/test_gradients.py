@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._dynamo.compiled_autograd
 from torch import Tensor
 
 from bdc.errors import InputError
@@ -180,6 +181,29 @@ def test_weights_of_sixteen_bits_are_trained_on_the_kernel(
     rankwise_lora(x, a, b, narrow, rows, s).sum().backward()
     assert narrow.grad is not None and wide.grad is not None
     assert torch.equal(narrow.grad, wide.grad.to(dtype))
+
+
+def test_compiled_autograd_traces_the_backward(problems: SimpleNamespace, cpp: None) -> None:
+    x, a, b, g, rows, s = problems.make().arguments
+    leaves = [tensor.requires_grad_() for tensor in (x, a, b, g)]
+    y = rankwise_lora(*leaves, rows, s).square().sum()
+    eager = torch.autograd.grad(y, leaves, retain_graph=True)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        traced = torch.autograd.grad(y, leaves)
+    for got, expected in zip(traced, eager, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 4])
+def test_large_experts_are_not_turned_for_few_tokens(
+    problems: SimpleNamespace, tokens: int, cpp: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, a, b, g, rows, s = problems.make(tokens=tokens, d_in=9000, d_out=8, rank=256).arguments
+    h, turnings = torch.empty(tokens, 256), []
+    monkeypatch.setattr(extension, "try_add", lambda *given: turnings.append(given))
+    cpp_gradients.backward(x.new_ones(tokens, 8), x, a, b, g, rows, h, s, (True, False, False, True))
+    cpp_gradients.backward(x.new_ones(tokens, 8), x, a, b, g, rows, h, s, (False, False, False, True))  # without A
+    assert len(turnings) == (2 if tokens == 4 else 1)
 
 
 def test_gradients_on_every_instruction_set(
