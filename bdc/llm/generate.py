@@ -8,6 +8,8 @@ place; only last positions reach the output head; finished rows leave the batch.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -287,12 +289,18 @@ def _run(
             input_ids=ids,
             position_ids=positions,
             attention_mask=mask,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{_cache_argument(type(model).forward): cache},
         )
     logits: Tensor = out.logits[:, -1]
     return logits
+
+
+@functools.cache
+def _cache_argument(forward: Callable[..., Any]) -> str:
+    """What a model's forward calls the cache: transformers renamed it and drops the old name in 5.40."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def _mask(model: Any, padding: Tensor, queries: int, length: int, capacity: int) -> Any:

@@ -57,6 +57,11 @@ def test_greedy_matches_transformers_alone_and_padded(smollm2: tuple[Any, Any], 
         assert done.text == tokenizer.decode(done.tokens, skip_special_tokens=True)
 
 
+@pytest.mark.filterwarnings("error:`past_key_values`:FutureWarning")
+def test_the_cache_has_the_name_that_transformers_gives_it(smollm2: tuple[Any, Any], prompts: list[list[int]]) -> None:
+    generate(*smollm2, prompts[:1], max_new_tokens=2, temperature=0, seeds=[0])
+
+
 def test_prefill_in_several_groups_changes_nothing(
     smollm2: tuple[Any, Any], prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
