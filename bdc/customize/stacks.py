@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bdc.artefacts import describe_os_error
 from bdc.errors import InputError
+from bdc.llm.catalogue import public_name
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -179,7 +180,7 @@ def write_adapter(
         lora_alpha=scaling * rank,  # type: ignore[arg-type]
         target_modules=list(target_modules),
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base_model,
+        base_model_name_or_path=public_name(base_model),
         inference_mode=True,
     )
     named = {f"{_PREFIX}{m}.lora_A.weight": a for m, a in lora_a.items()}

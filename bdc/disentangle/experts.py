@@ -17,6 +17,7 @@ from bdc.disentangle.loss import example_nll
 from bdc.disentangle.settings import DisentangleSettings
 from bdc.disentangle.training import Fit, Trainer, checkpoint_in
 from bdc.errors import InputError
+from bdc.llm.catalogue import public_name
 from bdc.runs import digest, seal_holds, sealed
 
 _RECORD = "training.json"
@@ -153,7 +154,7 @@ def _stored(target: Path, key: str) -> dict[str, Any] | None:
 
 def _store(adapter: Any, target: Path, record: dict[str, Any], base_model: str) -> dict[str, Any]:
     """Write the adapter's folder whole or not at all; returns the record that lies in it, with fingerprints of the rest."""
-    adapter.peft_config["default"].base_model_name_or_path = base_model
+    adapter.peft_config["default"].base_model_name_or_path = public_name(base_model)
     with atomic_folder(target) as temporary:
         adapter.save_pretrained(temporary, save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card

@@ -90,3 +90,9 @@ _BY_HUB_ID = {model.hub.lower(): model for model in KNOWN.values()}
 def known(name: str) -> KnownModel | None:
     """The entry for a short name or a hub id, whatever its case."""
     return KNOWN.get(name.lower()) or _BY_HUB_ID.get(name.lower())
+
+
+def public_name(name: str) -> str:
+    """The hub id of a known model, which programs other than bdc understand; any other name as it is."""
+    model = known(name)
+    return name if model is None else model.hub

@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,15 @@ def test_to_peft_replaces_an_adapter_whole_and_spares_the_rest(
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert after.keys() == before.keys()
     assert after["notes.txt"] == b"mine" and after["adapter_model.safetensors"] != before["adapter_model.safetensors"]
+
+
+def test_to_peft_names_a_known_base_model_by_its_hub_id(
+    solver: Solver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(solver, "parts", replace(solver.parts, base_model="smollm2-135m-instruct"))
+    folder = solver.to_peft(PROMPTS[0], tmp_path / "plain")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def test_to_peft_of_adapters_that_name_their_layers_by_a_pattern(tiny: Path, tmp_path: Path) -> None:

@@ -81,6 +81,12 @@ def test_every_linear_layer_is_adapted_but_not_the_head(reference: tuple[Path, d
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8.0, "tiny")
 
 
+def test_a_known_base_model_is_named_by_its_hub_id(tiny: Path, tmp_path: Path) -> None:
+    trained(tiny, tmp_path, dataclasses.replace(SETTINGS, base_model="smollm2-135m-instruct", epochs=1))
+    config = json.loads((tmp_path / "0" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
 @pytest.mark.parametrize("at", [1, 3, 4, 8])
 def test_killed_training_goes_on_to_the_same_bits(
     at: int, tiny: Path, tmp_path: Path, reference: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
