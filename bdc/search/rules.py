@@ -96,6 +96,8 @@ _KINDS: tuple[type[Rule], ...] = (
 
 def encode(rule: Rule) -> tuple[int, list[float]]:
     """The rule's number and parameters, as the extension takes them; it checks their ranges."""
+    if type(rule) not in _KINDS:
+        raise ForestError(f"rule is {rule!r:.100}; give a {', '.join(kind.__name__ for kind in _KINDS)}")
     return _KINDS.index(type(rule)), [_parameter(rule, field) for field in dataclasses.fields(rule)]
 
 

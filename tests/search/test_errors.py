@@ -31,6 +31,8 @@ def image(forest: Forest, folder: Path) -> bytes:
 
 NAN, INF = math.nan, math.inf
 BAD = {
+    "rule class": (lambda f, s: Forest(UCT), None),
+    "rule name": (lambda f, s: Forest("uct"), None),
     "select unknown": (lambda f, s: f.select([0, 99]), 1),
     "select negative id": (lambda f, s: f.select([-1]), 0),
     "select no root": (lambda f, s: f.select([1, 3]), 1),
