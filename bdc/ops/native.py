@@ -28,4 +28,6 @@ def load_extension(name: str) -> Any:
     try:
         return importlib.import_module(f"bdc.{name}")
     except ImportError as error:
+        if "BDC_CPU_ISA" in str(error):
+            raise InputError(str(error)) from error
         raise InputError(f"the extension bdc.{name} is there but does not load, build it again: {error}") from error

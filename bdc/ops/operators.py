@@ -11,7 +11,7 @@ from torch import Tensor
 from bdc.errors import InputError
 from bdc.ops import matmul
 from bdc.ops.extension import unwatched
-from bdc.ops.watchers import check_no_tangents
+from bdc.ops.watchers import check_no_tangents, no_forward_mode
 
 _library = torch.library.Library("bdc", "DEF")
 
@@ -66,6 +66,10 @@ def register(
             found = once(gradients, grads[0], *ctx.saved_tensors, ctx.scaling, list(needed[:4]))
             wanted = (gradient if need else None for gradient, need in zip(found, needed[:4], strict=True))
             return *wanted, *(None,) * (len(needed) - 4)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+            raise no_forward_mode()
 
     def traced(*inputs: Any) -> Tensor:
         out: Tensor = Traced.apply(*inputs)[0]

@@ -31,9 +31,14 @@ def unwatched(*tensors: Tensor | None) -> bool:
     return plain and not any(watcher() for watcher in WATCHERS) and forward_ad._current_level < 0
 
 
+def no_forward_mode() -> InputError:
+    """What forward-mode differentiation is told."""
+    return InputError("the rank-wise product has no forward-mode derivative: use reverse mode")
+
+
 def check_no_tangents(*tensors: Tensor) -> None:
     """None of them is a dual number of forward-mode differentiation."""
     if forward_ad._current_level < 0:
         return
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise InputError("the rank-wise product has no forward-mode derivative: use reverse mode")
+        raise no_forward_mode()

@@ -128,3 +128,11 @@ def test_unknown_name() -> None:
         _command(), env={**os.environ, "BDC_CPU_ISA": "mmx"}, capture_output=True, text=True, timeout=60
     )
     assert done.returncode and "BDC_CPU_ISA must be one of" in done.stderr and "got mmx" in done.stderr
+
+
+def test_an_unknown_instruction_set_is_one_sentence() -> None:
+    environment = {**os.environ, "BDC_CPU_ISA": "nope"}
+    command = [sys.executable, "-c", "from bdc.ops import backends; backends()"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    last = done.stderr.strip().rpartition("\n")[2]
+    assert "InputError: BDC_CPU_ISA must be one of" in last and last.endswith("on this machine, got nope")
