@@ -284,6 +284,7 @@ def _run(
 ) -> Tensor:
     """Logits [rows, vocabulary] of the last position."""
     around = context(rows, ids.shape[1]) if context is not None else contextlib.nullcontext()
+    own = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT passes arguments on
     with around:
         out = model(
             input_ids=ids,
@@ -291,7 +292,7 @@ def _run(
             attention_mask=mask,
             use_cache=True,
             logits_to_keep=1,
-            **{_cache_argument(type(model).forward): cache},
+            **{_cache_argument(type(own).forward): cache},
         )
     logits: Tensor = out.logits[:, -1]
     return logits
