@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bdc.ops import extension, matmul
+from bdc.ops.native import contiguous_rows
 
 # For up to so many tokens, and more bytes of float32 experts for each of them, turning takes longer than torch's products.
 _FEW_TOKENS, _BYTES_FOR_EACH = 3, 4 << 20
@@ -19,7 +20,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`bdc.ops.matmul.forward`."""
     y, h = x.new_empty(len(x), len(lora_b)), x.new_empty(len(x), len(lora_a), dtype=torch.float32)
-    given = (_with_rows(x), _with_rows(lora_a), _with_rows(lora_b), _with_rows(g.float()), rows)
+    given = (contiguous_rows(x), contiguous_rows(lora_a), contiguous_rows(lora_b), contiguous_rows(g.float()), rows)
     if extension.try_add(y, *given, scaling, h, True):
         return y, h
     return matmul.forward(x, lora_a, lora_b, g, rows, scaling)
@@ -41,10 +42,10 @@ def backward(
     turned = lora_b.nbytes + (lora_a.nbytes if need_x else 0)
     few = grad.dtype == torch.float32 and len(grad) <= _FEW_TOKENS
     turning_is_slow = few and turned > len(grad) * _BYTES_FOR_EACH
-    if turning_is_slow or not extension.unwatched(grad, x, lora_a, lora_b, g, rows, h):
+    if turning_is_slow or lora_a.dtype == torch.int8 or not extension.unwatched(grad, x, lora_a, lora_b, g, rows, h):
         return matmul.backward(grad, x, lora_a, lora_b, g, rows, h, scaling, needed)
     g32 = g.float().contiguous().resolve_neg()
-    lora_a, lora_b = _with_rows(lora_a), _with_rows(lora_b)
+    lora_a, lora_b = contiguous_rows(lora_a), contiguous_rows(lora_b)
     dx = u = da = db = None
     if need_x or need_a or need_g:
         dx = grad.new_empty(grad.shape[0], lora_a.shape[1] if need_x else 0)
@@ -65,8 +66,3 @@ def backward(
     if gated is not None:
         db = extension.sum_over_tokens(grad.to(factor), gated).to(lora_b.dtype)
     return dx if need_x else None, da, db, None if dg is None else dg.to(g.dtype)
-
-
-def _with_rows(matrix: Tensor) -> Tensor:
-    """``matrix`` with contiguous rows."""
-    return matrix if matrix.stride(1) == 1 else matrix.contiguous()

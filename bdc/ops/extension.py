@@ -63,7 +63,7 @@ def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: T
     """Add the product to ``y``, copying arguments into the layout of the kernel where they have another."""
     extension = load()
     assert extension is not None
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x = native.contiguous_rows(x)
     lora_a, lora_b, g = lora_a.contiguous(), lora_b.contiguous(), g.float().contiguous()
     place = None if rows is None else rows.to(torch.int32).contiguous()
     addresses = _addresses(y=y, x=x, lora_a=lora_a, lora_b=lora_b, rank_weights=g)
@@ -127,11 +127,10 @@ def sum_over_tokens(x: Tensor, w: Tensor, *, turned: bool = False) -> Tensor:
     """``x.T @ w``, [n, m], or turned, [m, n], of CPU tensors x [T, n] and w [T, m] of one dtype."""
     extension = load()
     assert extension is not None
-    x, w = (t if t.stride(1) == 1 else t.contiguous() for t in (x.resolve_neg(), w.resolve_neg()))
-    if x.dtype == torch.float32:
-        out = x.new_empty((w.shape[1], x.shape[1]) if turned else (x.shape[1], w.shape[1]))
-        if extension.sum_over_tokens(
-            _addresses(x=x, w=w, out=out), (*x.shape, w.shape[1]), (x.stride(0), w.stride(0)), turned
-        ):
-            return out
-    return w.T @ x if turned else x.T @ w
+    x, w = (native.contiguous_rows(t.resolve_neg()) for t in (x, w))
+    inputs = _addresses(x=x, w=w)
+    if x.dtype != torch.float32 or not extension.sums_pay(len(x)):
+        return w.T @ x if turned else x.T @ w
+    out = x.new_empty((w.shape[1], x.shape[1]) if turned else (x.shape[1], w.shape[1]))
+    extension.sum_over_tokens((*inputs, out.data_ptr()), (*x.shape, w.shape[1]), (x.stride(0), w.stride(0)), turned)
+    return out

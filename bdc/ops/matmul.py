@@ -27,7 +27,7 @@ def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: T
             y[at] = part
             return
     wide = wide_dtype(x)
-    gate = gate_of(g, rows, len(x)).to(torch.promote_types(wide, torch.float32))
+    gate = _gate(g, rows, len(x)).to(torch.promote_types(wide, torch.float32))
     lora_a, lora_b = lora_a.to(x.dtype), lora_b.to(x.dtype)
     if x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16) and torch.version.hip is None:
         h = torch.mm(x, lora_a.T, out_dtype=torch.float32)  # rounded once, after the gate
@@ -50,7 +50,7 @@ def forward(
     wide = wide_dtype(x)
     absent = None if rows is None else (rows < 0)[:, None]
     h = (x if absent is None else x.masked_fill(absent, 0)).to(wide) @ lora_a.to(wide).T
-    gate = gate_of(g, rows, len(x)).to(torch.promote_types(wide, torch.float32))
+    gate = _gate(g, rows, len(x)).to(torch.promote_types(wide, torch.float32))
     gated = (h * gate * scaling).to(wide)
     if absent is not None:
         gated = gated.masked_fill(absent, 0)
@@ -75,7 +75,7 @@ def backward(
     need_x, need_a, need_b, need_g = needed
     dtype, wide, s = x.dtype, wide_dtype(x), scaling
     total = torch.promote_types(wide, torch.float32)
-    gate = gate_of(g, rows, len(x)).to(total)
+    gate = _gate(g, rows, len(x)).to(total)
     if rows is not None:
         absent = (rows < 0)[:, None]
         grad, gate = grad.masked_fill(absent, 0), gate.masked_fill(absent, 0)
@@ -86,7 +86,7 @@ def backward(
     dx = (dp @ lora_a.to(wide)).to(dtype) if need_x else None
     da = (dp.T @ x.to(wide)).to(lora_a.dtype) if need_a else None
     db = (grad.T @ (h * gate * s).to(wide)).to(lora_b.dtype) if need_b else None
-    dg = sum_by_row(h.to(total) * u * s, rows, len(g)).to(g.dtype) if need_g else None
+    dg = _sum_by_row(h.to(total) * u * s, rows, len(g)).to(g.dtype) if need_g else None
     return dx, da, db, dg
 
 
@@ -95,14 +95,14 @@ def wide_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) else x.dtype
 
 
-def gate_of(g: Tensor, rows: Tensor | None, tokens: int) -> Tensor:
+def _gate(g: Tensor, rows: Tensor | None, tokens: int) -> Tensor:
     """The row of g of each token, [T, R] or [1, R]; any row where there is none."""
     if rows is None:
         return g
     return g.index_select(0, rows.clamp_min(0)) if len(g) else g.new_zeros(tokens, g.shape[1])
 
 
-def sum_by_row(values: Tensor, rows: Tensor | None, requests: int) -> Tensor:
+def _sum_by_row(values: Tensor, rows: Tensor | None, requests: int) -> Tensor:
     """Sum of ``values`` [T, R] over the tokens of each row, [N, R], in the order of the tokens."""
     if rows is None:
         return values.sum(0, keepdim=True) if requests == 1 else values

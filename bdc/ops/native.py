@@ -1,4 +1,4 @@
-"""What the compiled extensions of ``bdc.ops`` have in common."""
+"""What the kernels of ``bdc.ops`` have in common: their extensions, and the layout that they read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bdc.errors import InputError
 
@@ -31,3 +32,8 @@ def load_extension(name: str) -> Any:
         if "BDC_CPU_ISA" in str(error):
             raise InputError(str(error)) from error
         raise InputError(f"the extension bdc.{name} is there but does not load, build it again: {error}") from error
+
+
+def contiguous_rows(matrix: Tensor) -> Tensor:
+    """The matrix with neighbouring elements in its rows, copied where it has not."""
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()

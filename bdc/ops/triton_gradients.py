@@ -8,6 +8,7 @@ from torch import Tensor
 from bdc.ops import triton_kernels as launches
 from bdc.ops.devices import on_its_device
 from bdc.ops.matmul import wide_dtype
+from bdc.ops.native import contiguous_rows
 from bdc.ops.triton_kernels import expand, gate, shrink
 
 
@@ -37,7 +38,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, lora_a, lora_b and g where ``needed``; dX is a GEMM of torch's."""
     kernels = launches.kernels_for(x).gradients
-    grad, x = launches.contiguous_rows(grad), launches.contiguous_rows(x) if needed[1] else x
+    grad, x = contiguous_rows(grad), contiguous_rows(x) if needed[1] else x
     weights, place, g_stride = launches.gates(g, rows)
     tokens, ranks = h.shape
     # A token without adapter may hold anything: its part of U is never read.

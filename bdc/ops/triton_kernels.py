@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bdc.errors import InputError
 from bdc.ops.devices import on_its_device, runs_kernels
+from bdc.ops.native import contiguous_rows
 from bdc.ops.triton_plan import Tiles, tiles
 
 # The sum over the ranks is a step or two: buffers for more would only cost shared memory.
@@ -167,11 +168,6 @@ def kernels_for(x: Tensor) -> Any:
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
         raise InputError("Triton's interpreter cannot multiply bfloat16: pass float32 or float16 there")
     return kernels
-
-
-def contiguous_rows(matrix: Tensor) -> Tensor:
-    """The matrix with neighbouring elements in its rows, copied where it has not."""
-    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
 
 
 def gates(g: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, int]:

@@ -10,6 +10,7 @@ from bdc.ops import checks
 from bdc.ops import triton_kernels as launches
 from bdc.ops.counters import counters
 from bdc.ops.devices import on_its_device
+from bdc.ops.native import contiguous_rows
 from bdc.ops.triton_plan import layer_tiles
 
 MOST_LAYER_TOKENS = 64
@@ -84,10 +85,10 @@ def _launch(
     (tokens, d_in), (d_out, slice_ranks), ranks = x.shape, lora_b.shape, len(lora_a)
     kernels = launches.kernels_for(x)
     x, lora_a, lora_b, w = (
-        launches.contiguous_rows(x),
-        launches.contiguous_rows(lora_a),
-        launches.contiguous_rows(lora_b),
-        lora_b if weight is None else launches.contiguous_rows(weight),
+        contiguous_rows(x),
+        contiguous_rows(lora_a),
+        contiguous_rows(lora_b),
+        lora_b if weight is None else contiguous_rows(weight),
     )
     g, place, g_stride = launches.gates(g, rows)
     tile = layer_tiles(
@@ -149,7 +150,7 @@ def rms_norm_shrink(
 ) -> tuple[Tensor, Tensor]:
     """x = RMSNorm(hidden) [T, d_in], rounded before and after ``weight`` as transformers does, and the planes of x A^T."""
     checks.check_producer(hidden, {"weight": (weight, hidden.shape[1:])}, lora_a, out)
-    hidden, lora_a, weight = launches.contiguous_rows(hidden), launches.contiguous_rows(lora_a), weight.contiguous()
+    hidden, lora_a, weight = contiguous_rows(hidden), contiguous_rows(lora_a), weight.contiguous()
     (tokens, d_in), ranks = hidden.shape, len(lora_a)
     x = torch.empty_like(hidden) if out is None else out
     tile = launches.shrink_tiles(hidden, ranks)
@@ -177,7 +178,7 @@ def rms_norm_shrink(
 def silu_mul_shrink(gate: Tensor, up: Tensor, lora_a: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """x = silu(gate) * up [T, d_in], rounded before and after the product, and the planes of x A^T."""
     checks.check_producer(gate, {"up": (up, gate.shape)}, lora_a, out)
-    gate, up, lora_a = launches.contiguous_rows(gate), launches.contiguous_rows(up), launches.contiguous_rows(lora_a)
+    gate, up, lora_a = contiguous_rows(gate), contiguous_rows(up), contiguous_rows(lora_a)
     (tokens, d_in), ranks = gate.shape, len(lora_a)
     x = gate.new_empty(tokens, d_in) if out is None else out
     tile = launches.shrink_tiles(gate, ranks)

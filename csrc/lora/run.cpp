@@ -121,6 +121,21 @@ std::pair<std::int64_t, std::int64_t> share(std::int64_t length, std::int64_t st
     return {std::min(length, steps * i / n * step), std::min(length, steps * (i + 1) / n * step)};
 }
 
+// run(first, last) on each thread, for its share.
+template <class Run>
+void in_shares(std::int64_t length, std::int64_t step, int threads, const Run& run) {
+    if (threads <= 1) return run(0, length);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+    {
+        const auto [first, last] = share(length, step, omp_get_thread_num(), omp_get_num_threads());
+        if (first < last) run(first, last);
+    }
+#else
+    run(0, length);
+#endif
+}
+
 // Worker i of n's part of tokens x length: split along the length first, then along the tokens.
 Part part_of(const Product& p, std::int64_t length, std::int64_t step, int i, int n) {
     const auto along = int(std::min<std::int64_t>(n, (length + step - 1) / step));
@@ -141,15 +156,9 @@ void turn(const Kernel& kernel, const void*& matrix, std::int64_t& stride, std::
     const std::size_t size = std::size_t(columns * to_stride) * bytes;
     const Turning t{matrix, buffer.get(size), rows, columns, stride, to_stride, bytes};
     matrix = t.to, stride = to_stride;
-    if (threads <= 1 || size < kLargeMatrix) return kernel.turn(t, 0, rows);
-#ifdef _OPENMP
-#pragma omp parallel num_threads(threads)
-    {
-        constexpr std::int64_t kStep = 32;  // rows of a square, at most
-        const auto [first, last] = share(rows, kStep, omp_get_thread_num(), omp_get_num_threads());
-        if (first < last) kernel.turn(t, first, last);
-    }
-#endif
+    constexpr std::int64_t kStep = 32;  // rows of a square, at most
+    in_shares(rows, kStep, size < kLargeMatrix ? 1 : threads,
+              [&](std::int64_t first, std::int64_t last) { kernel.turn(t, first, last); });
 }
 
 void run_tokens(const Kernel& kernel, const Product& p, std::int64_t first, std::int64_t last) {
@@ -224,15 +233,9 @@ void sum_over_tokens(const Kernel& kernel, const TokenSums& sums, int threads) {
 }
 
 void gate_gradients(const Kernel& kernel, const GateGradients& q, int threads) {
-    if (threads <= 1 || q.tokens * q.rank < kLargeGate) return kernel.gate_gradients(q, 0, q.rank);
-#ifdef _OPENMP
-#pragma omp parallel num_threads(threads)
-    {
-        const auto [first, last] =
-            share(q.rank, kernel.lanes, omp_get_thread_num(), omp_get_num_threads());
-        if (first < last) kernel.gate_gradients(q, first, last);
-    }
-#endif
+    in_shares(
+        q.rank, kernel.lanes, q.tokens * q.rank < kLargeGate ? 1 : threads,
+        [&](std::int64_t first, std::int64_t last) { kernel.gate_gradients(q, first, last); });
 }
 
 void run(const Kernel& chosen, const Product& given, int threads) {
@@ -245,16 +248,11 @@ void run(const Kernel& chosen, const Product& given, int threads) {
     p.reading = reading(kernel, p);
     if (threads <= 1 || microseconds(p, p.count) < kParallelMicroseconds)
         return run_tokens(kernel, p, 0, p.count);
-#ifdef _OPENMP
-    if (p.count >= threads * kOwnTokens) {
-#pragma omp parallel num_threads(threads)
-        {
-            const auto [first, last] =
-                share(p.count, 4, omp_get_thread_num(), omp_get_num_threads());
+    if (p.count >= threads * kOwnTokens)
+        return in_shares(p.count, 4, threads, [&](std::int64_t first, std::int64_t last) {
             run_tokens(kernel, p, first, last);
-        }
-        return;
-    }
+        });
+#ifdef _OPENMP
     if (!p.h_rows) p.h = h_for(p);
 #pragma omp parallel num_threads(threads)
     {
