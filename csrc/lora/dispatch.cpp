@@ -179,14 +179,13 @@ bool turns(const Kernel& kernel, const Product& p) {
 Reading reading(const Kernel& kernel, const Product& p) {
     if (turns(kernel, p)) return Reading::kPanels;
     if (!on_zen5() || !lies(kernel, p)) return Reading::kTiles;  // the others were measured there
+    const bool pairs = takes_pairs(kernel, p);
+    // Rows come faster one after the other, but their sums must be long.
     const std::int64_t bytes = p.in * std::int64_t(input_bytes(p));
-    // Rows come faster one after the other, but their sums must be long, and those of one token
-    // not in passes.
-    if (p.count == 1 && bytes >= 2 << 10 && bytes <= 20 << 10) return Reading::kRows;
-    if (p.count == 2 && bytes >= 3 << 10) return Reading::kRows;
-    // Two tiles of tokens share the rows of A, which wait in the nearest cache for the second.
-    const bool two_tiles = p.count > 4 && p.count <= 8;
-    return two_tiles && takes_pairs(kernel, p) ? Reading::kShortTiles : Reading::kTiles;
+    if (p.count <= (pairs ? 3 : 2) && bytes >= (p.count == 1 ? 2 : 3) << 10) return Reading::kRows;
+    // The nearest cache holds the tokens, the rows of A that two or more tiles of them share, and
+    // the next ones. Tiles of three tokens with eight rows share them less.
+    return p.count > 4 && p.count <= (pairs ? 8 : 24) ? Reading::kShortTiles : Reading::kTiles;
 }
 
 }  // namespace bdc::lora

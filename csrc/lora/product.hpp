@@ -9,7 +9,7 @@ namespace bdc::lora {
 enum class Storage { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 // How shrink reads A: with some tokens at a time in long passes along d_in or in short ones, row by
-// row for one or two tokens, or turned once for all; only panels add one element after the other.
+// row for one to three tokens, or turned once for all; only panels add one element after the other.
 enum class Reading { kTiles, kShortTiles, kRows, kPanels };
 
 // In which order expand adds the products of a sum over the ranks.
