@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import time
@@ -38,7 +39,7 @@ class OpenAICompatible:
         extra: further fields for every request's body (for example ``{"chat_template_kwargs": ...}``).
 
     Raises:
-        InputError: the URL or the key cannot be sent, or retries are below 0.
+        InputError: the URL, the key or ``extra`` cannot be sent, or retries are below 0.
         LLMError (from `complete`): a request failed for good; says which status and what the server wrote.
     """
 
@@ -64,6 +65,10 @@ class OpenAICompatible:
         self.concurrency = max(1, concurrency)
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self.extra = dict(extra or {})
+        try:
+            _encoded(self.extra)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"extra has no form in JSON: {error}") from error
         key = os.environ.get(api_key_env, "").strip()
         if not (key.isascii() and key.isprintable()):
             raise InputError(f"environment variable {api_key_env} holds no API key: it has characters that no key has")
@@ -103,7 +108,8 @@ class OpenAICompatible:
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:  # connections belong to the loop that opened them
             limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
-            self._client = httpx.AsyncClient(headers=self._headers, timeout=self.timeout, limits=limits)
+            headers = self._headers | {"Content-Type": "application/json"}
+            self._client = httpx.AsyncClient(headers=headers, timeout=self.timeout, limits=limits)
             self._loop, self._gate = loop, asyncio.Semaphore(self.concurrency)
         return self._client
 
@@ -126,13 +132,13 @@ class OpenAICompatible:
         import httpx
 
         begin = time.perf_counter()
-        body = self._body(request)
+        body = _encoded(self._body(request))
         trouble = ""
         for attempt in range(self.retries + 1):
             wait = min(_LONGEST_WAIT, self.backoff * 2**attempt * random.uniform(0.75, 1.25))
             try:
                 async with asyncio.timeout(self.timeout):  # httpx limits single reads
-                    response = await client.post(f"{self.base_url}/chat/completions", json=body)
+                    response = await client.post(f"{self.base_url}/chat/completions", content=body)
                 if response.status_code == 200:
                     if answered := _completion(response.json(), time.perf_counter() - begin):
                         return answered
@@ -157,6 +163,11 @@ class OpenAICompatible:
             if attempt < self.retries:
                 await asyncio.sleep(wait)
         raise LLMError(f"{self.base_url} gave no completion from {self.model} after {attempt + 1} attempts: {trouble}")
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    """JSON in ASCII, which has a form for halves of surrogate pairs, too, as texts of models and programs may hold."""
+    return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _passing(status: int) -> bool:

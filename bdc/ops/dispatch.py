@@ -14,7 +14,7 @@ from bdc.ops import cpp_gradients, cuda, extension, matmul, triton_gradients, tr
 from bdc.ops.autocasting import without_autocast
 
 _BACKENDS: dict[str, Any] = {"cpp": extension, "cuda": cuda, "triton": triton_layer, "torch": matmul}
-# On a GPU the vector kernels are the fastest up to so many tokens (docs/op.md).
+# On a GPU the vector kernels are the fastest up to so many tokens (docs/op-measured.md).
 _CUDA_TOKENS = 2
 _MISSING = {
     "cpp": "the extension bdc._lora is not built, install bdc again",

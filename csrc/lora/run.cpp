@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <numeric>
@@ -15,6 +16,21 @@
 
 namespace bdc::lora {
 namespace {
+
+// Microseconds that the other threads must save to be worth waking: little while they spin for
+// work, as OpenMP lets them by default, and more where it was told to let them sleep.
+double waking() {
+    static const bool asleep = [] {
+        const char* const policy = std::getenv("OMP_WAIT_POLICY");
+        return policy && (policy[0] == 'p' || policy[0] == 'P');
+    }();
+    return asleep ? 150 : 20;
+}
+
+// Is work that takes one thread so long for several?
+bool is_shared(double microseconds, int threads) {
+    return threads > 1 && microseconds - microseconds / threads >= waking();
+}
 
 // From here on each thread has enough tokens to read A and B by itself.
 constexpr std::int64_t kOwnTokens = 128;
@@ -136,9 +152,11 @@ void in_shares(std::int64_t length, std::int64_t step, int threads, const Run& r
 #endif
 }
 
-// Worker i of n's part of tokens x length: split along the length first, then along the tokens.
-Part part_of(const Product& p, std::int64_t length, std::int64_t step, int i, int n) {
-    const auto along = int(std::min<std::int64_t>(n, (length + step - 1) / step));
+// Worker i of n's part of tokens x length: split along the length first, into `most` at most, then
+// along the tokens.
+Part part_of(const Product& p, std::int64_t length, std::int64_t step, std::int64_t most, int i,
+             int n) {
+    const auto along = int(std::min({std::int64_t(n), most, (length + step - 1) / step}));
     const int across = n / along;
     if (i >= along * across) return {0, 0, 0, 0};
     const auto [first, last] = share(length, step, i % along, along);
@@ -225,9 +243,9 @@ void sum_over_tokens(const Kernel& kernel, const TokenSums& sums, int threads) {
         kernel.turn(back, 0, p.count);
     };
     all.count = sums.columns;
-    const bool parallel = threads > 1 && microseconds(all, all.count) >= kParallelMicroseconds;
+    [[maybe_unused]] const bool shared = is_shared(microseconds(all, all.count), threads);
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) if (parallel)
+#pragma omp parallel for num_threads(threads) if (shared)
 #endif
     for (std::int64_t n = 0; n < sums.columns; n += most) add_block(n);
 }
@@ -246,8 +264,7 @@ void run(const Kernel& chosen, const Product& given, int threads) {
     p.order = order(kernel, p);
     p.abreast = std::int64_t(std::bit_ceil(std::uint64_t(std::max<std::int64_t>(p.count, 2))));
     p.reading = reading(kernel, p);
-    if (threads <= 1 || microseconds(p, p.count) < kParallelMicroseconds)
-        return run_tokens(kernel, p, 0, p.count);
+    if (!is_shared(microseconds(p, p.count), threads)) return run_tokens(kernel, p, 0, p.count);
     if (p.count >= threads * kOwnTokens)
         return in_shares(p.count, 4, threads, [&](std::int64_t first, std::int64_t last) {
             run_tokens(kernel, p, first, last);
@@ -259,10 +276,15 @@ void run(const Kernel& chosen, const Product& given, int threads) {
         const int i = omp_get_thread_num(), n = omp_get_num_threads();
         void* scratch = scratch_for(kernel, p);
         const bool panels = p.reading == Reading::kPanels;
-        kernel.shrink(p, part_of(p, p.rank, panels ? kernel.panel : kernel.rank_step, i, n),
-                      scratch);
+        // Threads with few ranks each would write to the same lines of h over and over.
+        const std::int64_t most =
+            panels || p.count < 4 * n ? n : std::max<std::int64_t>(1, p.rank / 32);
+        const std::int64_t step = panels ? kernel.panel : kernel.rank_step;
+        kernel.shrink(p, part_of(p, p.rank, step, most, i, n), scratch);
 #pragma omp barrier
-        const auto own = [&](const Product& q) { return part_of(q, q.out, kernel.out_step, i, n); };
+        const auto own = [&](const Product& q) {
+            return part_of(q, q.out, kernel.out_step, n, i, n);
+        };
         expand(kernel, p, own, scratch);
     }
 #endif

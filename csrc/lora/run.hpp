@@ -15,9 +15,8 @@ inline double microseconds(const Product& p, std::int64_t tokens) {
     return std::max(operations, weights * double(expert_bytes(p)) / 8e4);
 }
 
-// Below these, waking a second thread, or letting other Python threads run, costs more than it
-// saves.
-constexpr double kParallelMicroseconds = 100, kUnlockedMicroseconds = 5;
+// Below this, letting other Python threads run costs more than it saves.
+constexpr double kUnlockedMicroseconds = 5;
 
 // Adds the product to y on at most `threads` threads; the same bits for any number of them.
 void run(const Kernel& kernel, const Product& product, int threads);

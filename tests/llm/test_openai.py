@@ -213,6 +213,19 @@ def test_what_is_no_answer_is_asked_for_again_and_named(body: bytes, words: str)
         assert len(server.bodies) == 2
 
 
+def test_half_a_surrogate_pair_can_be_asked_about() -> None:
+    with ChatServer(None, faults=[answer(PLAIN)]) as server:  # type: ignore[arg-type]
+        (got,) = run(server, [ask("a\ud800b \U0001f600 \u00e9")], retries=0)
+    assert got.text == PLAIN
+    assert server.bodies[0]["messages"][0]["content"] == "a\ud800b \U0001f600 \u00e9"
+
+
+@pytest.mark.parametrize("value", [{1, 2}, float("nan"), b"x"])
+def test_extra_fields_must_be_json(value: object) -> None:
+    with pytest.raises(InputError, match="extra has no form in JSON"):
+        OpenAICompatible("http://localhost/v1", "m", extra={"field": value})
+
+
 @pytest.mark.parametrize(
     "url",
     [

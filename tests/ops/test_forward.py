@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -199,7 +202,7 @@ def test_cpp_more_than_four_tokens_do_not_change_each_other(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tokens", [1, 4, 23, 300])
 def test_cpp_bits_do_not_depend_on_threads(problems: SimpleNamespace, tokens: int, dtype: torch.dtype) -> None:
-    problem = problems.make(tokens=tokens, d_in=520, d_out=333, rank=40, dtype=dtype)
+    problem = problems.make(tokens=tokens, d_in=2080, d_out=333, rank=40, dtype=dtype)
     before = torch.get_num_threads()
     results = []
     try:
@@ -211,3 +214,28 @@ def test_cpp_bits_do_not_depend_on_threads(problems: SimpleNamespace, tokens: in
         torch.set_num_threads(before)
     assert all(torch.equal(result, results[0]) for result in results)
     problems.assert_within_bounds(rankwise_lora_(problem.y.clone(), *problem.arguments), problem)
+
+
+FEW_TOKENS_ON_SEVERAL_THREADS = """
+import torch
+from bdc.ops import rankwise_lora
+
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for tokens, d_in, rank in [(1, 8192, 160), (3, 8192, 160), (8, 6100, 128), (16, 4864, 40), (23, 4096, 72)]:
+        x, a, b = (torch.randn(n, m).to(dtype) for n, m in [(tokens, d_in), (rank, d_in), (2100, rank)])
+        g = torch.rand(tokens, rank)
+        results = []
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            results.append(rankwise_lora(x, a, b, g))
+        assert all(torch.equal(result, results[0]) for result in results), (dtype, tokens)
+"""
+
+
+@pytest.mark.usefixtures("cpp")
+def test_cpp_few_tokens_have_their_bits_on_threads_that_spin() -> None:
+    # Threads that sleep, as this process was told to let them, are not woken for so little.
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-c", FEW_TOKENS_ON_SEVERAL_THREADS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
