@@ -27,9 +27,9 @@ double waking() {
     return asleep ? 150 : 20;
 }
 
-// Is work that takes one thread so long for several?
-bool is_shared(double microseconds, int threads) {
-    return threads > 1 && microseconds - microseconds / threads >= waking();
+// The threads for work that takes one so long: all of them, or one.
+int threads_for(double microseconds, int threads) {
+    return microseconds - microseconds / threads >= waking() ? threads : 1;
 }
 
 // From here on each thread has enough tokens to read A and B by itself.
@@ -243,11 +243,10 @@ void sum_over_tokens(const Kernel& kernel, const TokenSums& sums, int threads) {
         kernel.turn(back, 0, p.count);
     };
     all.count = sums.columns;
-    [[maybe_unused]] const bool shared = is_shared(microseconds(all, all.count), threads);
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) if (shared)
-#endif
-    for (std::int64_t n = 0; n < sums.columns; n += most) add_block(n);
+    in_shares(sums.columns, most, threads_for(microseconds(all, all.count), threads),
+              [&](std::int64_t first, std::int64_t last) {
+                  for (; first < last; first += most) add_block(first);
+              });
 }
 
 void gate_gradients(const Kernel& kernel, const GateGradients& q, int threads) {
@@ -264,7 +263,8 @@ void run(const Kernel& chosen, const Product& given, int threads) {
     p.order = order(kernel, p);
     p.abreast = std::int64_t(std::bit_ceil(std::uint64_t(std::max<std::int64_t>(p.count, 2))));
     p.reading = reading(kernel, p);
-    if (!is_shared(microseconds(p, p.count), threads)) return run_tokens(kernel, p, 0, p.count);
+    threads = threads_for(microseconds(p, p.count), threads);
+    if (threads == 1) return run_tokens(kernel, p, 0, p.count);
     if (p.count >= threads * kOwnTokens)
         return in_shares(p.count, 4, threads, [&](std::int64_t first, std::int64_t last) {
             run_tokens(kernel, p, first, last);
