@@ -9,8 +9,9 @@ from typing import Any
 from bdc.sandbox.inside.assertions import short
 
 _TOLERANCE = 1e-6
-_FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?|[+-]?(inf|nan)", re.IGNORECASE)
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", re.IGNORECASE)
+_TOKEN = re.compile(r"\S+", re.ASCII)  # str.split parts at control characters, too
+_FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?|[+-]?(inf|nan)", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", re.ASCII | re.IGNORECASE)
 
 
 def equal(expected: Any, actual: Any) -> bool:
@@ -68,7 +69,7 @@ def output_difference(expected: str, actual: str) -> str | None:
 
     Where the expected token is written as a float, a relative or absolute error of 1e-6 is allowed.
     """
-    wanted, got = expected.split(), actual.split()
+    wanted, got = _TOKEN.findall(expected), _TOKEN.findall(actual)
     for index, (a, b) in enumerate(zip(wanted, got, strict=False)):
         if a != b and not _close(a, b):
             return f"token {index + 1} is {b[:200]!r} instead of {a[:200]!r}"

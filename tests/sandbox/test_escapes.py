@@ -667,6 +667,18 @@ def test_forged_success(isolated: Sandbox, quick: Limits, name: str) -> None:
         assert isinstance(test, AssertTest) or not verdict.passed
 
 
+@pytest.mark.parametrize("error", ["StopIteration", "StopAsyncIteration", "GeneratorExit", "Mine"])
+def test_an_exception_ends_no_loop_of_the_test(isolated: Sandbox, quick: Limits, error: str) -> None:
+    program = f"class Mine(StopIteration): pass\ndef f(x): raise {error}"
+    codes = [
+        "for got, want in zip(map(candidate, [1, 2]), [2, 3]):\n    assert got == want",
+        "assert all(map(lambda x: candidate(x) == x + 1, [1, 2]))",
+        "assert not [1 for got, want in zip(map(candidate, [1, 2]), [2, 3]) if got != want]",
+    ]
+    results = isolated.judge_many([(program, [AssertTest(code, "f") for code in codes])], quick)[0].results
+    assert {(result.status, result.verified) for result in results} == {("runtime_error", True)}, results
+
+
 def test_an_object_equal_to_everything_never_passes_verified(isolated: Sandbox, quick: Limits) -> None:
     program = "class Yes:\n    def __eq__(self, other): return True\ndef f(): return Yes()"
     tests = [CallTest("f", (), 41), AssertTest("assert f() == 41", "f")]

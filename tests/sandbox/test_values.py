@@ -223,6 +223,10 @@ def test_many_sets_of_keys_that_collide_are_refused_as_soon_as_one(tag: str) -> 
         ("nan", "nan", True),
         ("inf", "-inf", False),
         ("2.0", "2", True),
+        ("3.0", "\N{ARABIC-INDIC DIGIT THREE}.\N{ARABIC-INDIC DIGIT ZERO}", False),
+        ("1 2", "1\x1c2", False),
+        ("1 2", "1\xa02", False),
+        ("1 2", "1\r\n\t2", True),
     ],
 )
 def test_printed_output(expected: str, actual: str, agrees: bool) -> None:

@@ -107,19 +107,20 @@ def _stream(buffer: Any, mode: str, errors: str, write_through: bool = False) ->
 
 
 def describe(error: BaseException, file: str = PROGRAM_FILE) -> dict[str, Any]:
-    """Return a failure frame for an exception: status, message, line in ``file``."""
+    """Return a failure frame for an exception: status, message, line in ``file``; of an exit, whether its code is 0."""
     if isinstance(error, MemoryError):
         return {"status": "memory", "message": "MemoryError: the program needs more memory than it may have"}
-    name = type(error).__name__
+    name, clean = type(error).__name__, {}
     try:
         text = str(error)[:MAX_MESSAGE]
     except BaseException:
         text = ""
     if isinstance(error, SystemExit):
         name, text = "SystemExit", f"the program ended itself with {error.code!r:.100}"
+        clean = {"clean": error.code is None or (isinstance(error.code, int) and int(error.code) == 0)}
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
     line = lines[-1] if lines else None
-    return {"status": "runtime_error", "message": f"{name}: {text}" if text else name, "line": line}
+    return {"status": "runtime_error", "message": f"{name}: {text}" if text else name, "line": line, **clean}
 
 
 def _load(source: str, name: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -145,7 +146,7 @@ def _load(source: str, name: str) -> tuple[dict[str, Any], dict[str, Any] | None
 def _run_main(source: str) -> dict[str, Any]:
     """Run a whole program as Python does: its threads, exit handlers and last words of its objects belong to it."""
     failure = _load(source, "__main__")[1]
-    if failure and failure["message"] in _CLEAN_EXITS:
+    if failure and failure.get("clean"):
         failure = None
     try:
         threading._shutdown()  # type: ignore[attr-defined]
@@ -165,9 +166,6 @@ def flush() -> None:
     """Write out what was printed, unless the program closed or dropped `sys.stdout`."""
     if sys.stdout is not None and not getattr(sys.stdout, "closed", False):
         sys.stdout.flush()
-
-
-_CLEAN_EXITS = {f"SystemExit: the program ended itself with {code}" for code in ("None", "0", "False")}
 
 
 def _function(space: dict[str, Any], name: str) -> Callable[..., Any]:

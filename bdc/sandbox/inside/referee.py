@@ -96,20 +96,20 @@ class Candidate:
 def _class(names: list[str]) -> type[Exception]:
     """Find the first class of the standard library in a list of ``module:name``; nothing is imported for it.
 
-    Not those of unittest: with them a program would skip the test that calls it.
+    Not those with which a program would skip the test that calls it, or end its loop over `map` before an assertion.
     """
     for name in names:
         module, _, path = name.partition(":")
         found: Any = sys.modules.get(module) if module.partition(".")[0] in sys.stdlib_module_names else None
         for part in path.split("."):
             found = getattr(found, "__dict__", {}).get(part)
-        if isinstance(found, type) and issubclass(found, Exception) and not any(map(_of_unittest, found.__mro__)):
+        if isinstance(found, type) and issubclass(found, Exception) and not any(map(_silent, found.__mro__)):
             return found
     return Exception
 
 
-def _of_unittest(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] == "unittest"
+def _silent(kind: type) -> bool:
+    return kind in (StopIteration, StopAsyncIteration) or kind.__module__.partition(".")[0] == "unittest"
 
 
 def _made(kind: type[Exception], reply: dict[str, Any]) -> Exception:
