@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from bdc import __version__, judging
-from bdc.artefacts import atomic_write, describe_os_error
+from bdc.artefacts import describe_os_error
 from bdc.errors import BdcError, InputError
 from bdc.runs import STAGES, Run
 
@@ -61,7 +61,7 @@ def _run_command(argv: Sequence[str] | None) -> int:
         where = error.filename or "standard output or the operating system"
         return _fail(f"{where}: {describe_os_error(error)}", 2)
     except sqlite3.DatabaseError as error:
-        passing = isinstance(error, sqlite3.OperationalError)  # another program holds it, for instance
+        passing = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
         advice = "run the same command again" if passing else "restore it from a copy, or start a new run"
         return _fail(f"the run's store run.sqlite cannot be used: {error}; {advice}", 2)
     except MemoryError:
@@ -166,8 +166,7 @@ def _pipeline(directory: Path, config: Config, text: str, args: argparse.Namespa
     from bdc.pipeline import Pipeline
     from bdc.progress import Progress
 
-    with Run(directory, create=True) as run:
-        atomic_write(run.config_path, text)
+    with Run(directory, create=True, config=text) as run:
         Pipeline(run, config, Progress("quiet" if args.quiet else "auto")).all()
         _print_results(run, args)
     return 0

@@ -7,6 +7,7 @@ import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from bdc.boost.settings import AgentSettings, BoostSettings
@@ -112,11 +113,17 @@ def parse_config(text: str, name: str) -> Config:
         raise InputError(f"{name} is not valid TOML: a value is nested too deeply or a number is too long") from error
     _refuse_unknown(data, Config, name, "")
     if type(seed := data.get("seed")) is int:  # one seed for all stages that name none
+        check_ranges(SimpleNamespace(seed=seed), f"{name}: ", "seed", low=0, high=MOST_SEED)
         for section in ("problems", "boost", "disentangle", "customize", "evaluate"):
             data.setdefault(section, {}).setdefault("seed", seed)
+
+    def refuse_date(value: object) -> None:
+        raise InputError(f"{name}: {value} is a date or a time, which no field takes; put a text in quotes")
+
+    as_json = json.dumps(data, default=refuse_date)
     try:
         # Strict, or a quoted number or a truth value would pass as a number; as JSON, where a list is a tuple too.
-        return TypeAdapter(Config).validate_json(json.dumps(data, default=str), strict=True)
+        return TypeAdapter(Config).validate_json(as_json, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

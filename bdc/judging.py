@@ -58,7 +58,11 @@ def run(args: argparse.Namespace) -> int:
     from bdc.submissions import read_submissions
 
     limits = _limits(args)
-    submissions = read_submissions(Path(args.programs).expanduser(), load(args.problems))
+    try:
+        programs = Path(args.programs).expanduser()
+    except RuntimeError as error:  # ~ of nobody
+        raise InputError(f"--programs {args.programs} cannot be found: {error}") from error
+    submissions = read_submissions(programs, load(args.problems))
     jobs = [(submission.program, _tests(submission.problem, args.tests)) for submission in submissions]
     progress = Progress("quiet" if args.quiet else "auto")
     with Sandbox(args.workers, args.level, args.python, args.allow_module) as sandbox:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from bdc.problems import file_of, load, split, without_duplicates
 from bdc.progress import Progress
 from bdc.runs import STAGES, Run, digest
 from bdc.sandbox import Limits, Sandbox
+from bdc.splits import store_problems
 
 # The sections of the configuration that are a stage's own settings.
 _SECTIONS = {
@@ -131,24 +131,10 @@ class Pipeline:
         if copies := len(problems) - len(without_duplicates(problems)):
             self.progress.say(f"boost: left out as copies of others: {copies} of {len(problems)} problems")
         parts = split(problems, settings.train, settings.validation, settings.test, settings.seed)
-        rows = [
-            {"id": p.id, "split": name, "source": p.source, "json": json.dumps(p.to_json(), ensure_ascii=False)}
-            for name, part in parts.items()
-            for p in part
-        ]
-        if not rows:
+        if not any(parts.values()):
             raise InputError(f"the sources {', '.join(settings.sources)} hold no problem")
-        with self.run.transaction() as db:
-            db.execute("DELETE FROM problems")
-            db.executemany(
-                "INSERT INTO problems (position, id, split, source, json) VALUES (?, ?, ?, ?, ?)",
-                [(at, *row.values()) for at, row in enumerate(rows)],
-            )
-            db.executemany(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
-                [(f"source {source}", sha256) for source, sha256 in self._sources.items() if sha256]
-                + [("problems", made_from)],
-            )
+        files = {f"source {source}": sha256 for source, sha256 in self._sources.items() if sha256}
+        store_problems(self.run, parts, files | {"problems": made_from})
 
     def _disentangle(self) -> dict[str, Any]:
         from bdc.disentangle.stage import run as disentangle

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from bdc.artefacts import describe_os_error, fingerprints, first_changed
+from bdc.artefacts import atomic_write, describe_os_error, fingerprints, first_changed
 from bdc.errors import InputError, StaleArtifactError
 
 FORMAT_VERSION = 1
@@ -81,20 +81,21 @@ class Run:
     Args:
         path: the folder; made when ``create`` is true.
         create: make a new run when the folder holds none.
+        config: the text of config.toml to write there.
 
     Raises:
-        InputError: no run there, foreign files in its place, another process writes to it, or the disk is full.
+        InputError: no run there, foreign files in its place (another config.toml, too), another process writes to it, or the disk is full.
         StaleArtifactError: the run was written by another format version.
     """
 
-    def __init__(self, path: str | Path, *, create: bool = False) -> None:
+    def __init__(self, path: str | Path, *, create: bool = False, config: str | None = None) -> None:
         self.path = Path(path)
         store = self.path / "run.sqlite"
         if not create and not store.is_file():
             raise InputError(
                 f"{self.path} is not a run directory (no run.sqlite in it); start one with `bdc run config.toml`"
             )
-        self._check_place(store)
+        self._check_place(store, config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._acquire_lock()
@@ -102,12 +103,14 @@ class Run:
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.execute("PRAGMA synchronous=NORMAL")
             self._check_format(store)
+            if config is not None:
+                atomic_write(self.config_path, config)
         except OSError as error:
             raise InputError(f"{self.path} cannot be used as a run directory: {describe_os_error(error)}") from error
         except sqlite3.DatabaseError as error:
             raise InputError(f"{store} cannot be used: {error}") from error
 
-    def _check_place(self, store: Path) -> None:
+    def _check_place(self, store: Path, config: str | None) -> None:
         """The folder can be named in the store, and nothing that is not the run's would be overwritten."""
         try:
             str(self.path).encode()
@@ -115,11 +118,20 @@ class Run:
             raise InputError(f"{self.path} is no name in UTF-8; choose another directory") from error
         if store.exists():
             return
-        for place in (place for stage in STAGES for place in self.outputs(stage)):
+        places = [place for stage in STAGES for place in self.outputs(stage)]
+        if config is not None and not self._holds(config):
+            places.append(self.config_path)
+        for place in places:
             if os.path.lexists(place):
                 raise InputError(
                     f"{self.path} holds no run, but {place.name}, which a run would replace; choose another directory"
                 )
+
+    def _holds(self, config: str) -> bool:
+        try:
+            return self.config_path.read_text(encoding="utf-8") == config
+        except (OSError, ValueError):
+            return False
 
     def _acquire_lock(self) -> IO[str]:
         import fcntl
@@ -236,7 +248,7 @@ class Run:
         ).fetchone()
         if row is None:
             return None
-        return {"digest": row[0], "finished": row[1], "seconds": row[2], "summary": json.loads(row[3])}
+        return {"digest": row[0], "finished": row[1], "seconds": row[2], "summary": self.decode("stages", name, row[3])}
 
     def damaged(self, stage: str) -> str | None:
         """The first file that ``stage`` wrote and that is missing or has changed since, or None."""
@@ -302,6 +314,27 @@ class Run:
         cursor = self.db.execute(query, parameters)
         names = [column[0] for column in cursor.description]
         return (dict(zip(names, row, strict=True)) for row in cursor)
+
+    def decode(self, table: str, key: str, text: Any) -> dict[str, Any]:
+        """The JSON object in a row of the store.
+
+        Raises:
+            InputError: it is none.
+        """
+        try:
+            record = json.loads(text)
+        except (ValueError, TypeError) as error:
+            raise self.damage(table, key, f"no JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise self.damage(table, key, f"a JSON value of type {type(record).__name__}, not an object")
+        return record
+
+    def damage(self, table: str, key: str, reason: str) -> InputError:
+        """The error to raise for a row of the store that cannot be what bdc wrote."""
+        return InputError(
+            f"{self.path / 'run.sqlite'}: the row {key!r:.100} of table {table} is damaged: {reason}; restore the file from a copy, "
+            "or start a new run"
+        )
 
     def find(self, table: str, keys: Sequence[str], columns: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The stored ones of the rows with these primary keys (column ``key``): ``{key: {column: value}}``."""

@@ -1,7 +1,7 @@
 """Programs judged on the tests of problems: each verdict is stored in the run once and reused by every stage.
 
-One that was found under weaker isolation than the sandbox has now is not reused but replaced: that program could have
-read its answers from the machine.
+One that was found under weaker isolation than the sandbox has now is not reused but replaced, since that program could have
+read its answers from the machine; so is one that cannot be read.
 """
 
 from __future__ import annotations
@@ -40,13 +40,20 @@ class Verifier:
             keys.append(digest(program, [dump_test(test) for test in tests], limits))
             jobs[keys[-1]] = (problem, program, tests)
         stored = self.run.find("verdicts", list(jobs), ("json",))
-        known = {key: Verdict.from_json(json.loads(row["json"])) for key, row in stored.items()}
-        known = {key: verdict for key, verdict in known.items() if verdict.level >= self.sandbox.level}
+        known = {key: verdict for key, row in stored.items() if (verdict := self._usable(row["json"])) is not None}
         missing = [key for key in jobs if key not in known]
         for start in range(0, len(missing), _CHUNK):
             part = missing[start : start + _CHUNK]
             known |= self._judge({key: jobs[key] for key in part}, which)
         return [known[key] for key in keys]
+
+    def _usable(self, text: str) -> Verdict | None:
+        """A stored verdict; None for one that was found under weaker isolation, or is damaged."""
+        try:
+            verdict = Verdict.from_json(json.loads(text))
+            return verdict if verdict.level >= self.sandbox.level else None
+        except (ValueError, TypeError):
+            return None
 
     def _judge(self, jobs: dict[str, tuple[Problem, str, tuple[Test, ...]]], which: str) -> dict[str, Verdict]:
         verdicts = self.sandbox.judge_many([(program, tests) for _, program, tests in jobs.values()], self.limits)

@@ -22,10 +22,11 @@ ALLOWED = {
     "sandbox": set(),
     "problems": set(),
     "verdicts": {"runs", "sandbox", "problems"},
-    "boost": STAGE | {"search", "llm", "sandbox", "problems", "verdicts"},
+    "splits": {"runs", "problems"},
+    "boost": STAGE | {"search", "llm", "sandbox", "problems", "splits", "verdicts"},
     "disentangle": STAGE | {"llm", "problems"},
     "customize": STAGE | {"ops", "llm", "disentangle"},
-    "evaluation": STAGE | {"customize", "sandbox", "llm", "problems", "verdicts"},
+    "evaluation": STAGE | {"customize", "sandbox", "llm", "problems", "splits", "verdicts"},
     "report": STAGE,
 }
 

@@ -11,7 +11,10 @@ from safetensors.numpy import save_file
 
 from bdc.artefacts import atomic_folder, atomic_write
 from bdc.errors import InputError, StaleArtifactError
+from bdc.problems import Problem
 from bdc.runs import Run, digest
+from bdc.splits import store_problems, stored_problems
+from bdc.testcase import CallTest
 
 
 def test_a_finished_stage_is_found_only_for_its_inputs(tmp_path: Path) -> None:
@@ -68,6 +71,41 @@ def test_a_folder_with_files_that_a_run_would_replace_is_refused(tmp_path: Path,
     with pytest.raises(InputError, match=f"holds no run, but {Path(name).parts[0]}, which a run would replace"):
         Run(tmp_path, create=True)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+
+
+def test_a_config_of_the_users_is_kept_and_the_same_one_is_no_obstacle(tmp_path: Path) -> None:
+    mine = tmp_path / "config.toml"
+    mine.write_text("# mine", encoding="utf-8")
+    with pytest.raises(InputError, match=r"holds no run, but config\.toml"):
+        Run(tmp_path, create=True, config="seed = 1")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"] and mine.read_text() == "# mine"
+    Run(tmp_path, create=True, config="# mine").close()
+    Run(tmp_path, create=True, config="seed = 1").close()  # from here on it is the run's
+    assert mine.read_text() == "seed = 1"
+
+
+@pytest.mark.parametrize("text", ["{bad", b"\xff", "[1]", 5])
+def test_a_damaged_row_is_one_sentence(tmp_path: Path, text: object) -> None:
+    with Run(tmp_path, create=True) as run:
+        run.finish("boost", "one", 1.0, {"n": 3})
+        with run.transaction() as db:
+            db.execute("UPDATE stages SET summary = ?", (text,))
+        with pytest.raises(InputError, match=r"run\.sqlite: the row 'boost' of table stages is damaged: .*; restore"):
+            run.finished("boost", "one")
+
+
+@pytest.mark.parametrize("text", ["{bad", b"\xff\xfe", "[]", "{}", '{"id": 3, "statement": "x", "private_tests": []}'])
+def test_a_damaged_problem_is_one_sentence(tmp_path: Path, text: object) -> None:
+    tests = (CallTest("f", (1,), 2),)
+    kept = [Problem(name, "t", "Do.", "f", tests, tests) for name in "abc"]
+    with Run(tmp_path, create=True) as run:
+        store_problems(run, {"train": kept[:1], "validation": kept[1:2], "test": kept[2:]}, {})
+        assert stored_problems(run, "train", "test") == [(kept[0], "train"), (kept[2], "test")]
+        with run.transaction() as db:
+            db.execute("UPDATE problems SET json = ? WHERE id = 'b'", (text,))
+        assert stored_problems(run, "test") == [(kept[2], "test")]
+        with pytest.raises(InputError, match=r"run\.sqlite: the row 'b' of table problems is damaged: "):
+            stored_problems(run, "validation")
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:

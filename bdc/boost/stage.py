@@ -17,10 +17,10 @@ from bdc.boost.search import Search
 from bdc.boost.settings import AgentSettings, BoostSettings
 from bdc.boost.state import Tree
 from bdc.errors import BdcError, InputError
-from bdc.problems import Problem
 from bdc.progress import Progress
 from bdc.runs import Run
 from bdc.sandbox import Limits, Sandbox
+from bdc.splits import stored_problems
 from bdc.verdicts import Verifier
 
 PREFERENCE_COLUMNS = ("problem_id", "statement", "thoughts", "chosen", "rejected", "chosen_value", "rejected_value")
@@ -43,10 +43,7 @@ def run(
         InputError: no searchable problem, or an unusable agent.
         BdcError: the search left no verified trace.
     """
-    chosen = [
-        (Problem.from_json(json.loads(row["json"])), row["split"])
-        for row in run.rows("SELECT json, split FROM problems WHERE split != 'test' ORDER BY position")
-    ]
+    chosen = stored_problems(run, "train", "validation")
     searchable = [(problem, split) for problem, split in chosen if problem.public_tests and problem.private_tests]
     if not searchable:
         raise InputError(

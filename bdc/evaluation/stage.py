@@ -19,6 +19,7 @@ from bdc.problems import Problem
 from bdc.progress import Progress
 from bdc.runs import Run
 from bdc.sandbox import Limits, Sandbox, Verdict
+from bdc.splits import stored_problems
 
 if TYPE_CHECKING:
     from bdc.customize import Solver
@@ -90,8 +91,7 @@ def held_out(run: Run, limit: int, progress: Progress) -> list[Problem]:
     Raises:
         InputError: there are none.
     """
-    rows = run.rows("SELECT json FROM problems WHERE split = 'test' ORDER BY position")
-    found = [Problem.from_json(json.loads(row["json"])) for row in rows]
+    found = [problem for problem, _ in stored_problems(run, "test")]
     usable = [problem for problem in found if problem.private_tests]
     if not usable:
         raise InputError(

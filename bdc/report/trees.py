@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from bdc.runs import Run
@@ -52,7 +51,7 @@ def collect_trees(run: Run, text_budget: int = TEXT_BUDGET) -> dict[str, Any] | 
                 "solved": tree["private_pass_rate"] >= 1,
                 "best_node": tree["best_node"],
                 "program": tree["program"] or "",
-                "extra": json.loads(tree["json"]),
+                "extra": run.decode("trees", tree["problem_id"], tree["json"]),
                 "nodes": nodes,
             }
         )

@@ -200,6 +200,7 @@ def test_other_bad_input_is_one_sentence(problems: Path, tmp_path: Path, capsys:
         (problems, tmp_path / "absent.jsonl"): "cannot be read",
         (problems, tmp_path / "absent.py"): "cannot be read",
         (tmp_path / "absent.jsonl", programs): "cannot be read",
+        (problems, "~nobody-of-this-name/a.py"): "cannot be found",
         (alike, binary): "share the file name",
     }.items():
         if words == "cannot be read" and arguments[1] == tmp_path / "absent.py":

@@ -24,3 +24,17 @@ def test_a_verdict_of_a_weaker_level_is_replaced(tmp_path: Path, first: str, the
                 assert verdict.passed
         assert verdict.level == level
         assert [row["level"] for row in run.rows("SELECT level FROM verdicts")] == [level]
+
+
+@pytest.mark.parametrize(
+    "text", ["{bad", b"\xff", "[]", "{}", '{"results": [], "level": 3, "verified": true, "seconds": 0}']
+)
+def test_a_damaged_verdict_is_found_anew(tmp_path: Path, text: object) -> None:
+    with Run(tmp_path / "run", create=True) as run, Sandbox(workers=1, level="L1") as sandbox:
+        verifier = Verifier(run, sandbox, Limits())
+        (expected,) = verifier.judge([(PROBLEM, "f = len")], "private")
+        with run.transaction() as db:
+            db.execute("UPDATE verdicts SET json = ?", (text,))
+        (verdict,) = verifier.judge([(PROBLEM, "f = len")], "private")
+        assert verdict.passed and verdict.level == expected.level
+        assert next(run.rows("SELECT json FROM verdicts"))["json"] != text
