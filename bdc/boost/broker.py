@@ -19,6 +19,7 @@ from bdc.llm import LLM, Completion, Request
 from bdc.progress import Progress, Task
 from bdc.runs import Run, digest, seed_of
 
+_LOST_IN_A_ROW = 3  # calls after which an agent that had answered counts as gone
 _COMPLETION = tuple(field.name for field in fields(Completion))
 
 
@@ -56,8 +57,9 @@ class Broker:
 
     def __init__(self, run: Run, agents: Sequence[Agent], seed: int, progress: Progress, stage: str = "boost") -> None:
         self.run, self.agents, self.seed, self.progress, self.stage = run, agents, seed, progress, stage
-        self.replayed = self.asked = 0
-        self._answering: set[int] = set()  # agents that have answered a call of this search, now or in an earlier start
+        self.replayed = self.asked = self.empty = 0
+        # Calls that each agent has lost since its last answer, in this start or an earlier one; none before the first.
+        self._lost_since: dict[int, int] = {}
         self._lost: set[str] = set()  # keys of calls that failed for good, as opposed to those that were refused
         self._asked_now: set[str] = set()  # keys
         self._spent = {"calls": 0, "tokens": 0, "seconds": 0.0, "usd": 0.0}
@@ -83,6 +85,11 @@ class Broker:
         return digest(agent.name, agent.llm.name, call.role, call.messages, sampling)
 
     @property
+    def lost(self) -> int:
+        """Calls that failed for good."""
+        return len(self._lost)
+
+    @property
     def calls(self) -> int:
         """Answers used by this search so far, replayed ones included."""
         return int(self._spent["calls"])
@@ -104,8 +111,9 @@ class Broker:
         """Answers in the order of ``calls``.
 
         Raises:
-            LLMError: an agent gave no answer to any of its calls; single failures come back with ``finish_reason == "error"``,
-                and so do refusals (a prompt beyond the context) by an agent that has answered before.
+            LLMError: an agent answered none of its first calls, or lost several in a row and answered none of these; single
+                failures come back with ``finish_reason == "error"``, and so do refusals (a prompt beyond the context) by
+                an agent that has answered before.
         """
         keys = [self.key(call) for call in calls]
         known = self._stored(keys)
@@ -127,15 +135,20 @@ class Broker:
         for index in {call.agent for call in calls.values()}:
             keys = [key for key, call in calls.items() if call.agent == index]
             if any(answers[key].finish_reason != "error" for key in keys):
-                self._answering.add(index)
-            elif index not in self._answering or not self._lost.isdisjoint(keys):
-                raise LLMError(
-                    f"agent {self.agents[index].name} ({self.agents[index].llm.name}) answered none of {len(keys)} calls: "
-                    f"{answers[keys[0]].text}"
-                )
+                self._lost_since[index] = 0
+                continue
+            if (before := self._lost_since.get(index)) is not None:
+                self._lost_since[index] = before + len(self._lost.intersection(keys))
+                if self._lost_since[index] < _LOST_IN_A_ROW:
+                    continue
+            raise LLMError(
+                f"agent {self.agents[index].name} ({self.agents[index].llm.name}) answered none of {len(keys)} calls: "
+                f"{answers[keys[0]].text}"
+            )
 
     def _count(self, call: Call, answer: Completion) -> None:
         settings = self.agents[call.agent].settings
+        self.empty += answer.finish_reason != "error" and not answer.text.strip()
         self._spent["calls"] += 1
         self._spent["tokens"] += answer.prompt_tokens + answer.completion_tokens
         self._spent["seconds"] += answer.seconds

@@ -37,7 +37,7 @@ def run(
     """Search, verify, distil; writes ``trees``, ``nodes``, ``traces.parquet`` and ``preferences.parquet``.
 
     Returns:
-        Summary: counts of problems, trees solved, verified traces, calls asked and replayed, tokens.
+        Summary: counts of problems, trees solved, verified traces, and calls: asked, replayed, lost, answered with nothing.
 
     Raises:
         InputError: no searchable problem, or an unusable agent.
@@ -73,12 +73,19 @@ def run(
         "dropped_proposals": sum(tree.dropped_proposals for tree in trees),
         "calls_asked": broker.asked,
         "calls_replayed": broker.replayed,
+        "calls_lost": broker.lost,
+        "empty_answers": broker.empty,
     }
+    if broker.lost:
+        progress.say(f"boost: {broker.lost} calls got no answer; the search went on without them")
+    empty = f"{broker.empty} of {broker.calls} answers were empty; a model that thinks first needs more boost.*_tokens"
+    if broker.empty:
+        progress.say(f"boost: {empty}")
     if not rows:
         stopped = sum(tree.stop.startswith("budget") for tree in trees)
         raise BdcError(
             f"{run.path}: the search of {len(trees)} problems left no verified trace ({stopped} stopped by boost.budget); "
-            "use stronger agents, more rollouts, or easier problems"
+            + (empty if 2 * broker.empty > broker.calls else "use stronger agents, more rollouts, or easier problems")
         )
     return summary
 

@@ -78,9 +78,30 @@ def test_a_refusal_by_an_agent_that_answers_others_stops_neither_the_first_run_n
             broker.ask([Call(0, "propose", f"p/{i}", QUESTION, 9, sample=i) for i in range(2)], "ask")
             (again,) = broker.ask([Call(0, "propose", "p/0", QUESTION, 9, sample=2)], "ask")
             assert again.finish_reason == "error"
-            server.faults = [401]
+
+
+def test_an_agent_that_answered_is_gone_after_three_lost_calls_in_a_row(tmp_path: Path) -> None:
+    """A prompt at which a server fails each time, alone in its wave, must not stop the search at every restart."""
+    with ChatServer(None, faults=[]) as server:  # type: ignore[arg-type]
+        settings = AgentSettings("a", "m", "openai", base_url=server.url)
+
+        def call(sample: int, *faults: object) -> Completion:
+            server.faults = list(faults)  # type: ignore[arg-type]
+            return broker.ask([Call(0, "propose", "p/0", QUESTION, 9, sample=sample)], "ask")[0]
+
+        with (
+            Run(tmp_path / "run", create=True) as run,
+            Broker(run, make_agents([settings]), 0, Progress("quiet")) as broker,
+        ):
+            assert call(0, body("yes", None)).text == "yes"
+            for sample in (1, 2):
+                assert call(sample, 401).finish_reason == "error"
+            assert call(3, body(" ", None)).text == " "
+            assert [call(sample, 401).finish_reason for sample in (1, 2)] == ["error"] * 2
+            assert call(4, 400).finish_reason == "error"  # a refusal is an answer of a kind
             with pytest.raises(LLMError, match=r"answered none of 1 calls: .* 401"):
-                broker.ask([Call(0, "propose", "p/0", QUESTION, 9, sample=3)], "ask")
+                call(5, 401)
+            assert (broker.lost, broker.empty, broker.asked) == (3, 1, 2)
 
 
 class Short:
