@@ -46,6 +46,20 @@ def first_changed(root: Path, expected: Mapping[str, str]) -> str | None:
     return None
 
 
+def make_way(path: Path) -> None:
+    """Make the folder of a file in which long work will end, so that it does not end in a file that cannot be written.
+
+    Raises:
+        InputError: the folder cannot be made, or a folder is in the file's place.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent} cannot be made: {describe_os_error(error)}") from error
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file")
+
+
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write a whole file or nothing: temporary file beside it, fsync, rename.
 

@@ -64,7 +64,9 @@ def _run_command(argv: Sequence[str] | None) -> int:
         passing = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
         advice = "run the same command again" if passing else "restore it from a copy, or start a new run"
         return _fail(f"the run's store run.sqlite cannot be used: {error}; {advice}", 2)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # as torch says it
+            raise
         return _fail(
             "the memory is full; give it more and run the same command again, a run goes on where it stopped", 1
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from typing import Any, get_args, get_type_hints
 
@@ -44,3 +45,18 @@ def check_choices(settings: Any, where: str, *names: str) -> None:
         value, choices = getattr(settings, name), get_args(hints[name])
         if value not in choices:
             raise InputError(f"{where}{name} is {value!r:.100}; it must be {' or '.join(choices)}")
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Numbers from 1 on with commas between, as an option of a command has them.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1 or max(found) > MOST:
+        raise argparse.ArgumentTypeError(f"must be whole numbers from 1 to {MOST} with commas between, got {text:.100}")
+    return found

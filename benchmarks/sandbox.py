@@ -187,22 +187,6 @@ def start(system: str) -> subprocess.Popen[str] | None:
     return process
 
 
-def make_folder(record: Path) -> None:
-    """Make the folder of a record.
-
-    Raises:
-        InputError: it cannot be made, or the record is a folder.
-    """
-    from bdc.errors import InputError
-
-    try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{record.parent} cannot be made: {error.strerror}") from error
-    if record.is_dir():
-        raise InputError(f"--json is {record}, a folder; name a file")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
@@ -227,12 +211,12 @@ def main() -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """All rounds of the systems, their table and record."""
-    from bdc.artefacts import atomic_write
+    from bdc.artefacts import atomic_write, make_way
     from bdc.ranges import check_ranges
 
     check_ranges(args, "--", "programs", "repeats", low=1)
-    if args.json:  # before the work, which must not end in a record that cannot be written
-        make_folder(args.json)
+    if args.json:
+        make_way(args.json)
     processes: dict[str, subprocess.Popen[str]] = {}
     try:
         for system in args.systems:

@@ -26,18 +26,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bdc.artefacts import atomic_write
+from bdc.artefacts import atomic_write, make_way
 from bdc.customize.solver import Solver
 from bdc.customize.stacks import Stack
 from bdc.customize.storage import SolverParts
-from bdc.errors import InputError, MissingExtraError
+from bdc.errors import BdcError, InputError, MissingExtraError
 from bdc.llm.attention import decoding
 from bdc.llm.generate import _Batch, _prefill
 from bdc.llm.loading import DTYPES, auto_dtype, load_model
 from bdc.llm.packing import PackedLinear, pack, using_packed
 from bdc.ops.bench.machine import describe
 from bdc.ops.bench.report import as_text
-from bdc.ranges import check_ranges
+from bdc.ranges import check_ranges, whole_numbers
 
 MODELS = ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct")
 TURNS = 3  # of the base and the solver in a round
@@ -50,8 +50,10 @@ SEMANTICS = {
     MIXED: "adapter_names, one adapter of rank R per request, its rank weights merged into A beforehand",
     INT8: "the solver with experts of int8",
 }
-# Of the largest logit: far above rounding, far below what a wrong row or gate gives.
+# Of the largest logit, after all layers: above what rounding makes of one model.
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+# Of a layer's product, by norm: above what int8 rounds, far below what another request's rank weights give.
+LAYER_TOLERANCE = 0.03
 
 
 def stack_for(model: Any, experts: int, rank: int) -> Stack:
@@ -82,18 +84,22 @@ def share(model: Any) -> Any:
 
 
 class _Mixed:
-    """A PEFT model that answers each row of a batch with an adapter of its own."""
+    """A PEFT model that answers each row of a batch with an adapter of its own, called as its number."""
 
-    def __init__(self, model: Any, names: Sequence[str]) -> None:
-        self.model, self.names = model, list(names)
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.names: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
+    def rows(self, active: Tensor, tokens: int) -> AbstractContextManager[None]:
+        """Around a forward of these rows."""
+        self.names = [str(row) for row in active.tolist()]
+        return contextlib.nullcontext()
+
     def __call__(self, **arguments: Any) -> Any:
-        # The prompts are read in groups of their own; all have the same length here, so a group is a run of them.
-        rows = len(arguments["input_ids"])
-        return self.model(**arguments, adapter_names=self.names[:rows])
+        return self.model(**arguments, adapter_names=self.names)
 
 
 def _adapted(base: Any, stack: Stack, gates: Sequence[Tensor]) -> Any:
@@ -154,9 +160,12 @@ class Bench:
         """Milliseconds of a step of each system, [p10, median, p90], and the overheads of medians over the base."""
         generator = torch.Generator().manual_seed(requests)
         stack, vocabulary = self.stack, self.base.config.get_text_config().vocab_size
-        table = torch.rand(requests, len(stack.modules), stack.k, stack.rank, generator=generator) + 0.5
+        table = 2 * torch.rand(requests, len(stack.modules), stack.k, stack.rank, generator=generator)
         prompts = torch.randint(vocabulary, (requests, PROMPT), generator=generator).tolist()
         gates = table.flatten(2)
+
+        for name, solver in self.solvers.items():
+            self._check_layers(name, solver, table)
 
         def around(solver: Solver) -> Callable[[Tensor, int], AbstractContextManager[Any]]:
             weighted = solver._mixture.weighing(table)
@@ -169,8 +178,8 @@ class Bench:
             streams |= {name: _Stream(s.model, prompts, around(s)) for name, s in self.solvers.items()}
             if peers:
                 plain = _adapted(self.base, stack, [torch.ones_like(gates[0])])
-                mixed = _Mixed(_adapted(self.base, stack, list(gates)), [str(i) for i in range(requests)])
-                streams |= {PLAIN: _Stream(plain, prompts), MIXED: _Stream(mixed, prompts)}
+                mixed = _Mixed(_adapted(self.base, stack, list(gates)))
+                streams |= {PLAIN: _Stream(plain, prompts), MIXED: _Stream(mixed, prompts, mixed.rows)}
             for stream in streams.values():
                 stacked.enter_context(decoding(stream.model))
             drawn = self._tokens(vocabulary, requests)
@@ -202,18 +211,33 @@ class Bench:
             yield torch.randint(vocabulary, (requests,), generator=generator)
 
     def _check(self, streams: dict[str, _Stream], tokens: Tensor) -> None:
-        """The solver must compute what PEFT does with merged adapters, and something else than the base."""
+        """The solver's logits must be those of PEFT's merged adapters."""
         for stream in streams.values():
             stream.step(tokens)
         if MIXED not in streams:
             return
         base, ours, mixed = (streams[name].batch.logits.double() for name in (BASE, OURS, MIXED))
-        error, effect = (float((ours - other).abs().max() / base.abs().max()) for other in (mixed, base))
-        if not error <= min(TOLERANCE[self.dtype], effect / 2):
-            raise InputError(
-                f"the solver differs from PEFT's merged adapters by {error:.1e} of the largest logit (the experts' own effect "
-                f"is {effect:.1e}), so nothing was timed"
+        error = float((ours - mixed).abs().max() / base.abs().max())
+        if not error <= TOLERANCE[self.dtype]:
+            raise BdcError(
+                f"the solver differs from PEFT's merged adapters by {error:.1e} of the largest logit, so nothing was timed"
             )
+
+    def _check_layers(self, name: str, solver: Solver, table: Tensor) -> None:
+        """Each layer must add the product of each request's own rank weights, [N, L, K, r]."""
+        generator, stack = torch.Generator().manual_seed(2), self.stack
+        eps = torch.finfo(self.dtype).eps  # of the base's output, to which the product is added
+        with torch.inference_mode(), solver._mixture.weighing(table)(torch.arange(len(table))):
+            for module, gate in zip(stack.modules, table.flatten(2).double().unbind(1), strict=True):
+                layer: Any = solver.model.get_submodule(module)
+                x = torch.randn(len(table), layer.in_features, generator=generator).to(self.dtype)
+                lora_a, lora_b = (experts[module].double() for experts in (stack.lora_a, stack.lora_b))
+                truth = stack.scaling * ((x.double() @ lora_a.T) * gate) @ lora_b.T
+                base = layer.base(x).double()
+                error = float((layer(x).double() - base - truth).norm())
+                if not error <= LAYER_TOLERANCE * float(truth.norm()) + eps * float((base + truth).norm()):
+                    share = error / float(truth.norm())
+                    raise BdcError(f"{name}: {module} is wrong by {share:.1e} of its product, so nothing was timed")
 
 
 def _interleaved(streams: dict[str, _Stream], drawn: Iterator[Tensor], seconds: float) -> dict[str, list[float]]:
@@ -247,10 +271,6 @@ HEADER = (
 )
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bdc bench solver",
@@ -261,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="threads of torch and of the kernel")
     parser.add_argument("--models", help=f"names, folders or hub ids (default: {','.join(MODELS)})")
     parser.add_argument("--dtypes", help=f"of {', '.join(DTYPES)} (default: the machine's own, as the solver takes it)")
-    parser.add_argument("--requests", type=_numbers, help="batches (default: 1,8,32)")
+    parser.add_argument("--requests", type=whole_numbers, help="batches (default: 1,8,32)")
     parser.add_argument("--experts", type=int, default=8, help="experts (default: %(default)s)")
     parser.add_argument("--rank", type=int, default=4, help="rank of an expert (default: %(default)s)")
     parser.add_argument("--seconds", type=float, help="time for each cell")
@@ -278,17 +298,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(name not in DTYPES for name in names):
         raise InputError(f"--dtypes must be of {', '.join(DTYPES)}, got {args.dtypes}")
     check_ranges(args, "--", "experts", "rank", low=1)
-    for requests in args.requests or ():
-        check_ranges(argparse.Namespace(requests=requests), "--", "requests", low=1)
     if args.seconds is not None:
         check_ranges(args, "--", "seconds", low=0, high=math.inf, above=True, below=True)
     if args.threads is not None:
         check_ranges(args, "--", "threads", low=1, high=1024)
         torch.set_num_threads(args.threads)
-    if args.json:  # before the work, which must not end in a record that cannot be written
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        if args.json.is_dir():
-            raise InputError(f"--json is {args.json}, a folder; name a file")
+    if args.json:
+        make_way(args.json)
     try:
         import peft
         import transformers

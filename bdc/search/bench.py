@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from bdc.artefacts import atomic_write
+from bdc.artefacts import atomic_write, make_way
 from bdc.errors import InputError
 from bdc.machine import commit, processor, usable_cores
 from bdc.ranges import check_ranges
@@ -227,6 +227,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     os.environ.update(OMP_NUM_THREADS="1", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false")
     if args.lightzero:
+        if not args.lightzero.is_dir():
+            raise InputError(f"--lightzero is {args.lightzero}, which is no folder")
         os.environ["LIGHTZERO"] = str(args.lightzero)
     found = systems(args)
     rows: list[dict[str, Any]] = []
@@ -272,12 +274,12 @@ def head(command: str) -> dict[str, Any]:
 
 
 def prepare(path: Path) -> None:
-    """Makes the folder of a record; the work must not end in a record that cannot be written.
+    """Makes the folder of a record.
 
     Raises:
-        InputError: something that is no record lies at `path`.
+        InputError: it cannot be made, or something that is no record lies at `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_way(path)
     if path.exists():
         try:
             old = json.loads(path.read_text(encoding="utf-8"))

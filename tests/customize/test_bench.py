@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bdc.customize import bench
-from bdc.errors import InputError
+from bdc.errors import BdcError, InputError
 
 
 def test_a_run_writes_what_it_prints(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,16 +48,26 @@ def test_a_wrong_solver_is_not_timed(tiny: Path) -> None:
     made = bench.Bench(str(tiny), torch.float32, 2, 4)
     for name in made.stack.modules:
         made.solver.model.get_submodule(name).scaling *= 2
-    with pytest.raises(InputError, match=r"the solver differs from PEFT's merged adapters by"):
+    with pytest.raises(BdcError, match=r"bdc: model\..* is wrong by"):
         made.run(2, 0.01, peers=True)
+
+
+def test_wrong_experts_of_int8_are_not_timed(tiny: Path) -> None:
+    made = bench.Bench(str(tiny), torch.float32, 2, 4, int8=True)
+    made.solvers["bdc int8"].model.get_submodule(made.stack.modules[-1]).scaling *= 2
+    with pytest.raises(BdcError, match=r"bdc int8: model\..* is wrong by"):
+        made.run(2, 0.01, peers=False)
+
+
+def test_every_request_has_its_own_adapter_when_prompts_are_read_in_groups(tiny: Path) -> None:
+    cell = bench.Bench(str(tiny), torch.float32, 2, 4).run(40, 0.01, peers=True)
+    assert {"bdc", "peft mixed"} < set(cell["ms"])
 
 
 def test_bad_options(tiny: Path) -> None:
     with pytest.raises(InputError, match="--dtypes must be of float32, bfloat16, float16, got float8"):
         bench.main(["--dtypes", "float8"])
     for option, value in (
-        ("requests", "0"),
-        ("requests", "1,-2"),
         ("experts", "0"),
         ("rank", "0"),
         ("threads", "0"),
@@ -68,6 +78,9 @@ def test_bad_options(tiny: Path) -> None:
     ):
         with pytest.raises(InputError, match=f"--{option} is .*; it must be "):
             bench.main([f"--{option}", value])
+    for value in ("0", "1,-2", "x"):
+        with pytest.raises(SystemExit, match="2"):
+            bench.main(["--requests", value])
 
 
 def test_an_interruption_leaves_the_cells_before_it(

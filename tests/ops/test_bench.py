@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bdc.errors import InputError
+from bdc.errors import BdcError, InputError
 from bdc.ops.bench import cells, command, gradients, main, slices, streamed, timing
 from bdc.ops.bench.machine import SIZES, Machine
 from bdc.ops.bench.peers import PEERS, SAME, Peer
@@ -61,7 +61,7 @@ def test_every_peer_computes_what_it_says(peer: Peer, dtype: torch.dtype) -> Non
 def test_a_wrong_form_is_not_timed() -> None:
     wrong = Peer("wrong", SAME, lambda inputs, y: lambda: y.addmm_(inputs.x @ inputs.a.T, inputs.b.T))
     cell = cells.Cell("small", 48, 40, 12, 16, torch.float32)
-    with pytest.raises(InputError, match="wrong is wrong by"):
+    with pytest.raises(BdcError, match="wrong is wrong by"):
         command.run(cell, [wrong], MACHINE, 0.001)
 
 
@@ -107,7 +107,7 @@ def test_gradients_are_timed_beside_autograd_of_two_products(tmp_path: Path, mon
 def test_a_wrong_gradient_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "SHAPES", {"small": (64, 80)})
     monkeypatch.setattr(gradients, "_product", lambda inputs: 1.1 * gradients._two_products(inputs))
-    with pytest.raises(InputError, match="bdc: the gradient of x is wrong by"):
+    with pytest.raises(BdcError, match="bdc: the gradient of x is wrong by"):
         main(["--gradients", "--dtypes", "float32", "--tokens", "4", "--ranks", "8", "--seconds", "0.001"])
 
 
@@ -155,7 +155,8 @@ def test_what_was_measured_before_an_interrupt_is_kept(tmp_path: Path, monkeypat
         (["--threads", "0"], "--threads is 0"),
         (["--seconds", "nan"], "--seconds is nan"),
         (["--seconds", "0"], "--seconds is 0"),
-        (["--json", "/nowhere/op.json"], "there is no folder /nowhere"),
+        (["--json", "/proc/none/op.json"], "/proc/none cannot be made"),
+        (["--json", "."], r"\. is a folder; name a file"),
         (["--stream", "--quick"], "--quick cannot be given with --stream"),
         (["--gradients", "--slices"], "--gradients cannot be given with --slices"),
     ],
@@ -165,11 +166,11 @@ def test_options_are_refused_before_anything_is_measured(options: list[str], wor
         main(options)
 
 
-@pytest.mark.parametrize("tokens", ["0", "-1", "1,x", ""])
+@pytest.mark.parametrize("tokens", ["0", "-1", "1,x", "", "1,2147483648"])
 def test_numbers_of_tokens_are_whole(tokens: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["--tokens", tokens])
-    assert "must be whole numbers from 1 on" in capsys.readouterr().err
+    assert "must be whole numbers from 1 to 2147483647" in capsys.readouterr().err
 
 
 def test_bad_options() -> None:

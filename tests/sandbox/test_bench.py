@@ -15,7 +15,7 @@ import pytest
         (["--repeats", "0"], "bdc: --repeats is 0; it must be at least 1"),
         (["--programs", "0"], "bdc: --programs is 0; it must be at least 1"),
         (["--programs", "-3"], "bdc: --programs is -3; it must be at least 1"),
-        (["--json", "."], "bdc: --json is ., a folder; name a file"),
+        (["--json", "."], "bdc: . is a folder; name a file"),
         (["--json", "/proc/none/record.json"], "bdc: /proc/none cannot be made: No such file or directory"),
     ],
 )

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from bdc.artefacts import atomic_write
-from bdc.errors import InputError, MissingExtraError
+from bdc.artefacts import atomic_write, make_way
+from bdc.errors import BdcError, InputError, MissingExtraError
 from bdc.ops.bench import cells as grid
 from bdc.ops.bench import dispatch, gradients, report, slices, streamed
 from bdc.ops.bench import machine as limits
 from bdc.ops.bench.cells import Cell
 from bdc.ops.bench.peers import PEERS, Peer
 from bdc.ops.bench.timing import interleaved
-from bdc.ranges import check_ranges
+from bdc.ranges import check_ranges, whole_numbers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Of the largest value: far above rounding, far below what a wrong row, gate or factor gives.
@@ -51,17 +51,7 @@ def _check_product(peer: Peer, cell: Cell, inputs: grid.Inputs, returned: Any, y
     got = (returned.reshape(y.shape) if peer.returns else y)[at].double()
     error = float((got - truth).abs().max() / truth.abs().max())
     if not error <= TOLERANCE[cell.dtype]:
-        raise InputError(f"{peer.name} is wrong by {error:.1e} of the largest value in {cell}, so it was not timed")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        found = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or min(found) < 1:
-        raise argparse.ArgumentTypeError(f"must be whole numbers from 1 on with commas between, got {text}")
-    return found
+        raise BdcError(f"{peer.name} is wrong by {error:.1e} of the largest value in {cell}, so it was not timed")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="few cells, without torch.compile: under a minute")
     parser.add_argument("--threads", type=int, help="threads of torch and of the kernel")
     parser.add_argument("--dtypes", default="float32,bfloat16", help=f"of {', '.join(DTYPES)}")
-    parser.add_argument("--tokens", type=_numbers, help="numbers of tokens, as 1,16,256")
-    parser.add_argument("--ranks", type=_numbers, help="ranks of the stack, as 24,128")
+    parser.add_argument("--tokens", type=whole_numbers, help="numbers of tokens, as 1,16,256")
+    parser.add_argument("--ranks", type=whole_numbers, help="ranks of the stack, as 24,128")
     parser.add_argument("--peers", help=f"of {','.join(peer.name.replace(' ', '-') for peer in PEERS[1:])}")
     parser.add_argument("--stream", action="store_true", help="experts that come from memory, also of int8")
     parser.add_argument(
@@ -159,16 +149,15 @@ def _check(args: argparse.Namespace) -> None:
         check_ranges(args, "--", "threads", low=1, high=1024)
     if args.seconds is not None:
         check_ranges(args, "--", "seconds", low=0, above=True, high=3600)
-    for option in ("json", "picture"):
-        path = getattr(args, option)
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"--{option} {path}: there is no folder {path.parent}")
     others = [name for name in _OTHERS if getattr(args, name)]
     ignored = [name for name in (*others[1:], "quick", "peers", "picture") if others and getattr(args, name)]
     if ignored:
         raise InputError(f"--{ignored[0]} cannot be given with --{others[0]}")
     if args.picture is not None and importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError("--picture needs matplotlib: pip install matplotlib")
+    for path in (args.json, args.picture):
+        if path is not None:
+            make_way(path)
 
 
 def _run_slices(args: argparse.Namespace, dtypes: Sequence[torch.dtype]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdc.errors import InputError
+from bdc.errors import BdcError
 from bdc.ops import rankwise_lora
 from bdc.ops.bench import cells
 from bdc.ops.bench.cells import Cell, Inputs
@@ -29,7 +29,7 @@ def rows(
     """A row per layer, dtype, tokens, ranks and set of gradients.
 
     Raises:
-        InputError: a gradient differs from float64 by more than ``tolerance`` of its largest value.
+        BdcError: a gradient differs from float64 by more than ``tolerance`` of its largest value.
     """
     for dtype in dtypes:
         for shape, sizes in cells.SHAPES.items():
@@ -69,9 +69,7 @@ def _row(cell: Cell, needed: str, seconds: float, tolerance: float) -> dict[str,
         for leaf, got, expected in zip(NEEDED[needed], form(), truth, strict=True):
             error = float((got.double() - expected).abs().max() / expected.abs().max())
             if not error <= tolerance:
-                raise InputError(
-                    f"{name}: the gradient of {leaf} is wrong by {error:.1e} of its largest value in {cell}"
-                )
+                raise BdcError(f"{name}: the gradient of {leaf} is wrong by {error:.1e} of its largest value in {cell}")
     alone = {"torch forward": lambda: _two_products(inputs), "bdc forward": lambda: _product(inputs)}
     times = {name: found.median for name, found in interleaved(forms | alone, seconds, lambda: None).items()}
     return {
