@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,10 @@ from bdc.errors import InputError
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _INTEGERS = (torch.int32, torch.int64)
+
+
+MISUSE = (AttributeError, TypeError, OverflowError, RuntimeError)
+"""What Python and torch raise at an argument of the wrong kind, which :func:`check_kinds` names."""
 
 
 def check_experts(lora_a: Tensor, lora_b: Tensor, in_features: int, out_features: int | None = None) -> None:
@@ -31,6 +37,9 @@ def check_scales(scales: Tensor | None, lora_a: Tensor, lora_b: Tensor) -> None:
     if scales is None:
         if any(integers):
             raise InputError("scales must be given for experts of int8, as quantize_experts returns them, got None")
+        for name, tensor in (("lora_a", lora_a), ("lora_b", lora_b)):
+            if not tensor.is_floating_point():
+                raise InputError(f"{name} must be of floats, or int8 with scales, got {tensor.dtype}")
         return
     if not all(integers):
         raise InputError(f"lora_a and lora_b must be int8 where scales are given, got {lora_a.dtype}, {lora_b.dtype}")
@@ -43,16 +52,31 @@ def check_weights(rank_weights: Tensor, rank: int, dtype: torch.dtype, device: t
     if rank_weights.ndim != 2 or rank_weights.shape[1] != rank:
         raise InputError(f"rank_weights must be [N, {rank}], got {_shape(rank_weights)}")
     if rank_weights.dtype not in (torch.float32, dtype):
-        raise InputError(f"rank_weights must be float32 or {dtype}, the dtype of x, got {rank_weights.dtype}")
+        other = "" if dtype == torch.float32 else f" or {dtype}, the dtype of x"
+        raise InputError(f"rank_weights must be float32{other}, got {rank_weights.dtype}")
     if rank_weights.device != device:
         raise InputError(f"rank_weights must be on {device}, where x is, got {rank_weights.device}")
 
 
-def check_are_tensors(**arguments: object) -> None:
-    """What must be tensors; each error names the argument."""
-    for name, argument in arguments.items():
+def check_kinds(scaling: object, token_to_row: object, **tensors: object) -> None:
+    """``scaling`` is a number, the rows of the tokens are a tensor or None, and the others are tensors, by name."""
+    for name, argument in tensors.items():
         if not isinstance(argument, Tensor):
             raise InputError(f"{name} must be a tensor, got {type(argument).__name__}")
+    check_is_tensor(token_to_row)
+    check_scaling(scaling)
+
+
+def check_scaling(scaling: Any) -> None:
+    """A finite number."""
+    try:
+        finite = math.isfinite(scaling)
+    except TypeError as error:
+        raise InputError(f"scaling must be a number, got {scaling!r:.100}") from error
+    except OverflowError:  # a whole number beyond all floats
+        finite = False
+    if not finite:
+        raise InputError(f"scaling must be finite, got {scaling!s:.100}")
 
 
 def check_is_tensor(token_to_row: object) -> None:
@@ -102,12 +126,14 @@ def check_product(
     scaling: float = 1.0,
 ) -> None:
     """All arguments of the product."""
-    if not math.isfinite(scaling):
-        raise InputError(f"scaling must be finite, got {scaling}")
+    check_scaling(scaling)
     if x.dtype != torch.float64 and abs(scaling) > torch.finfo(torch.float32).max:
         raise InputError(f"scaling must be finite in float32, got {scaling}")
     if x.ndim != 2:
         raise InputError(f"x must be [T, d_in], got {_shape(x)}")
+    for name, tensor in (("x", x), ("lora_a", lora_a), ("lora_b", lora_b), ("rank_weights", rank_weights)):
+        if tensor.layout != torch.strided:
+            raise InputError(f"{name} must be a dense tensor, got the layout {tensor.layout}")
     if x.dtype not in _DTYPES:
         raise InputError(f"x must be float32, bfloat16, float16 or float64, got {x.dtype}")
     check_experts(lora_a, lora_b, x.shape[1])
@@ -151,6 +177,16 @@ def check_pools(
         if low < 0 or high >= len(lora_a):
             wrong = low if low < 0 else high
             raise InputError(f"row_to_pool must be in [0, {len(lora_a)}), the pools, got {wrong}")
+
+
+def as_ends(ends: Sequence[int]) -> tuple[int, ...]:
+    """The ends of slices as a tuple; whether they fit is :func:`check_slices`'s."""
+    try:
+        return tuple(operator.index(end) for end in ends)
+    except TypeError as error:
+        raise InputError(
+            f"ends must be whole numbers, the column before which each slice ends, got {ends!r:.100}"
+        ) from error
 
 
 def check_slices(lora_a: Tensor, lora_b: Tensor, ends: Sequence[int], rank_weights: Tensor | None = None) -> None:
@@ -245,7 +281,12 @@ def check_producer(
 def check_not_mapped(*tensors: Tensor | None) -> None:
     """None of them is being mapped over by ``torch.func.vmap``."""
     if any(isinstance(tensor, Tensor) and torch._C._functorch.is_batchedtensor(tensor) for tensor in tensors):
-        raise InputError("the rank-wise product has no torch.func.vmap: it is batched itself, pass all tokens in one x")
+        raise no_vmap()
+
+
+def no_vmap() -> InputError:
+    """What ``torch.func.vmap``, and transforms made of it, are told."""
+    return InputError("the rank-wise product has no torch.func.vmap: it is batched itself, pass all tokens in one x")
 
 
 def check_output(y: Tensor, x: Tensor, others: dict[str, Tensor | None], tokens: int, out_features: int) -> None:

@@ -100,8 +100,8 @@ def _run(
     (tokens, d_in), d_out, ranks = x.shape, len(lora_b), len(lora_a)
     if not (d_out and ranks):
         return
-    x, lora_a, lora_b = (t if t.stride(1) == 1 else t.contiguous() for t in (x, lora_a, lora_b))
-    weight = weight if weight is None or weight.stride(1) == 1 else weight.contiguous()
+    x, lora_a, lora_b = map(native.contiguous_rows, (x, lora_a, lora_b))
+    weight = None if weight is None else native.contiguous_rows(weight)
     g = g.float().contiguous()
     place = None if rows is None else rows.to(torch.int32).contiguous()
     matrices = [x, lora_a, lora_b, *([] if weight is None else [weight])]

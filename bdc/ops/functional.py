@@ -41,34 +41,33 @@ def rankwise_lora(
     Raises:
         InputError: shapes, dtypes, devices or rows do not fit.
     """
-    if any_autocast() and autocasts(x):  # the first alone, since calls of Python add up
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, lora_a, lora_b, rank_weights = cast(dtype, x, lora_a, lora_b, rank_weights)
-    if is_dynamo_compiling():
-        traced: Tensor = torch.ops.bdc.rankwise_lora(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
-        return traced
     try:
+        if any_autocast() and autocasts(x):  # the first alone, since calls of Python add up
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, lora_a, lora_b, rank_weights = cast(dtype, x, lora_a, lora_b, rank_weights)
+        if is_dynamo_compiling():
+            traced: Tensor = torch.ops.bdc.rankwise_lora(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
+            return traced
         wants_gradient = is_grad_enabled() and (
             x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or rank_weights.requires_grad
         )
-    except AttributeError:
-        checks.check_are_tensors(x=x, lora_a=lora_a, lora_b=lora_b, rank_weights=rank_weights)
+        if not wants_gradient and type(x) in PLAIN and x.ndim == 2 and lora_b.ndim == 2:
+            y = x.new_empty(x.shape[0], lora_b.shape[0])
+            if try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, None, True):
+                return y
+        if torch._C._are_functorch_transforms_active():
+            checks.check_not_mapped(x, lora_a, lora_b, rank_weights, token_to_row)
+            return library.traced(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
+        if not unwatched(x, lora_a, lora_b, rank_weights, token_to_row):
+            checks.check_is_tensor(token_to_row)
+            found: Tensor = torch.ops.bdc.rankwise_lora(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
+            return found
+        if not wants_gradient:
+            return library.checked(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
+        return library.differentiable(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
+    except checks.MISUSE:
+        checks.check_kinds(scaling, token_to_row, x=x, lora_a=lora_a, lora_b=lora_b, rank_weights=rank_weights)
         raise
-    if not wants_gradient and type(x) in PLAIN and x.ndim == 2 and lora_b.ndim == 2:
-        y = x.new_empty(x.shape[0], lora_b.shape[0])
-        if try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, None, True):
-            return y
-    if torch._C._are_functorch_transforms_active():
-        checks.check_not_mapped(x, lora_a, lora_b, rank_weights, token_to_row)
-        return library.traced(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
-    if not unwatched(x, lora_a, lora_b, rank_weights, token_to_row):
-        checks.check_are_tensors(x=x, lora_a=lora_a, lora_b=lora_b, rank_weights=rank_weights)
-        checks.check_is_tensor(token_to_row)
-        found: Tensor = torch.ops.bdc.rankwise_lora(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
-        return found
-    if not wants_gradient:
-        return library.product(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
-    return library.differentiable(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
 
 
 def rankwise_lora_(
@@ -90,36 +89,34 @@ def rankwise_lora_(
     Raises:
         InputError: as :func:`rankwise_lora`; also where ``y`` shares memory with another argument, or a gradient is wanted.
     """
-    if any_autocast() and autocasts(x):  # the first alone, since calls of Python add up
-        x, lora_a, lora_b, rank_weights = cast(y.dtype, x, lora_a, lora_b, rank_weights)
     try:
-        wants_gradient = is_grad_enabled() and (
+        if any_autocast() and autocasts(x):  # the first alone, since calls of Python add up
+            x, lora_a, lora_b, rank_weights = cast(y.dtype, x, lora_a, lora_b, rank_weights)
+        if is_grad_enabled() and (
             y.requires_grad
             or x.requires_grad
             or lora_a.requires_grad
             or lora_b.requires_grad
             or rank_weights.requires_grad
-        )
-    except AttributeError:
-        checks.check_are_tensors(y=y, x=x, lora_a=lora_a, lora_b=lora_b, rank_weights=rank_weights)
+        ):
+            checks.check_product(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
+            raise InputError(
+                "rankwise_lora_ has no gradient: add rankwise_lora to y instead, or call it under torch.no_grad()"
+            )
+        if is_dynamo_compiling():
+            torch.ops.bdc.rankwise_lora_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
+            return y
+        if y.ndim == 2 and try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling):
+            increment_version((y,))
+            return y
+        checks.check_not_mapped(y, x, lora_a, lora_b, rank_weights, token_to_row)
+        check_no_tangents(y, x, lora_a, lora_b, rank_weights)
+        if unwatched(y, x, lora_a, lora_b, rank_weights, token_to_row):
+            library.checked_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
+        else:
+            checks.check_is_tensor(token_to_row)
+            torch.ops.bdc.rankwise_lora_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
+        return y
+    except checks.MISUSE:
+        checks.check_kinds(scaling, token_to_row, y=y, x=x, lora_a=lora_a, lora_b=lora_b, rank_weights=rank_weights)
         raise
-    if wants_gradient:
-        checks.check_product(x, lora_a, lora_b, rank_weights, token_to_row, scaling)
-        raise InputError(
-            "rankwise_lora_ has no gradient: add rankwise_lora to y instead, or call it under torch.no_grad()"
-        )
-    if is_dynamo_compiling():
-        torch.ops.bdc.rankwise_lora_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
-        return y
-    if y.ndim == 2 and try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling):
-        increment_version((y,))
-        return y
-    checks.check_not_mapped(y, x, lora_a, lora_b, rank_weights, token_to_row)
-    check_no_tangents(y, x, lora_a, lora_b, rank_weights)
-    if not unwatched(y, x, lora_a, lora_b, rank_weights, token_to_row):
-        checks.check_are_tensors(y=y, x=x, lora_a=lora_a, lora_b=lora_b, rank_weights=rank_weights)
-        checks.check_is_tensor(token_to_row)
-        torch.ops.bdc.rankwise_lora_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
-        return y
-    library.product_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
-    return y

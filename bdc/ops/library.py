@@ -21,6 +21,11 @@ def product(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor |
         y = x.new_empty(x.shape[0], lora_b.shape[0])
         if try_add(y, x, lora_a, lora_b, g, rows, scaling, None, True):
             return y
+    return checked(x, lora_a, lora_b, g, rows, scaling)
+
+
+def checked(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> Tensor:
+    """:func:`product` where try_add was asked already."""
     checks.check_product(x, lora_a, lora_b, g, rows, scaling)
     return add_product(x.new_zeros(len(x), len(lora_b)), x, lora_a, lora_b, g, rows, scaling)
 
@@ -31,7 +36,14 @@ def product_(
     """The product added to ``y``, without a gradient; checks everything."""
     if y.ndim == 2 and try_add(y, x, lora_a, lora_b, g, rows, scaling):
         increment_version((y,))
-        return
+    else:
+        checked_(y, x, lora_a, lora_b, g, rows, scaling)
+
+
+def checked_(
+    y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float
+) -> None:
+    """:func:`product_` where try_add was asked already."""
     checks.check_product(x, lora_a, lora_b, g, rows, scaling)
     others = {"lora_a": lora_a, "lora_b": lora_b, "rank_weights": g, "token_to_row": rows}
     checks.check_output(y, x, others, len(x), len(lora_b))

@@ -37,10 +37,10 @@ def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: T
     if rows is not None and x.device.type != "cpu":
         # Asking whether a row is -1 would wait for the device.
         y.copy_(torch.where((rows >= 0)[:, None], torch.addmm(y, gated, lora_b.T), y))
-    elif wide == y.dtype:
-        y.addmm_(gated, lora_b.T)
+    elif x.device.type == "cpu":
+        y.add_(gated @ lora_b.to(wide).T)  # BLAS may add to y rank by rank, and round it each time
     else:
-        y.copy_(torch.addmm(y.to(wide), gated, lora_b.to(wide).T))
+        y.addmm_(gated, lora_b.T)
 
 
 def forward(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
+from torch.nn.modules.module import _global_forward_hooks
 
 from bdc.errors import InputError
 from bdc.ops import checks
@@ -30,8 +31,10 @@ class RankwiseLoraLinear(nn.Module):
     """``base(x) + scaling * ((x A^T) * g) B^T``; only ``base(x)``, to the bit, while no rank weights are in force.
 
     Args:
-        base: an ``nn.Linear`` (or a subclass), called through its own forward.
-        lora_a: [R, d_in]; cast to the device, and where that is a dtype of floats to the dtype, of the base weight.
+        base: an ``nn.Linear`` (or a subclass), called through its own forward. Without gradients the product is added to
+            what it returns, in place, unless it has forward hooks, which may keep that.
+        lora_a: [R, d_in]; cast to the device, and where that is a dtype of floats to the dtype, of the base weight. Where it has
+            both already its memory is shared, as with nn.Parameter.
         lora_b: [d_out, R]; likewise.
         scaling: alpha / rank.
         scales: [R] of :class:`bdc.ops.Int8Experts`, whose integers stay what they are. A copy of the rank weights is
@@ -53,13 +56,17 @@ class RankwiseLoraLinear(nn.Module):
         ends: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(base, nn.Linear):
+            raise InputError(f"base must be an nn.Linear, got {type(base).__name__}")
+        checks.check_kinds(scaling, None, lora_a=lora_a, lora_b=lora_b)
         if ends is not None:
+            ends = checks.as_ends(ends)
             checks.check_slices(lora_a, lora_b, ends)
         first = lora_a if ends is None else lora_a[: lora_b.shape[1]]
         checks.check_experts(first, lora_b, base.in_features, base.out_features)
         checks.check_scales(scales, lora_a, lora_b)
         self.base = base
-        self.ends = None if ends is None else tuple(ends)
+        self.ends = ends
         device = base.weight.device
         dtype = base.weight.dtype if scales is None and base.weight.is_floating_point() else lora_a.dtype
         self.register_buffer("scales", None if scales is None else scales.detach().to(device))
@@ -90,7 +97,8 @@ class RankwiseLoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [..., d_in]; its tokens in order are those of the ``token_to_row`` in force."""
         # As self.base does, without nn.Module's lookup of attributes, which adds up over the layers of a model.
-        y: Tensor = self._modules["base"](x)  # type: ignore[misc]
+        base: Any = self._modules["base"]
+        y: Tensor = base(x)
         arguments = self._arguments
         if arguments is None:
             return y
@@ -99,6 +107,8 @@ class RankwiseLoraLinear(nn.Module):
             y.requires_grad or x.requires_grad or arguments[0].requires_grad or a.requires_grad or b.requires_grad
         ):
             return y + self._product(self._tokens(x), a, b, *arguments[:3]).view_as(y)
+        if base._forward_hooks or _global_forward_hooks:
+            y = y.clone()
         if not is_dynamo_compiling() and try_add(y, x, a, b, *arguments):
             increment_version((y,))
             return y
@@ -171,6 +181,9 @@ def apply_rankwise_lora(
 
     Returns:
         The wrapped layers by name; :func:`remove_rankwise_lora` undoes it.
+
+    Raises:
+        InputError: a name, its experts or the scaling do not fit.
     """
     known = dict(model.named_modules())
     wrapped: dict[str, RankwiseLoraLinear] = {}
@@ -194,16 +207,20 @@ def apply_rankwise_lora(
 def _wrap(layer: nn.Linear, experts: Experts | Sequence[Experts], scaling: float) -> RankwiseLoraLinear:
     if isinstance(experts, Int8Experts):
         return RankwiseLoraLinear(layer, experts.lora_a, experts.lora_b, scaling, scales=experts.scales)
-    if not len(experts):
+    if not isinstance(experts, Sequence):
+        raise InputError(
+            f"experts must be (lora_a, lora_b), Int8Experts, or a list of these, got {type(experts).__name__}"
+        )
+    if not experts:
         raise InputError("the outputs of a merged layer must have experts, got an empty list")
     if isinstance(experts[0], Tensor):
-        lora_a, lora_b = experts
-        return RankwiseLoraLinear(layer, lora_a, lora_b, scaling)  # type: ignore[arg-type]
+        lora_a, lora_b = _pair(experts)
+        return RankwiseLoraLinear(layer, lora_a, lora_b, scaling)
     outputs: list[Any] = list(experts)
     integers = [isinstance(own, Int8Experts) for own in outputs]
     if any(integers) != all(integers):
         raise InputError("the outputs of a merged layer must have experts of one kind, got Int8Experts and others")
-    pairs = [(own.lora_a, own.lora_b) if isinstance(own, Int8Experts) else own for own in outputs]
+    pairs = [(own.lora_a, own.lora_b) if isinstance(own, Int8Experts) else _pair(own) for own in outputs]
     for lora_a, lora_b in pairs:
         checks.check_experts(lora_a, lora_b, layer.in_features)
     if len({len(lora_a) for lora_a, _ in pairs}) > 1:
@@ -218,6 +235,14 @@ def _wrap(layer: nn.Linear, experts: Experts | Sequence[Experts], scaling: float
         scales=torch.cat([own.scales for own in outputs]) if all(integers) else None,
         ends=list(accumulate(len(lora_b) for _, lora_b in pairs)),
     )
+
+
+def _pair(experts: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(experts, Sequence) or len(experts) != 2:
+        got = f"{len(experts)} of them" if isinstance(experts, Sequence) else type(experts).__name__
+        raise InputError(f"experts must be a pair of tensors, lora_a and lora_b, got {got}")
+    checks.check_kinds(1.0, None, lora_a=experts[0], lora_b=experts[1])
+    return experts[0], experts[1]
 
 
 def remove_rankwise_lora(model: nn.Module) -> list[str]:
@@ -242,11 +267,14 @@ class PreparedRankWeights:
         wrapped = _wrapped(model)
         if isinstance(weights, Tensor):
             weights = dict.fromkeys(wrapped, weights)
+        elif not isinstance(weights, Mapping):
+            raise InputError(f"weights must be a tensor, or tensors by module name, got {type(weights).__name__}")
         unknown = [name for name in weights if name not in wrapped]
         if unknown:
             raise InputError(f"{unknown[0]} has no experts in this model: apply_rankwise_lora wraps a layer")
         for name, g in weights.items():
             layer = wrapped[name]
+            checks.check_kinds(1.0, None, **{f"rank_weights of {name}": g})
             dtype = layer.weight.dtype if layer.weight.is_floating_point() else layer.lora_a.dtype
             checks.check_weights(g, len(layer.lora_a), dtype, layer.lora_a.device)
         counts = [g.shape[0] for g in weights.values()]
@@ -283,7 +311,8 @@ def rank_weights(
 
     Args:
         weights: g [N, R] for all layers, or by module name; layers without a name there compute the base alone.
-        token_to_row: [T], each token's row of g or -1 for no adapter; None as in :func:`bdc.ops.rankwise_lora`.
+        token_to_row: [T], each token's row of g or -1 for no adapter; None as in :func:`bdc.ops.rankwise_lora`. Where all are -1
+            on entry, on a CPU and without gradients, the base alone is computed inside, even if they change.
 
     Raises:
         InputError: weights or rows do not fit the wrapped layers.

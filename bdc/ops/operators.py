@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bdc.errors import InputError
-from bdc.ops import matmul
+from bdc.ops import checks, matmul
 from bdc.ops.extension import unwatched
 from bdc.ops.watchers import check_no_tangents, no_forward_mode
 
@@ -71,6 +71,10 @@ def register(
         def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
             raise no_forward_mode()
 
+        @staticmethod
+        def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+            raise checks.no_vmap()
+
     def traced(*inputs: Any) -> Tensor:
         out: Tensor = Traced.apply(*inputs)[0]
         return out
@@ -130,21 +134,35 @@ class _Once(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise InputError("the rank-wise product has no second derivative")
 
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        raise checks.no_vmap()
+
 
 def once(gradients: Callable[..., Any], *inputs: Any) -> Any:
     """``gradients(*inputs)``; where they could be differentiated themselves, that is refused."""
     return _Once.apply(gradients, *inputs) if torch.is_grad_enabled() else gradients(*inputs)
 
 
-def _fake(x: Tensor, lora_a: Tensor, lora_b: Tensor, *_: Any) -> Tensor:
+def _check_fakes(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor) -> None:
+    """What shapes alone tell, but of the number of tokens, which may be anything in a program that is exported."""
+    if lora_a.ndim == 3:
+        lora_a, lora_b = lora_a[0], lora_b[0]
+    checks.check_experts(lora_a, lora_b, x.shape[-1])
+    checks.check_weights(g, lora_a.shape[0], x.dtype, x.device)
+
+
+def _fake(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, *_: Any) -> Tensor:
+    _check_fakes(x, lora_a, lora_b, g)
     return x.new_empty(x.shape[0], lora_b.shape[-2])
 
 
-def _fake_(y: Tensor, *_: Any) -> None:
-    return None
+def _fake_(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, *_: Any) -> None:
+    _check_fakes(x, lora_a, lora_b, g)
 
 
-def _fake_with_h(x: Tensor, lora_a: Tensor, lora_b: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake_with_h(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    _check_fakes(x, lora_a, lora_b, g)
     h = x.new_empty(x.shape[0], lora_a.shape[-2], dtype=matmul.wide_dtype(x))
     return x.new_empty(x.shape[0], lora_b.shape[-2]), h
 

@@ -42,16 +42,21 @@ def rankwise_lora_pools(
     Raises:
         InputError: shapes, dtypes, devices, pools or rows do not fit.
     """
-    if autocasts(x):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, lora_a, lora_b, rank_weights = cast(dtype, x, lora_a, lora_b, rank_weights)
-    if not is_dynamo_compiling() and torch._C._are_functorch_transforms_active():
-        checks.check_not_mapped(x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row)
-        return _traced(x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row, scaling)
-    found: Tensor = torch.ops.bdc.rankwise_lora_pools(
-        x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row, scaling
-    )
-    return found
+    try:
+        if autocasts(x):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, lora_a, lora_b, rank_weights = cast(dtype, x, lora_a, lora_b, rank_weights)
+        if not is_dynamo_compiling() and torch._C._are_functorch_transforms_active():
+            checks.check_not_mapped(x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row)
+            return _traced(x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row, scaling)
+        found: Tensor = torch.ops.bdc.rankwise_lora_pools(
+            x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row, scaling
+        )
+        return found
+    except checks.MISUSE:
+        tensors = {"x": x, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": rank_weights, "row_to_pool": row_to_pool}
+        checks.check_kinds(scaling, token_to_row, **tensors)
+        raise
 
 
 def rankwise_lora_pools_(
@@ -75,12 +80,17 @@ def rankwise_lora_pools_(
         InputError: as :func:`rankwise_lora_pools`; also where ``y`` shares memory with another argument, or a gradient is
             wanted.
     """
-    if not is_dynamo_compiling():
-        checks.check_not_mapped(y, x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row)
-    if autocasts(x):
-        x, lora_a, lora_b, rank_weights = cast(y.dtype, x, lora_a, lora_b, rank_weights)
-    torch.ops.bdc.rankwise_lora_pools_(y, x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row, scaling)
-    return y
+    try:
+        if not is_dynamo_compiling():
+            checks.check_not_mapped(y, x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row)
+        if autocasts(x):
+            x, lora_a, lora_b, rank_weights = cast(y.dtype, x, lora_a, lora_b, rank_weights)
+        torch.ops.bdc.rankwise_lora_pools_(y, x, lora_a, lora_b, rank_weights, row_to_pool, token_to_row, scaling)
+        return y
+    except checks.MISUSE:
+        tensors = {"y": y, "x": x, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": rank_weights}
+        checks.check_kinds(scaling, token_to_row, **tensors, row_to_pool=row_to_pool)
+        raise
 
 
 def _product(

@@ -32,13 +32,19 @@ class Int8Experts:
     scales: Tensor
 
     def fold(self, rank_weights: Tensor) -> Tensor:
-        """``rank_weights`` [N, R] for these integers: times the scales, in float32."""
+        """``rank_weights`` [N, R] for these integers: times the scales, in float32.
+
+        Raises:
+            InputError: they have another number of ranks.
+        """
         return fold(rank_weights, self.scales)
 
 
 def fold(rank_weights: Tensor, scales: Tensor) -> Tensor:
     """``rank_weights`` [N, R] times the ``scales`` [R] of integers, in float32."""
-    if not rank_weights.requires_grad:
+    if rank_weights.shape[-1:] != scales.shape:
+        raise InputError(f"rank_weights must be [N, {len(scales)}], got {list(rank_weights.shape)}")
+    if not rank_weights.requires_grad or torch._C._are_functorch_transforms_active():
         return rank_weights.float() * scales
     with torch.enable_grad():  # weights that are put in force without it may be used with it
         found: Tensor = _Fold.apply(rank_weights, scales)
@@ -71,6 +77,7 @@ def quantize_experts(lora_a: Tensor, lora_b: Tensor) -> Int8Experts:
         InputError: the shapes do not fit, an element is not finite, the experts are no floats, or a rank's scale, the product
             of both, is beyond float32.
     """
+    checks.check_kinds(1.0, None, lora_a=lora_a, lora_b=lora_b)
     if lora_a.ndim != 2:
         raise InputError(f"lora_a must be [R, d_in], got {list(lora_a.shape)}")
     checks.check_experts(lora_a, lora_b, lora_a.shape[1])

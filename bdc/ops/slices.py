@@ -42,14 +42,18 @@ def rankwise_lora_slices(
     Raises:
         InputError: shapes, dtypes, devices, ends or rows do not fit.
     """
-    tensors = (x, lora_a, lora_b, rank_weights)
-    wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if not (wants_gradient or is_dynamo_compiling() or autocasts(x)) and x.ndim == 2 and lora_b.ndim == 2:
-        y = x.new_empty(x.shape[0], lora_b.shape[0])
-        if try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, None, True, None, tuple(ends)):
-            return y
-    parts = _parts(lora_a, lora_b, rank_weights, ends)
-    return torch.cat([rankwise_lora(x, a, b, g, token_to_row, scaling) for _, a, b, g in parts], 1)
+    ends = ends if type(ends) is tuple else checks.as_ends(ends)
+    try:
+        wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (x, lora_a, lora_b, rank_weights))
+        if not (wants_gradient or is_dynamo_compiling() or autocasts(x)) and x.ndim == 2 and lora_b.ndim == 2:
+            y = x.new_empty(x.shape[0], lora_b.shape[0])
+            if try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, None, True, None, ends):
+                return y
+        parts = _parts(lora_a, lora_b, rank_weights, ends)
+        return torch.cat([rankwise_lora(x, a, b, g, token_to_row, scaling) for _, a, b, g in parts], 1)
+    except checks.MISUSE:
+        checks.check_kinds(scaling, token_to_row, x=x, lora_a=lora_a, lora_b=lora_b, rank_weights=rank_weights)
+        raise
 
 
 def rankwise_lora_slices_(
@@ -71,39 +75,45 @@ def rankwise_lora_slices_(
         InputError: as :func:`rankwise_lora_slices`; also where ``y`` shares memory with another argument, or a gradient is
             wanted.
     """
-    tensors = (y, x, lora_a, lora_b, rank_weights)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        raise InputError(
-            "rankwise_lora_slices_ has no gradient: add rankwise_lora_slices to y, or call it under torch.no_grad()"
-        )
-    if (
-        not is_dynamo_compiling()
-        and not autocasts(x)
-        and y.ndim == 2
-        and try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, None, False, None, tuple(ends))
-    ):
-        increment_version((y,))
-        return y
-    parts = list(_parts(lora_a, lora_b, rank_weights, ends))
-    if not is_dynamo_compiling():
-        check_no_tangents(*tensors)
-        if autocasts(x):
-            x, lora_a, lora_b, rank_weights = cast(y.dtype, x, lora_a, lora_b, rank_weights)
-            parts = list(_parts(lora_a, lora_b, rank_weights, ends))
-        if unwatched(y, x, lora_a, lora_b, rank_weights, token_to_row):  # all of it before anything is written
+    ends = ends if type(ends) is tuple else checks.as_ends(ends)
+    try:
+        tensors = (y, x, lora_a, lora_b, rank_weights)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            raise InputError(
+                "rankwise_lora_slices_ has no gradient: add rankwise_lora_slices to y, or call it under torch.no_grad()"
+            )
+        if (
+            not is_dynamo_compiling()
+            and not autocasts(x)
+            and y.ndim == 2
+            and try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, None, False, None, ends)
+        ):
+            increment_version((y,))
+            return y
+        if not is_dynamo_compiling():
+            check_no_tangents(*tensors)
+            if autocasts(x):
+                x, lora_a, lora_b, rank_weights = cast(y.dtype, x, lora_a, lora_b, rank_weights)
+        parts = list(_parts(lora_a, lora_b, rank_weights, ends))
+        # All of it before anything is written.
+        if not is_dynamo_compiling() and unwatched(y, x, lora_a, lora_b, rank_weights, token_to_row):
             for _, a, b, g in parts:
                 checks.check_product(x, a, b, g, token_to_row, scaling)
             others = {"lora_a": lora_a, "lora_b": lora_b, "rank_weights": rank_weights, "token_to_row": token_to_row}
             checks.check_output(y, x, others, len(x), len(lora_b))
-    for columns, a, b, g in parts:
-        rankwise_lora_(y[:, columns], x, a, b, g, token_to_row, scaling)
-    return y
+        for columns, a, b, g in parts:
+            rankwise_lora_(y[:, columns], x, a, b, g, token_to_row, scaling)
+        return y
+    except checks.MISUSE:
+        checks.check_kinds(scaling, token_to_row, y=y, x=x, lora_a=lora_a, lora_b=lora_b, rank_weights=rank_weights)
+        raise
 
 
 def _parts(
     lora_a: Tensor, lora_b: Tensor, g: Tensor, ends: Sequence[int]
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Each slice's columns of the output, and its A, B and g."""
+    ends = checks.as_ends(ends)
     checks.check_slices(lora_a, lora_b, ends, g)
     ranks = lora_b.shape[1]
     for s, (first, end) in enumerate(zip((0, *ends), ends, strict=False)):

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from bdc.errors import InputError
-from bdc.ops import checks, rankwise_lora, rankwise_lora_
+from bdc.ops import (
+    checks,
+    rankwise_lora,
+    rankwise_lora_,
+    rankwise_lora_pools,
+    rankwise_lora_pools_,
+    rankwise_lora_slices,
+    rankwise_lora_slices_,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +61,61 @@ def test_arrays_that_are_no_tensors_are_named(problems: SimpleNamespace, name: s
     if name != "y":
         with torch.set_grad_enabled(grad), pytest.raises(InputError, match=f"^{name} must be a tensor, got ndarray$"):
             rankwise_lora(*named.values(), rows)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["y", "x", "lora_a", "lora_b", "rank_weights", "row_to_pool"])
+def test_lists_that_are_no_tensors_are_named_by_every_form(name: str, autocast: bool) -> None:
+    tensors = {"x": torch.zeros(3, 8), "lora_a": torch.zeros(4, 8), "lora_b": torch.zeros(6, 4)}
+    tensors |= {"rank_weights": torch.zeros(1, 4)}
+    pools = tensors | {"lora_a": torch.zeros(1, 4, 8), "lora_b": torch.zeros(1, 6, 4)}
+    y, row_to_pool = {"y": torch.zeros(3, 6)}, {"row_to_pool": torch.zeros(1, dtype=torch.int32)}
+    forms: list[tuple[Callable[..., object], dict[str, object]]] = [
+        (rankwise_lora, {**tensors}),
+        (rankwise_lora_, {**y, **tensors}),
+        (rankwise_lora_slices, {**tensors, "ends": [6]}),
+        (rankwise_lora_slices_, {**y, **tensors, "ends": [6]}),
+        (rankwise_lora_pools, {**pools, **row_to_pool}),
+        (rankwise_lora_pools_, {**y, **pools, **row_to_pool}),
+    ]
+    for form, given in forms:
+        for wrong in ([1.0], None) if name in given else ():
+            with (
+                torch.no_grad(),
+                torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+                pytest.raises(InputError, match=f"^{name} must be a tensor, got {type(wrong).__name__}$"),
+            ):
+                form(**given | {name: wrong})
+        for scaling, words in (("2", "a number, got '2'"), (1j, "a number, got 1j"), (10**400, "finite, got 1000")):
+            with pytest.raises(InputError, match=f"^scaling must be {words}"):
+                form(**given, scaling=scaling)
+
+
+@pytest.mark.parametrize("ends", [None, 6, [6.0], (6.0,), ["6"], torch.zeros(())])
+def test_ends_that_are_no_numbers(ends: object) -> None:
+    x, a, b, g = torch.zeros(3, 8), torch.zeros(4, 8), torch.zeros(6, 4), torch.zeros(1, 4)
+    for tensors in ((x, a, b, g), (x.double(), a.double(), b.double(), g)):
+        with pytest.raises(InputError, match=r"^ends must be whole numbers"):
+            rankwise_lora_slices(*tensors, ends)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "ends", [[2, 6], (2, 6), iter([2, 6]), torch.tensor([2, 6]), np.array([2, 6]), (np.int64(2), 6)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ends_of_any_sequence(ends: object, dtype: torch.dtype) -> None:
+    ends = copy.copy(ends)
+    x, a, b, g = (torch.randn(n, m).to(dtype) for n, m in ((3, 8), (8, 8), (6, 4), (1, 8)))
+    expected = rankwise_lora_slices(x, a, b, g, [2, 6])
+    assert torch.equal(rankwise_lora_slices(x, a, b, g, ends), expected)  # type: ignore[arg-type]
+
+
+def test_sparse_tensors_are_named() -> None:
+    x, a, b, g = torch.ones(3, 8), torch.ones(4, 8), torch.ones(6, 4), torch.ones(1, 4)
+    with pytest.raises(InputError, match=r"^x must be a dense tensor, got the layout torch.sparse_coo"):
+        rankwise_lora(x.to_sparse(), a, b, g)
+    with pytest.raises(InputError, match=r"^lora_a must be a dense tensor"):
+        rankwise_lora(x, a.to_sparse(), b, g)
 
 
 def test_output(problems: SimpleNamespace) -> None:

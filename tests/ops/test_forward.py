@@ -41,6 +41,18 @@ def test_error_is_within_the_bound(
         problems.assert_within_bounds(rankwise_lora(*problem.arguments), problem)
 
 
+@pytest.mark.parametrize("ranks", [16, 64])
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_a_large_y_is_rounded_once(problems: SimpleNamespace, backend: str, tokens: int, ranks: int) -> None:
+    """A BLAS may add to y rank by rank where the columns of B are contiguous."""
+    problem = problems.make(tokens=tokens, d_in=64, d_out=256, rank=ranks, requests=1)
+    problem.rows = None
+    problem.y = problem.y * 100 + 100
+    problem.b = problem.b.T.contiguous().T
+    y = problem.y.clone()
+    problems.assert_within_bounds(rankwise_lora_(y, *problem.arguments), problem)
+
+
 def test_cancellation(problems: SimpleNamespace, backend: str) -> None:
     problem = problems.make(d_in=512, rank=64)
     problem.x[:, 256:] = problem.x[:, :256]

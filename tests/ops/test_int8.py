@@ -144,6 +144,22 @@ def test_pools(problems: SimpleNamespace, dtype: torch.dtype) -> None:
         torch.testing.assert_close(got[here], alone[here], rtol=0.02 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
 
 
+def test_func_and_the_number_of_ranks(problems: SimpleNamespace) -> None:
+    problem = problems.make(rank=16)
+    experts = quantize_experts(problem.a, problem.b)
+
+    def loss(g: torch.Tensor) -> torch.Tensor:
+        product = rankwise_lora(problem.x, experts.lora_a, experts.lora_b, experts.fold(g), problem.rows)
+        return product.square().sum()
+
+    leaf = problem.g.clone().requires_grad_()
+    loss(leaf).backward()
+    torch.testing.assert_close(torch.func.grad(loss)(problem.g), leaf.grad)
+    for ranks in (1, 3):
+        with pytest.raises(InputError, match=r"rank_weights must be \[N, 16\], got"):
+            experts.fold(torch.ones(2, ranks))
+
+
 def test_gradients_of_x_and_the_weights(problems: SimpleNamespace) -> None:
     problem = with_integers(problems.make())
     x, a, b, g, rows, s = problem.arguments

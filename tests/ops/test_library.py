@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bdc.errors import InputError
 from bdc.ops import RankwiseLoraLinear, rank_weights, rankwise_lora, rankwise_lora_, reference
@@ -210,6 +211,28 @@ def test_func(problems: SimpleNamespace) -> None:
     many = torch.stack([x, x])
     with pytest.raises(InputError, match=r"no torch.func.vmap"):
         torch.func.vmap(lambda tokens: rankwise_lora(tokens, a, b, g, rows, s))(many)
+    for transform in (torch.func.jacrev, torch.func.hessian):
+        with pytest.raises(InputError, match=r"no torch.func.vmap|no forward-mode derivative|no second derivative"):
+            transform(lambda weights: rankwise_lora(x, a, b, weights, rows, s).sum(0))(g)
+    beside = torch.func.vmap(lambda factor: factor * rankwise_lora(x, a, b, g, rows, s))(torch.tensor([1.0, 2.0]))
+    torch.testing.assert_close(beside[1], 2 * rankwise_lora(x, a, b, g, rows, s))
+
+
+@pytest.mark.parametrize("name", ["a", "b", "g"])
+def test_shapes_that_do_not_fit_are_refused_without_values(problems: SimpleNamespace, name: str) -> None:
+    problem = problems.make()
+    setattr(problem, name, getattr(problem, name)[:, 1:].contiguous())
+
+    class Product(torch.nn.Module):
+        def forward(self, x: Tensor, a: Tensor, b: Tensor, g: Tensor) -> Tensor:
+            return rankwise_lora(x, a, b, g, None)
+
+    problem.rows = None
+    tensors = (problem.x, problem.a, problem.b, problem.g[:1])
+    with pytest.raises(Exception, match="must be"):
+        torch.export.export(Product(), tensors)
+    with FakeTensorMode() as mode, pytest.raises(InputError, match="must be"):
+        rankwise_lora(*(mode.from_tensor(tensor) for tensor in tensors))
 
 
 def test_gradient_backends_agree(problems: SimpleNamespace, backend: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -120,6 +121,53 @@ def test_errors() -> None:
         model(torch.randn(4, 12))
     with rank_weights(model, torch.ones(2, 6)), pytest.raises(InputError, match=r"2 rows .* 4 tokens"):
         model(torch.randn(4, 12))
+
+
+@pytest.mark.parametrize(
+    ("experts", "words"),
+    [
+        (None, "experts must be .*, got NoneType"),
+        ([torch.zeros(6, 12)], "a pair of tensors, lora_a and lora_b, got 1 of them"),
+        ([torch.zeros(6, 12)] * 3, "a pair of tensors, lora_a and lora_b, got 3 of them"),
+        ((torch.zeros(6, 12), [1]), "lora_b must be a tensor, got list"),
+        ([(torch.zeros(6, 12),)], "a pair of tensors, lora_a and lora_b, got 1 of them"),
+        ((torch.zeros(6, 12), torch.zeros(10, 6).cfloat()), "lora_b must be of floats.* got torch.complex64"),
+        ((torch.zeros(6, 12).int(), torch.zeros(10, 6)), "lora_a must be of floats.* got torch.int32"),
+    ],
+)
+def test_experts_of_the_wrong_kind(experts: Any, words: str) -> None:
+    model, _ = model_and_stacks()
+    with pytest.raises(InputError, match=words):
+        apply_rankwise_lora(model, {"0": experts})
+    assert type(model[0]) is nn.Linear
+
+
+def test_arguments_of_the_wrong_kind() -> None:
+    model, stacks = model_and_stacks()
+    for scaling in (float("nan"), float("inf"), "1", None):
+        with pytest.raises(InputError, match="scaling must be"):
+            apply_rankwise_lora(model, stacks, scaling)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"base must be an nn.Linear, got Conv1d"):
+        RankwiseLoraLinear(nn.Conv1d(12, 10, 1), *stacks["0"])  # type: ignore[arg-type]
+    apply_rankwise_lora(model, stacks)
+    for weights, words in (([[1.0]], "got list"), (None, "got NoneType"), ({"0": None}, "rank_weights of 0 must be")):
+        with pytest.raises(InputError, match=words):
+            rank_weights(model, weights)  # type: ignore[arg-type]
+
+
+def test_what_a_hook_keeps_of_the_base_stays_the_bases() -> None:
+    model, stacks = model_and_stacks()
+    x, kept = torch.randn(4, 12), list[torch.Tensor]()
+    base = model[0](x)
+    layer = apply_rankwise_lora(model, {"0": stacks["0"]})["0"]
+    expected = base + rankwise_lora(x, *stacks["0"], torch.ones(1, 6))
+    own = layer.base.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    for hook in (own, nn.modules.module.register_module_forward_hook(lambda m, i, output: kept.append(output))):
+        with torch.no_grad(), rank_weights(model, torch.ones(1, 6)):
+            torch.testing.assert_close(layer(x), expected)
+        hook.remove()
+        assert torch.equal(kept[0], base)
+        kept.clear()
 
 
 def test_contexts_may_close_in_any_order(problems: SimpleNamespace) -> None:
