@@ -47,7 +47,7 @@ def test_a_large_y_is_rounded_once(problems: SimpleNamespace, backend: str, toke
     """A BLAS may add to y rank by rank where the columns of B are contiguous."""
     problem = problems.make(tokens=tokens, d_in=64, d_out=256, rank=ranks, requests=1)
     problem.rows = None
-    problem.y = problem.y * 100 + 100
+    problem.x, problem.y = problem.x / 100, problem.y * 100
     problem.b = problem.b.T.contiguous().T
     y = problem.y.clone()
     problems.assert_within_bounds(rankwise_lora_(y, *problem.arguments), problem)
