@@ -17,7 +17,7 @@ from bdc.customize.customizer import Customizer, Weights
 from bdc.customize.merging import Merge, merged
 from bdc.customize.mixture import Mixture
 from bdc.customize.stacks import stack_adapters, write_adapter
-from bdc.customize.storage import CONFIG, SolverParts
+from bdc.customize.storage import SolverParts, foreign_file
 from bdc.disentangle.examples import collate, encode, parts
 from bdc.disentangle.loss import example_nll
 from bdc.errors import InputError
@@ -96,12 +96,13 @@ class Solver:
         *,
         dtype: str = "auto",
         base_model: str | Path | None = None,
+        encoder: str | Path | None = None,
         int8_experts: bool = False,
     ) -> Solver:
         """Load a solver's folder, its base model and its encoder.
 
         Args:
-            base_model: where the base model is, if not where the folder says.
+            base_model, encoder: where these models are, if not where the folder says.
             int8_experts: serve experts rounded to 8 bits.
 
         Raises:
@@ -111,11 +112,16 @@ class Solver:
         from bdc.llm import SentenceEncoder, load_model
 
         loaded = SolverParts.load(Path(path))
-        encoder = SentenceEncoder(loaded.encoder) if loaded.encoder is not None else None
         if base_model is not None:
             loaded = replace(loaded, base_model=str(base_model))
+        if encoder is not None:
+            loaded = replace(loaded, encoder=str(encoder))
+        reader = SentenceEncoder(loaded.encoder) if loaded.encoder is not None else None
         model, tokenizer = load_model(loaded.base_model, dtype)
-        return cls(model, tokenizer, loaded, encoder=encoder, int8_experts=int8_experts)
+        try:
+            return cls(model, tokenizer, loaded, encoder=reader, int8_experts=int8_experts)
+        except InputError as error:
+            raise InputError(f"{path} does not fit the base model {loaded.base_model}: {error}") from error
 
     @classmethod
     def from_adapters(cls, folders: Sequence[str | Path], base_model: str | Path, *, dtype: str = "auto") -> Solver:
@@ -125,7 +131,7 @@ class Solver:
         """
         from bdc.llm import load_model
 
-        stack = stack_adapters([Path(folder) for folder in folders])
+        stack = stack_adapters([Path(folder) for folder in _listed("adapters", folders)])
         model, tokenizer = load_model(base_model, dtype)
         return cls(model, tokenizer, SolverParts(str(base_model), stack))
 
@@ -136,8 +142,10 @@ class Solver:
             InputError: it cannot be written, or something else is there.
         """
         folder = Path(path).resolve()
-        if folder.exists() and not (folder / CONFIG).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise InputError(f"{folder} is there and is no solver's folder; name another one")
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file; name a folder")
+        if folder.exists() and (foreign := foreign_file(folder)) is not None:
+            raise InputError(f"{folder} holds {foreign}, which is no part of a solver; name another folder")
         self.parts.save(folder)
 
     def rank_weights(self, prompts: Sequence[Prompt], *, weights: Sequence[Weights] | Weights | None = None) -> Tensor:
@@ -299,8 +307,8 @@ class Solver:
 
 
 def _listed(name: str, values: Sequence[Any]) -> Sequence[Any]:
-    if isinstance(values, (str, Mapping)):
-        raise InputError(f"{name} must be a list with one for each request, not a single {type(values).__name__}")
+    if isinstance(values, (str, Path, Mapping)) or not hasattr(values, "__len__"):
+        raise InputError(f"{name} must be a list with one for each, not a single {type(values).__name__}")
     return values
 
 

@@ -21,6 +21,24 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 # Other starts of PEFT's change the base weights, so that an adapter is no difference to the base model alone.
 _STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+# Fields that make of A and B something else than scaling * B A beside their layer, once each.
+_SPECIAL = (
+    "use_rslora",
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "fan_in_fan_out",
+    "rank_pattern",
+    "alpha_pattern",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "layer_replication",
+    "lora_bias",
+    "target_parameters",
+    "trainable_token_indices",
+)
 _KEY = re.compile(re.escape(_PREFIX) + r"(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 
 
@@ -117,18 +135,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[tuple[str, str], Tensor]]:
             raise ValueError("adapter_config.json holds no object")
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder} is no readable PEFT adapter ({error}); run `bdc disentangle` again") from error
-    special = [
-        name
-        for name in (
-            "use_rslora",
-            "use_dora",
-            "fan_in_fan_out",
-            "rank_pattern",
-            "alpha_pattern",
-            "alora_invocation_tokens",
-        )
-        if config.get(name)
-    ]
+    special = [name for name in _SPECIAL if config.get(name)]
     if config.get("init_lora_weights") not in _STARTS:
         special.append(f"init_lora_weights={config['init_lora_weights']}")
     if config.get("peft_type") != "LORA" or special or config.get("bias", "none") != "none":
@@ -183,6 +190,7 @@ def write_adapter(
         base_model_name_or_path=public_name(base_model),
         inference_mode=True,
     )
+    config.target_modules = sorted(target_modules)  # PEFT keeps a set, whose order changes from process to process
     named = {f"{_PREFIX}{m}.lora_A.weight": a for m, a in lora_a.items()}
     named |= {f"{_PREFIX}{m}.lora_B.weight": b for m, b in lora_b.items()}
     try:

@@ -92,7 +92,7 @@ class SolverParts:
         from safetensors.torch import load_file
 
         try:
-            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            config = _read_config(folder)
             if config["format"] != FORMAT:
                 raise StaleArtifactError(
                     f"{folder} has solver format {config['format']} and this bdc reads format {FORMAT}; "
@@ -130,7 +130,29 @@ class SolverParts:
             RuntimeError,
             SafetensorError,
         ) as error:
-            raise InputError(f"{folder} cannot be read as a solver: {error!r}; run `bdc customize` again") from error
+            reason = " ".join(f"{error!r}".split())
+            raise InputError(
+                f"{folder / CONFIG} does not describe the solver beside it ({reason:.200}); run `bdc customize` again"
+            ) from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{folder / CONFIG} holds no JSON ({error}); run `bdc customize` again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / CONFIG} holds no JSON object; run `bdc customize` again")
+    return config
+
+
+def foreign_file(folder: Path) -> str | None:
+    """The first entry of a folder that is no part of the solver in it, or None."""
+    try:
+        own = {CONFIG, *_read_config(folder)["files"]}
+    except (OSError, InputError, KeyError, TypeError):
+        own = set()
+    return min((path.name for path in folder.iterdir() if path.name not in own), default=None)
 
 
 def _scaling(stack: Stack, networks: dict[str, Hypernetwork]) -> float:

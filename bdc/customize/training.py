@@ -33,7 +33,7 @@ def train_hypernetwork(
     factor: float = 1.0,
     on_step: Callable[[str], None] | None = None,
 ) -> Fit:
-    """Train in place; the untrained network (the uniform average of the experts) is a candidate for the best one.
+    """Train in place; the untrained network (all ranks weighted alike) is a candidate for the best one.
 
     Args:
         embeddings: float32 [M, d]; an example's ``source`` is its row.

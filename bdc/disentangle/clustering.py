@@ -33,7 +33,8 @@ class Clustering:
 
 def nearest(embeddings: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """Index of the nearest centroid (Euclidean, as in K-means; the lower at a tie): [n, d], [K, d] -> int64 [n]."""
-    distances = (centroids**2).sum(1)[None] - 2.0 * embeddings @ centroids.T
+    points, centres = (np.asarray(rows, dtype=np.float64) for rows in (embeddings, centroids))
+    distances = (centres**2).sum(1)[None] - 2.0 * points @ centres.T
     return np.asarray(distances.argmin(1), dtype=np.int64)
 
 
@@ -68,8 +69,6 @@ def cluster(
         chosen = min(k, distinct)
     fit = fits.get(chosen) or _k_means(points, chosen, seed)
     centroids = _dissolve(points, fit.cluster_centers_, min_size)
-    centroids = centroids[np.lexsort(centroids.T[::-1])].astype(np.float32)  # an order that no seed or restart changes
-    centroids = centroids[np.unique(nearest(embeddings, centroids))]  # rounding may have left one without a point
     assignment = nearest(embeddings, centroids)
     return Clustering(assignment, centroids, scores, chosen, _silhouette(points, assignment))
 
@@ -89,14 +88,17 @@ def _k_means(points: np.ndarray, k: int, seed: int, init: Any = "k-means++") -> 
 
 
 def _dissolve(points: np.ndarray, centroids: np.ndarray, min_size: int) -> np.ndarray:
-    while len(centroids) > 1:
+    """Centroids float32 [K, d], each the nearest of at least ``min_size`` points, as they are once rounded."""
+    while True:
+        centroids = centroids[np.lexsort(centroids.T[::-1])].astype(
+            np.float32
+        )  # an order that no seed or restart changes
         sizes = np.bincount(nearest(points, centroids), minlength=len(centroids))
         smallest = int(sizes.argmin())
-        if sizes[smallest] >= min_size:
-            break
+        if len(centroids) == 1 or sizes[smallest] >= max(min_size, 1):  # rounding may leave one without a point
+            return centroids
         rest = np.delete(centroids, smallest, axis=0)
-        centroids = _k_means(points, len(rest), 0, init=rest).cluster_centers_
-    return centroids
+        centroids = _k_means(points, len(rest), 0, init=rest.astype(np.float64)).cluster_centers_
 
 
 def project(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -104,13 +104,16 @@ class AdapterTrainer:
                 raise InputError(
                     f"disentangle.target_modules = {list(modules)} does not fit the model: {reason:.300}"
                 ) from error
-        if (misfit := self._misfit(adapter.base_model.targeted_module_names)) is not None:
+        if (misfit := self._misfit(adapter)) is not None:
             self.model = adapter.unload().eval()
             raise InputError(f"disentangle.target_modules = {list(modules)} does not fit the model: {misfit}")
         return adapter
 
-    def _misfit(self, adapted: Sequence[str]) -> str | None:
+    def _misfit(self, adapter: Any) -> str | None:
         """What PEFT passes over in silence, or adapts and the customize stage cannot stack."""
+        if adapter.peft_config["default"].target_parameters:  # set by PEFT itself for experts that are no modules
+            return "the model has parameters without a linear layer, as of a mixture of experts; name linear layers"
+        adapted = adapter.base_model.targeted_module_names
         head = self.model.get_output_embeddings()
         for name in adapted:
             layer = self.model.get_submodule(name)
@@ -154,7 +157,9 @@ def _stored(target: Path, key: str) -> dict[str, Any] | None:
 
 def _store(adapter: Any, target: Path, record: dict[str, Any], base_model: str) -> dict[str, Any]:
     """Write the adapter's folder whole or not at all; returns the record that lies in it, with fingerprints of the rest."""
-    adapter.peft_config["default"].base_model_name_or_path = public_name(base_model)
+    config = adapter.peft_config["default"]
+    config.base_model_name_or_path = public_name(base_model)
+    config.target_modules = sorted(config.target_modules)  # a set, whose order changes from process to process
     with atomic_folder(target) as temporary:
         adapter.save_pretrained(temporary, save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card

@@ -26,6 +26,10 @@ class Request:
     stop: tuple[str, ...] = ()
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+
     @property
     def resumes(self) -> bool:
         """Whether the answer continues the last message."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bdc.errors import InputError
+from bdc.llm.base import storable
 from bdc.llm.folders import KINDS, read_json
 
 DEFAULT_ENCODER = "all-minilm-l6-v2"
@@ -46,9 +47,14 @@ class SentenceEncoder:
             self._model.to("cuda")
 
     def encode(self, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
-        """Float32 [n, dim], in the order of the texts: rows of L2 norm 1, zero for a text without a token."""
+        """Float32 [n, dim], in the order of the texts: rows of L2 norm 1, zero for a text without a token.
+
+        Raises:
+            InputError: the model gives NaN, so its weights are damaged.
+        """
         import torch
 
+        texts = [storable(text) for text in texts]  # a tokenizer takes no half of a surrogate pair
         out = np.zeros((len(texts), self.dim), dtype=np.float32)
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         if not self._tokenizer("")["input_ids"]:  # no special tokens: a text may have none at all
@@ -67,6 +73,8 @@ class SentenceEncoder:
                 mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
                 pooled = (hidden * mask).sum(1) / mask.sum(1)
                 out[chunk] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+        if not np.isfinite(out).all():
+            raise InputError(f"the encoder {self.name} gives NaN or infinity for a text; its weights are damaged")
         return out
 
 

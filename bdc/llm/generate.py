@@ -88,6 +88,10 @@ def generate(
     rows = _Rows.of(model, tokenizer, prompts, max_new_tokens, temperature, top_p, seeds, stop)
     with _evaluating(model), using_packed(model), decoding(model):
         batch = _prefill(model, prompts, forward_context, progress)
+        if bool((broken := batch.logits.isnan().any(1)).any()):
+            raise InputError(
+                f"the model gives NaN for prompt {int(broken.nonzero()[0])}: its weights or its dtype, {model.dtype}, are at fault"
+            )
         while True:
             done = rows.step(batch.rows, batch.logits)
             if progress is not None:
@@ -370,7 +374,10 @@ def _listed(name: str, values: Sequence[Any], n: int) -> Sequence[Any]:
 
 def _per_row(name: str, value: Any, n: int, dtype: Any) -> np.ndarray:
     whole = np.issubdtype(dtype, np.integer)
-    given = np.asarray(value) if np.ndim(value) == 0 else np.asarray(_listed(name, value, n))
+    try:
+        given = np.asarray(value) if np.ndim(value) == 0 else np.asarray(_listed(name, value, n))
+    except ValueError:  # lists of several lengths
+        given = np.array(None)
     if given.dtype.kind not in ("iu" if whole else "iuf") or given.ndim > 1:
         raise InputError(f"{name} must be {'whole numbers' if whole else 'numbers'}, one for all or one per prompt.")
     return np.array(np.broadcast_to(given, n), dtype=dtype)
@@ -385,8 +392,8 @@ def _seeds(seeds: Sequence[int], n: int) -> np.ndarray:
 
 def _stops(stop: Stop, n: int) -> Sequence[Sequence[str]]:
     """One list of stop strings per prompt."""
-    given: Any = [stop] if isinstance(stop, str) else [] if stop is None else stop
     try:
+        given: Any = [stop] if isinstance(stop, str) else list(stop or [])
         if all(isinstance(string, str) for string in given):
             return [given] * n
         if len(given) != n:

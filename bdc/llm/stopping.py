@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 
@@ -17,14 +19,21 @@ class StopStrings:
     def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
         self.tokenizer = tokenizer
         self.stops = tuple(stop for stop in stops if stop)
-        # A token carries at least one byte, and a window's first character may be torn over four of them.
+        # A token that is not special carries at least one byte, and a window's first character may be torn over four.
         self.window = max((len(stop.encode()) for stop in self.stops), default=0) + 4
+
+    @functools.cached_property
+    def special(self) -> set[int]:
+        """Ids of the tokens that leave no text."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {*self.tokenizer.all_special_ids, *(token for token, added_token in added if added_token.special)}
 
     def hit(self, tokens: Sequence[int]) -> bool:
         """True if the newest token completed a stop string."""
         if not self.stops:
             return False
-        tail = decode(self.tokenizer, tokens[-self.window :])
+        shown = (token for token in reversed(tokens) if token not in self.special)
+        tail = decode(self.tokenizer, list(islice(shown, self.window))[::-1])
         return any(stop in tail for stop in self.stops)
 
     def cut(self, text: str) -> str:

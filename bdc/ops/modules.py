@@ -199,7 +199,10 @@ def apply_rankwise_lora(
             raise InputError(f"{name} cannot be wrapped: the layer that it belongs to is wrapped already")
         if isinstance(parent, _READERS):
             raise InputError(f"{name} cannot be wrapped: {type(parent).__name__} reads its weight and does not call it")
-        wrapped[name] = _wrap(layer, experts, scaling)
+        try:
+            wrapped[name] = _wrap(layer, experts, scaling)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
     _replace(model, {module.base: module for module in wrapped.values()})
     return wrapped
 

@@ -305,7 +305,9 @@ def test_saving_spares_what_is_no_solver(solver: Solver, tmp_path: Path, monkeyp
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     for place in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt", "/"):
-        with pytest.raises(InputError, match="is no solver's folder"):
+        with pytest.raises(
+            InputError, match=r"which is no part of a solver; name another folder|is a file; name a folder"
+        ):
             solver.save_pretrained(place)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
     (tmp_path / "empty").mkdir()
@@ -313,6 +315,56 @@ def test_saving_spares_what_is_no_solver(solver: Solver, tmp_path: Path, monkeyp
     solver.save_pretrained(".")
     assert SolverParts.load(tmp_path / "empty").base_model == solver.parts.base_model
     solver.save_pretrained(tmp_path / "empty")
+    (tmp_path / "empty" / "adapter").mkdir()
+    with pytest.raises(InputError, match="empty holds adapter, which is no part"):
+        solver.save_pretrained(tmp_path / "empty")
+    assert (tmp_path / "empty" / "adapter").is_dir()
+
+
+def test_arguments_of_the_wrong_kind_are_input_errors(solver: Solver) -> None:
+    for prompts in (None, 5, (prompt for prompt in PROMPTS)):
+        for call in (solver.generate, solver.rank_weights):
+            with pytest.raises(InputError, match="prompts must be a list"):
+                call(prompts)  # type: ignore[operator]
+    with pytest.raises(InputError, match="statements must be a list"):
+        solver.generate(PROMPTS, statements=(prompt for prompt in PROMPTS))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="max_new_tokens must be whole numbers"):
+        solver.generate(PROMPTS, max_new_tokens=[[1], [2, 3], [3]])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="adapters must be a list"):
+        Solver.from_adapters("a/b", "c")
+    free = solver.generate(PROMPTS[:1], max_new_tokens=9)[0].text
+    stop = free[2:4]
+    expected = solver.generate(PROMPTS[:1], max_new_tokens=9, stop=[stop])
+    assert solver.generate(PROMPTS[:1], max_new_tokens=9, stop=(text for text in [stop])) == expected  # type: ignore[arg-type]
+
+
+def test_a_model_that_gives_nan_is_an_input_error(solver: Solver) -> None:
+    solver = copy.deepcopy(solver)
+    with torch.no_grad():
+        solver.model.get_input_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(InputError, match=r"the model gives NaN for prompt 0: its weights or its dtype, torch.float32"):
+        solver.generate(PROMPTS, weights="none")
+
+
+def test_a_solver_that_does_not_fit_names_itself_and_the_base(
+    solver: Solver, tiny_encoder: Path, tmp_path: Path, helpers: Any
+) -> None:
+    solver.save_pretrained(tmp_path / "solver")
+    config = json.loads((tmp_path / "solver" / "bdc_config.json").read_text())
+    (tmp_path / "solver" / "bdc_config.json").write_text(json.dumps(config | {"encoder": "/gone/encoder"}))
+    base = Path(solver.parts.base_model)
+    with pytest.raises(InputError, match="/gone/encoder"):
+        Solver.from_pretrained(tmp_path / "solver")
+    loaded = Solver.from_pretrained(tmp_path / "solver", encoder=tiny_encoder)
+    assert loaded.parts.encoder == str(tiny_encoder)
+    shutil.copytree(base, tmp_path / "wider")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    wider = AutoConfig.from_pretrained(base)
+    wider.intermediate_size = 64
+    AutoModelForCausalLM.from_config(wider).save_pretrained(tmp_path / "wider")
+    with pytest.raises(InputError, match=r"solver does not fit the base model .*wider: model\.layers\.0\."):
+        Solver.from_pretrained(tmp_path / "solver", base_model=tmp_path / "wider", encoder=tiny_encoder)
 
 
 def test_another_encoder_is_refused(solver: Solver) -> None:

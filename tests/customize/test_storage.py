@@ -80,6 +80,9 @@ def changed(adapter: Path, out: Path, config: Any = None, tensors: Any = None) -
         (lambda c: c | {"lora_alpha": None}, None),
         (lambda c: c | {"lora_alpha": 0}, None),
         (lambda c: c | {"alora_invocation_tokens": [1, 2]}, None),
+        (lambda c: c | {"layer_replication": [[0, 1], [0, 1]]}, None),
+        (lambda c: c | {"use_qalora": True}, None),
+        (lambda c: c | {"target_parameters": ["experts.gate"]}, None),
         (None, lambda t: {}),
         (None, lambda t: dict(sorted(t.items())[1:])),
         (None, lambda t: {name: tensor.flatten() for name, tensor in t.items()}),
@@ -127,9 +130,10 @@ def test_other_formats_and_foreign_folders_are_refused(folder: Path, tmp_path: P
     (folder / "bdc_config.json").write_text(json.dumps(config | {"format": 99}))
     with pytest.raises(StaleArtifactError, match="format 99"):
         SolverParts.load(folder)
-    (folder / "bdc_config.json").write_text("{")
-    with pytest.raises(InputError, match="cannot be read"):
-        SolverParts.load(folder)
+    for text in (b"{", b"\xff", b"[]"):
+        (folder / "bdc_config.json").write_bytes(text)
+        with pytest.raises(InputError, match=r"bdc_config.json holds no JSON"):
+            SolverParts.load(folder)
     with pytest.raises(InputError, match="no solver folder"):
         SolverParts.load(tmp_path / "nowhere")
 
@@ -147,10 +151,10 @@ def test_saving_replaces_a_folder_and_leaves_nothing_behind(folder: Path, parts:
     [
         (lambda c: c.update(k=2), "k or rank"),
         (lambda c: c.update(rank=2), "k or rank"),
-        (lambda c: c.update(rank=0), "bdc_config.json|cannot be read"),
+        (lambda c: c.update(rank=0), "bdc_config.json"),
         (lambda c: c.update(k=6, rank=2, alpha=4.0), "networks"),
         (lambda c: c.update(alpha=80.0), "scaling"),
-        (lambda c: c.update(alpha="8"), "cannot be read"),
+        (lambda c: c.update(alpha="8"), "bdc_config.json does not describe"),
         (lambda c: c.update(scaling=7.0), "scaling"),
         (lambda c: c.pop("scaling"), "scaling"),
         (lambda c: c.pop("base_model"), "base_model"),
@@ -159,10 +163,11 @@ def test_saving_replaces_a_folder_and_leaves_nothing_behind(folder: Path, parts:
         (lambda c: c.update(base_model=5), "base_model"),
         (lambda c: c.update(target_modules="q_proj"), "target_modules"),
         (lambda c: c["modules"].pop(), "28 tensors for 13 modules"),
-        (lambda c: c["networks"]["hypernetwork"].update(k=4, rank=3), "networks|cannot be read"),
+        (lambda c: c["networks"]["hypernetwork"].update(k=4, rank=3), "networks|bdc_config.json does not describe"),
         (lambda c: c["networks"]["hypernetwork"].update(weighting="foo"), "networks"),
         (lambda c: c.update(files={}), "files"),
-        (lambda c: c.update(files=[]), "cannot be read"),
+        (lambda c: c.update(files=[]), "bdc_config.json does not describe"),
+        (lambda c: c.pop("k"), r"bdc_config.json does not describe .*'k'"),
     ],
 )
 def test_a_config_that_does_not_fit_the_tensors_is_refused(

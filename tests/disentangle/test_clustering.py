@@ -52,6 +52,18 @@ def test_small_clusters_are_merged_and_the_rest_is_a_fixed_point() -> None:
     np.testing.assert_allclose(means, fit.centroids, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_close_points_keep_the_promises(seed: int) -> None:
+    """Unit vectors 1e-4 apart: their distances are lost in float32."""
+    rng = np.random.default_rng(seed)
+    points = rng.standard_normal((1, 16)) + 1e-4 * rng.standard_normal((int(rng.integers(6, 40)), 16))
+    points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+    fit = cluster(points, int(rng.integers(2, 7)), min_size=4)
+    assert fit.k == 1 or np.bincount(fit.assignment, minlength=fit.k).min() >= 4
+    exact = ((points[:, None].astype(np.float64) - fit.centroids[None].astype(np.float64)) ** 2).sum(-1)
+    np.testing.assert_array_equal(fit.assignment, exact.argmin(1))
+
+
 def test_silhouette_is_that_of_the_clusters_after_merging() -> None:
     merged = [cluster(blobs([30], spread=1.0, seed=seed), 6, min_size=4) for seed in range(8)]
     assert any(fit.k < fit.chosen_k and fit.silhouette != fit.scores[fit.k]["silhouette"] for fit in merged)

@@ -260,6 +260,23 @@ def test_target_modules_that_do_not_fit_are_an_input_error(
         trained(tiny, tmp_path, dataclasses.replace(SETTINGS, target_modules=targets))
 
 
+def test_experts_that_are_no_layers_are_refused_before_training(tiny: Path, tmp_path: Path) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    _, tokenizer = load_model(tiny, "float32")
+    sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "num_local_experts": 2}
+    model = MixtralForCausalLM(MixtralConfig(vocab_size=300, num_attention_heads=2, num_key_value_heads=2, **sizes))
+    settings = dataclasses.replace(SETTINGS, dropout=0.0, target_modules=("all-linear",))
+    with pytest.raises(InputError, match=r"does not fit .*parameters without a linear layer"):
+        AdapterTrainer(model, tokenizer, settings, tmp_path).train(job(tokenizer))
+
+
+def test_the_config_of_an_adapter_has_its_layers_in_order(tiny: Path, tmp_path: Path) -> None:
+    trained(tiny, tmp_path, dataclasses.replace(SETTINGS, target_modules=("v_proj", "q_proj", "down_proj", "k_proj")))
+    (path,) = tmp_path.rglob("adapter_config.json")
+    assert json.loads(path.read_text())["target_modules"] == ["down_proj", "k_proj", "q_proj", "v_proj"]
+
+
 def test_a_model_whose_layers_are_transposed_is_refused_before_training(tiny: Path, tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 

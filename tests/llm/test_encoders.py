@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bdc.errors import InputError
 from bdc.llm import SentenceEncoder
 
 TEXTS = [
@@ -67,6 +68,21 @@ def test_texts_without_a_token_are_zero(tiny_encoder: Path) -> None:
     rows = encoder.encode(["", "abc", "", "x"], batch_size=2)
     assert np.array_equal(rows[[0, 2]], np.zeros((2, 16)))
     np.testing.assert_allclose(rows[[1, 3]], encoder.encode(["abc", "x"]), atol=1e-6)
+
+
+def test_half_of_a_surrogate_pair_is_read_as_what_stands_for_it(tiny_encoder: Path) -> None:
+    encoder = SentenceEncoder(tiny_encoder)
+    np.testing.assert_array_equal(encoder.encode(["a\ud800"]), encoder.encode(["a\ufffd"]))
+
+
+def test_an_encoder_that_gives_nan_is_named(tiny_encoder: Path) -> None:
+    import torch
+
+    encoder = SentenceEncoder(tiny_encoder)
+    with torch.no_grad():
+        encoder._model.embeddings.word_embeddings.weight.fill_(torch.nan)
+    with pytest.raises(InputError, match=r"the encoder .* gives NaN"):
+        encoder.encode(["a"])
 
 
 def test_texts_are_cut_where_the_positions_of_roberta_end(tiny: Path, tmp_path: Path) -> None:
