@@ -12,7 +12,7 @@ from bdc.ops import extension, matmul
 from bdc.ops.native import contiguous_rows
 
 # For up to so many tokens, and more bytes of float32 experts for each of them, turning takes longer than torch's products.
-_FEW_TOKENS, _BYTES_FOR_EACH = 3, 4 << 20
+_FEW_TOKENS, _BYTES_FOR_EACH = 3, 2 << 20
 
 
 def forward(
