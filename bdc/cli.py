@@ -220,6 +220,8 @@ def _models(args: argparse.Namespace) -> int:
     from bdc.llm import fetch, list_models
 
     if args.action == "list":
+        if args.name:
+            raise InputError(f"bdc models list takes no name, got {args.name}; `bdc models fetch` does")
         rows = list_models()
         if args.json:
             print(json.dumps(rows))

@@ -15,6 +15,7 @@ import copy
 import gc
 import math
 import random
+import shlex
 import statistics
 import sys
 import time
@@ -294,6 +295,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; prints a table and optionally writes JSON. Returns the exit code."""
     args = _parser().parse_args(argv)
+    command = shlex.join(["bdc", "bench", "solver", *(sys.argv[1:] if argv is None else argv)])
     names = args.dtypes.split(",") if args.dtypes else [str(auto_dtype()).removeprefix("torch.")]
     if any(name not in DTYPES for name in names):
         raise InputError(f"--dtypes must be of {', '.join(DTYPES)}, got {args.dtypes}")
@@ -316,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     left_out = ([] if args.int8 else [INT8]) + ([PLAIN, MIXED] if args.no_peers else [])
     semantics = {name: meaning for name, meaning in SEMANTICS.items() if name not in left_out}
     about = describe() | {"peft": peft.__version__, "transformers": transformers.__version__, "semantics": semantics}
-    about |= {"prompt_tokens": PROMPT, "experts": args.experts, "seconds": seconds}
+    about |= {"command": command, "prompt_tokens": PROMPT, "experts": args.experts, "seconds": seconds}
     print(
         f"{about['device']}; {about['backend']}; torch {about['torch']}; peft {about['peft']}; commit {about['commit']}"
     )

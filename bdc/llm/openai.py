@@ -162,7 +162,8 @@ class OpenAICompatible:
                 trouble = f"an unreadable answer ({type(error).__name__}: {error})"
             if attempt < self.retries:
                 await asyncio.sleep(wait)
-        raise LLMError(f"{self.base_url} gave no completion from {self.model} after {attempt + 1} attempts: {trouble}")
+        tries = "1 attempt" if attempt == 0 else f"{attempt + 1} attempts"
+        raise LLMError(f"{self.base_url} gave no completion from {self.model} after {tries}: {trouble}")
 
 
 def _encoded(body: dict[str, Any]) -> bytes:

@@ -34,10 +34,8 @@ int threads_for(double microseconds, int threads) {
 
 // From here on each thread has enough tokens to read A and B by itself.
 constexpr std::int64_t kOwnTokens = 128;
-// Bytes of a matrix from which on several threads turn it.
-constexpr std::size_t kLargeMatrix = 1 << 20;
-// Elements of h from which on several threads gate it.
-constexpr std::int64_t kLargeGate = 1 << 17;
+// Bytes of a matrix that a thread turns in a microsecond, and elements of h that it gates.
+constexpr double kTurned = 25e3, kGated = 1.5e3;
 // Sums h that a thread makes before it uses them, in its second cache.
 constexpr std::int64_t kSumsAtOnce = 1 << 16;
 
@@ -175,7 +173,7 @@ void turn(const Kernel& kernel, const void*& matrix, std::int64_t& stride, std::
     const Turning t{matrix, buffer.get(size), rows, columns, stride, to_stride, bytes};
     matrix = t.to, stride = to_stride;
     constexpr std::int64_t kStep = 32;  // rows of a square, at most
-    in_shares(rows, kStep, size < kLargeMatrix ? 1 : threads,
+    in_shares(rows, kStep, threads_for(double(size) / kTurned, threads),
               [&](std::int64_t first, std::int64_t last) { kernel.turn(t, first, last); });
 }
 
@@ -251,7 +249,7 @@ void sum_over_tokens(const Kernel& kernel, const TokenSums& sums, int threads) {
 
 void gate_gradients(const Kernel& kernel, const GateGradients& q, int threads) {
     in_shares(
-        q.rank, kernel.lanes, q.tokens * q.rank < kLargeGate ? 1 : threads,
+        q.rank, kernel.lanes, threads_for(double(q.tokens * q.rank) / kGated, threads),
         [&](std::int64_t first, std::int64_t last) { kernel.gate_gradients(q, first, last); });
 }
 

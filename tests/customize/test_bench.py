@@ -24,7 +24,7 @@ def test_a_run_writes_what_it_prints(tiny: Path, tmp_path: Path, capsys: pytest.
     assert p10 <= median <= p90 and cell["rank"] == 8
     assert cell["overhead"]["bdc"] == pytest.approx(median / cell["ms"]["base"][1] - 1, abs=0.02)
     assert cell["target"] == pytest.approx(1.5 * cell["floor"] + 0.03, abs=1e-3)
-    assert {"device", "torch", "peft", "transformers", "commit", "date", "threads"} <= set(record)
+    assert {"device", "torch", "peft", "transformers", "commit", "date", "threads", "command"} <= set(record)
     assert f"{cell['overhead']['bdc']:.1%}" in capsys.readouterr().out
 
 
