@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import math
 from dataclasses import dataclass, field
+from keyword import iskeyword
 from typing import Any
 
 from bdc.errors import InputError
@@ -79,7 +80,7 @@ def _check(test: object, **kinds: type | tuple[type, ...]) -> None:
 
 
 def _check_name(name: str) -> None:
-    if not name.isidentifier():
+    if not name.isidentifier() or iskeyword(name):
         raise InputError(f"field 'entry_point' is {name!r:.100}; it must be a function's name")
 
 

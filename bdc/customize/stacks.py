@@ -61,11 +61,6 @@ class Stack:
     def scaling(self) -> float:
         return self.alpha / self.rank
 
-    def expert(self, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Views of one expert's A [r, d_in] and B [d_out, r]."""
-        rows = slice(index * self.rank, (index + 1) * self.rank)
-        return {m: a[rows] for m, a in self.lora_a.items()}, {m: b[:, rows] for m, b in self.lora_b.items()}
-
     def delta(self, module: str, index: int) -> Tensor:
         """One expert's change of a layer's weight, alpha / r * B A, float32 [d_out, d_in]."""
         rows = slice(index * self.rank, (index + 1) * self.rank)

@@ -72,10 +72,8 @@ def test_an_untrained_hypernetwork_is_the_mean_of_the_experts(
     stack = stack_adapters(adapters)
     with torch.no_grad():
         for name in stack.modules:
-            deltas = [
-                2.0 * b.double() @ a.double()
-                for a, b in ((x[0][name], x[1][name]) for x in map(stack.expert, range(3)))
-            ]
+            a, b = stack.lora_a[name].double(), stack.lora_b[name].double()
+            deltas = [2.0 * b[:, rows] @ a[rows] for rows in (slice(4 * i, 4 * i + 4) for i in range(3))]
             weight = model.get_submodule(name).weight
             weight.copy_(weight.double() + sum(deltas) / 3)
         expected = model(input_ids=IDS).logits

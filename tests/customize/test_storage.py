@@ -28,10 +28,10 @@ def test_stack_puts_experts_in_blocks(adapters: list[Path]) -> None:
     assert stack.modules == sorted(stack.modules, key=lambda name: int(name.split(".")[2]))
     for index, adapter in enumerate(adapters):
         own = load_file(adapter / "adapter_model.safetensors")
-        lora_a, lora_b = stack.expert(index)
+        rows = slice(4 * index, 4 * index + 4)
         for name in stack.modules:
-            assert torch.equal(lora_a[name], own[f"base_model.model.{name}.lora_A.weight"])
-            assert torch.equal(lora_b[name], own[f"base_model.model.{name}.lora_B.weight"])
+            assert torch.equal(stack.lora_a[name][rows], own[f"base_model.model.{name}.lora_A.weight"])
+            assert torch.equal(stack.lora_b[name][:, rows], own[f"base_model.model.{name}.lora_B.weight"])
 
 
 def test_layers_are_in_numerical_order() -> None:

@@ -104,6 +104,7 @@ def test_sets_are_stored_alike_in_every_process() -> None:
     ("kind", "values", "words"),
     [
         (CallTest, ("a b", (), 1), "entry_point"),
+        (CallTest, ("class", (), 1), "entry_point"),
         (AssertTest, ("", ""), "entry_point"),
         (CallTest, ("f", (), 1, {1: 2}), "must be names"),
         (CallTest, ("f", (), 1, {"a b": 2}), "must be names"),
