@@ -11,7 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 from bdc.boost.settings import AgentSettings, BudgetSettings
 from bdc.errors import LLMError
@@ -20,7 +20,8 @@ from bdc.progress import Progress, Task
 from bdc.runs import Run, digest, seed_of
 
 _LOST_IN_A_ROW = 3  # calls after which an agent that had answered counts as gone
-_COMPLETION = tuple(field.name for field in fields(Completion))
+# What the store keeps of a completion.
+_COLUMNS = {"text": str, "prompt_tokens": int, "completion_tokens": int, "finish_reason": str, "seconds": float}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,12 @@ class Broker:
         ) / 1e6
 
     def _stored(self, keys: Sequence[str]) -> dict[str, Completion]:
-        return {key: Completion(**row) for key, row in self.run.find("calls", keys, _COMPLETION).items()}
+        found = self.run.find("calls", keys, tuple(_COLUMNS))
+        for key, row in found.items():
+            for name, kind in _COLUMNS.items():
+                if not isinstance(row[name], kind):  # SQLite stores what it is given
+                    raise self.run.damage("calls", key, f"{name} is {row[name]!r:.100}")
+        return {key: Completion(**row) for key, row in found.items()}
 
     async def _ask_missing(self, missing: dict[str, Call], label: str) -> dict[str, Completion]:
         by_agent: dict[int, dict[str, Call]] = {}

@@ -58,6 +58,18 @@ def test_an_odd_answer_is_stored_and_never_asked_for_again(tmp_path: Path) -> No
     assert sum(answer.prompt_tokens + answer.completion_tokens for answer in first) == 7
 
 
+@pytest.mark.parametrize(
+    ("column", "value"), [("text", b"\xff"), ("prompt_tokens", "abc"), ("seconds", "abc"), ("finish_reason", b"")]
+)
+def test_a_damaged_answer_is_one_sentence(tmp_path: Path, column: str, value: object) -> None:
+    with ChatServer(None, faults=[body("yes", None)]) as server:  # type: ignore[arg-type]
+        ask(tmp_path / "run", server, 1)
+        with Run(tmp_path / "run") as run, run.transaction() as db:
+            db.execute(f"UPDATE calls SET {column} = ?", (value,))
+        with pytest.raises(InputError, match=rf"run\.sqlite: the row .* of table calls is damaged: {column} is"):
+            ask(tmp_path / "run", server, 1)
+
+
 def test_an_agent_whose_calls_are_all_refused_says_why(tmp_path: Path) -> None:
     with (
         ChatServer(None, faults=[400, 400]) as server,  # type: ignore[arg-type]
