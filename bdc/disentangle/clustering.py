@@ -90,9 +90,8 @@ def _k_means(points: np.ndarray, k: int, seed: int, init: Any = "k-means++") -> 
 def _dissolve(points: np.ndarray, centroids: np.ndarray, min_size: int) -> np.ndarray:
     """Centroids float32 [K, d], each the nearest of at least ``min_size`` points, as they are once rounded."""
     while True:
-        centroids = centroids[np.lexsort(centroids.T[::-1])].astype(
-            np.float32
-        )  # an order that no seed or restart changes
+        order = np.lexsort(centroids.T[::-1])  # one that no seed or restart changes
+        centroids = centroids[order].astype(np.float32)
         sizes = np.bincount(nearest(points, centroids), minlength=len(centroids))
         smallest = int(sizes.argmin())
         if len(centroids) == 1 or sizes[smallest] >= max(min_size, 1):  # rounding may leave one without a point
