@@ -82,7 +82,7 @@ def test_what_cannot_become_a_record_is_refused_before_the_work(tmp_path: Path) 
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(InputError, match="no record of this benchmark"):
         bench.main(["--json", str(tmp_path / "notes")])
-    with pytest.raises(OSError):
+    with pytest.raises(InputError, match="notes cannot be made"):
         bench.main(["--json", str(tmp_path / "notes" / "search.json")])
     assert (tmp_path / "notes").read_text() == "mine"
 
