@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from bdc import __version__, judging
 from bdc.artefacts import describe_os_error
 from bdc.errors import BdcError, InputError
+from bdc.machine import memory_is_full
 from bdc.runs import STAGES, Run
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _run_command(argv: Sequence[str] | None) -> int:
         advice = "run the same command again" if passing else "restore it from a copy, or start a new run"
         return _fail(f"the run's store run.sqlite cannot be used: {error}; {advice}", 2)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # as torch says it
+        if not memory_is_full(error):
             raise
         return _fail(
             "the memory is full; give it more and run the same command again, a run goes on where it stopped", 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bdc.errors import InputError
@@ -53,16 +52,13 @@ def run(args: argparse.Namespace) -> int:
         InputError: an input that cannot be judged; nothing has run then.
     """
     from bdc.problems import load
+    from bdc.problems.records import place
     from bdc.progress import Progress
     from bdc.sandbox import Sandbox
     from bdc.submissions import read_submissions
 
     limits = _limits(args)
-    try:
-        programs = Path(args.programs).expanduser()
-    except RuntimeError as error:  # ~ of nobody
-        raise InputError(f"--programs {args.programs} cannot be found: {error}") from error
-    submissions = read_submissions(programs, load(args.problems))
+    submissions = read_submissions(place(args.programs, "--programs"), load(args.problems))
     jobs = [(submission.program, _tests(submission.problem, args.tests)) for submission in submissions]
     progress = Progress("quiet" if args.quiet else "auto")
     with Sandbox(args.workers, args.level, args.python, args.allow_module) as sandbox:

@@ -41,6 +41,13 @@ def memory_bytes(name: str) -> int | None:
     return int(text.split()[0]) * 1024 if text else None
 
 
+def memory_is_full(error: BaseException) -> bool:
+    """Whether an error says so; torch has a class of its own for a GPU's, and none for the machine's."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def commit() -> str | None:
     """The commit of the checkout that this package lies in, with a plus where files have changed since."""
     folder = Path(__file__).parent

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import get_type_hints
 
 from bdc.boost.settings import AgentSettings, BudgetSettings
 from bdc.errors import LLMError
@@ -20,8 +21,7 @@ from bdc.progress import Progress, Task
 from bdc.runs import Run, digest, seed_of
 
 _LOST_IN_A_ROW = 3  # calls after which an agent that had answered counts as gone
-# What the store keeps of a completion.
-_COLUMNS = {"text": str, "prompt_tokens": int, "completion_tokens": int, "finish_reason": str, "seconds": float}
+_COLUMNS = get_type_hints(Completion)  # what the store keeps of a call's answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from bdc.llm.attention import decoding
 from bdc.llm.generate import _Batch, _prefill
 from bdc.llm.loading import DTYPES, auto_dtype, load_model
 from bdc.llm.packing import PackedLinear, pack, using_packed
+from bdc.ops import reference
 from bdc.ops.bench.machine import describe
 from bdc.ops.bench.report import as_text
 from bdc.ranges import check_ranges, whole_numbers
@@ -233,7 +234,7 @@ class Bench:
                 layer: Any = solver.model.get_submodule(module)
                 x = torch.randn(len(table), layer.in_features, generator=generator).to(self.dtype)
                 lora_a, lora_b = (experts[module].double() for experts in (stack.lora_a, stack.lora_b))
-                truth = stack.scaling * ((x.double() @ lora_a.T) * gate) @ lora_b.T
+                truth = reference.rankwise_lora(x.double(), lora_a, lora_b, gate, scaling=stack.scaling)
                 base = layer.base(x).double()
                 error = float((layer(x).double() - base - truth).norm())
                 if not error <= LAYER_TOLERANCE * float(truth.norm()) + eps * float((base + truth).norm()):

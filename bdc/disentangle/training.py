@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bdc.artefacts import atomic_write
 from bdc.disentangle.examples import Batch, Example, collate, epoch_batches, parts
 from bdc.errors import BdcError
+from bdc.machine import memory_is_full
 
 _CHECKPOINT_SECONDS = 60.0
 _CHECKPOINT = ".{}.checkpoint.pt"
@@ -105,8 +106,8 @@ class Trainer:
         """
         try:
             return self._fit(train, validation, on_step)
-        except RuntimeError as error:  # torch has no class of its own for a CPU without memory
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        except RuntimeError as error:
+            if not memory_is_full(error):
                 raise
             raise BdcError(
                 "training needs more memory than there is; lower micro_tokens, max_length or rank"

@@ -60,11 +60,16 @@ def check_weights(rank_weights: Tensor, rank: int, dtype: torch.dtype, device: t
 
 def check_kinds(scaling: object, token_to_row: object, **tensors: object) -> None:
     """``scaling`` is a number, the rows of the tokens are a tensor or None, and the others are tensors, by name."""
-    for name, argument in tensors.items():
-        if not isinstance(argument, Tensor):
-            raise InputError(f"{name} must be a tensor, got {type(argument).__name__}")
+    check_are_tensors(**tensors)
     check_is_tensor(token_to_row)
     check_scaling(scaling)
+
+
+def check_are_tensors(**arguments: object) -> None:
+    """What must be tensors; each error names the argument."""
+    for name, argument in arguments.items():
+        if not isinstance(argument, Tensor):
+            raise InputError(f"{name} must be a tensor, got {type(argument).__name__}")
 
 
 def check_scaling(scaling: Any) -> None:
@@ -182,7 +187,7 @@ def check_pools(
 def as_ends(ends: Sequence[int]) -> tuple[int, ...]:
     """The ends of slices as a tuple; whether they fit is :func:`check_slices`'s."""
     try:
-        return tuple(operator.index(end) for end in ends)
+        return tuple(map(operator.index, ends))
     except TypeError as error:
         raise InputError(
             f"ends must be whole numbers, the column before which each slice ends, got {ends!r:.100}"

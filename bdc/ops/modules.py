@@ -58,7 +58,8 @@ class RankwiseLoraLinear(nn.Module):
         super().__init__()
         if not isinstance(base, nn.Linear):
             raise InputError(f"base must be an nn.Linear, got {type(base).__name__}")
-        checks.check_kinds(scaling, None, lora_a=lora_a, lora_b=lora_b)
+        checks.check_are_tensors(lora_a=lora_a, lora_b=lora_b)
+        checks.check_scaling(scaling)
         if ends is not None:
             ends = checks.as_ends(ends)
             checks.check_slices(lora_a, lora_b, ends)
@@ -244,7 +245,7 @@ def _pair(experts: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(experts, Sequence) or len(experts) != 2:
         got = f"{len(experts)} of them" if isinstance(experts, Sequence) else type(experts).__name__
         raise InputError(f"experts must be a pair of tensors, lora_a and lora_b, got {got}")
-    checks.check_kinds(1.0, None, lora_a=experts[0], lora_b=experts[1])
+    checks.check_are_tensors(lora_a=experts[0], lora_b=experts[1])
     return experts[0], experts[1]
 
 
@@ -277,7 +278,7 @@ class PreparedRankWeights:
             raise InputError(f"{unknown[0]} has no experts in this model: apply_rankwise_lora wraps a layer")
         for name, g in weights.items():
             layer = wrapped[name]
-            checks.check_kinds(1.0, None, **{f"rank_weights of {name}": g})
+            checks.check_are_tensors(**{f"rank_weights of {name}": g})
             dtype = layer.weight.dtype if layer.weight.is_floating_point() else layer.lora_a.dtype
             checks.check_weights(g, len(layer.lora_a), dtype, layer.lora_a.device)
         counts = [g.shape[0] for g in weights.values()]

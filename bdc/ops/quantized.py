@@ -77,7 +77,7 @@ def quantize_experts(lora_a: Tensor, lora_b: Tensor) -> Int8Experts:
         InputError: the shapes do not fit, an element is not finite, the experts are no floats, or a rank's scale, the product
             of both, is beyond float32.
     """
-    checks.check_kinds(1.0, None, lora_a=lora_a, lora_b=lora_b)
+    checks.check_are_tensors(lora_a=lora_a, lora_b=lora_b)
     if lora_a.ndim != 2:
         raise InputError(f"lora_a must be [R, d_in], got {list(lora_a.shape)}")
     checks.check_experts(lora_a, lora_b, lora_a.shape[1])

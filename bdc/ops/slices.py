@@ -42,7 +42,7 @@ def rankwise_lora_slices(
     Raises:
         InputError: shapes, dtypes, devices, ends or rows do not fit.
     """
-    ends = ends if type(ends) is tuple else checks.as_ends(ends)
+    ends = checks.as_ends(ends)
     try:
         wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (x, lora_a, lora_b, rank_weights))
         if not (wants_gradient or is_dynamo_compiling() or autocasts(x)) and x.ndim == 2 and lora_b.ndim == 2:
@@ -75,7 +75,7 @@ def rankwise_lora_slices_(
         InputError: as :func:`rankwise_lora_slices`; also where ``y`` shares memory with another argument, or a gradient is
             wanted.
     """
-    ends = ends if type(ends) is tuple else checks.as_ends(ends)
+    ends = checks.as_ends(ends)
     try:
         tensors = (y, x, lora_a, lora_b, rank_weights)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
@@ -110,10 +110,9 @@ def rankwise_lora_slices_(
 
 
 def _parts(
-    lora_a: Tensor, lora_b: Tensor, g: Tensor, ends: Sequence[int]
+    lora_a: Tensor, lora_b: Tensor, g: Tensor, ends: tuple[int, ...]
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Each slice's columns of the output, and its A, B and g."""
-    ends = checks.as_ends(ends)
     checks.check_slices(lora_a, lora_b, ends, g)
     ranks = lora_b.shape[1]
     for s, (first, end) in enumerate(zip((0, *ends), ends, strict=False)):

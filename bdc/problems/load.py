@@ -8,7 +8,7 @@ from pathlib import Path
 from bdc.errors import InputError
 from bdc.problems import apps, codecontests, hub, humaneval, mbpp
 from bdc.problems.problem import Problem
-from bdc.problems.records import Parser, read_problems
+from bdc.problems.records import Parser, place, read_problems
 
 _READERS: dict[str, Parser] = {
     "humaneval": humaneval.parse,
@@ -51,14 +51,5 @@ def file_of(source: str) -> Path | None:
         return humaneval.installed()
     name, _, path = source.partition(":")
     if path and name in _READERS:
-        return _place(path)
-    return _place(source) if source.endswith((".jsonl", ".jsonl.gz")) else None
-
-
-def _place(path: str) -> Path:
-    if "\0" in path:
-        raise InputError(f"problem file {path!r} cannot be found: a path holds no NUL")
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:  # ~ of nobody
-        raise InputError(f"problem file {path} cannot be found: {error}") from error
+        return place(path, "problem file")
+    return place(source, "problem file") if source.endswith((".jsonl", ".jsonl.gz")) else None

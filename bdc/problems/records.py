@@ -18,6 +18,20 @@ Parser = Callable[[Record], Problem]
 _MAX_LINE = 1 << 28  # bytes; a file without line ends, such as a device, must not fill the memory
 
 
+def place(path: str, what: str) -> Path:
+    """The path of a user's words, whether there is something or not.
+
+    Raises:
+        InputError: there can be nothing; says that ``what`` cannot be found.
+    """
+    if "\0" in path:
+        raise InputError(f"{what} {path!r} cannot be found: a path holds no NUL")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~ of nobody
+        raise InputError(f"{what} {path} cannot be found: {error}") from error
+
+
 def read_problems(path: Path, parse: Parser) -> list[Problem]:
     """Read one problem from each line of a ``.jsonl`` or ``.jsonl.gz`` file; blank lines are skipped.
 
