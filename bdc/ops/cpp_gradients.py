@@ -1,4 +1,4 @@
-"""Training on the CPU kernel: with the experts turned, dX is the product of dY, and U = dY B its h before the gate.
+"""Training on the CPU kernel: with experts B^T and A^T, dX is the product of dY, and U = dY B its h before the gate.
 
 The equations are those of :mod:`bdc.ops.matmul`, which takes what the kernel does not.
 """
@@ -10,9 +10,6 @@ from torch import Tensor
 
 from bdc.ops import extension, matmul
 from bdc.ops.native import contiguous_rows
-
-# For up to so many tokens, and more bytes of float32 experts for each of them, turning takes longer than torch's products.
-_FEW_TOKENS, _BYTES_FOR_EACH = 3, 2 << 20
 
 
 def forward(
@@ -39,10 +36,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """As :func:`bdc.ops.matmul.backward`; dP and the gated h are rounded to bfloat16 where the kernel multiplies it as it is."""
     need_x, need_a, need_b, need_g = needed
-    turned = lora_b.nbytes + (lora_a.nbytes if need_x else 0)
-    few = grad.dtype == torch.float32 and len(grad) <= _FEW_TOKENS
-    turning_is_slow = few and turned > len(grad) * _BYTES_FOR_EACH
-    if turning_is_slow or lora_a.dtype == torch.int8 or not extension.unwatched(grad, x, lora_a, lora_b, g, rows, h):
+    if lora_a.dtype == torch.int8 or not extension.unwatched(grad, x, lora_a, lora_b, g, rows, h):
         return matmul.backward(grad, x, lora_a, lora_b, g, rows, h, scaling, needed)
     g32 = g.float().contiguous().resolve_neg()
     lora_a, lora_b = contiguous_rows(lora_a), contiguous_rows(lora_b)

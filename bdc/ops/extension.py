@@ -129,7 +129,7 @@ def sum_over_tokens(x: Tensor, w: Tensor, *, turned: bool = False) -> Tensor:
     assert extension is not None
     x, w = (native.contiguous_rows(t.resolve_neg()) for t in (x, w))
     inputs = _addresses(x=x, w=w)
-    if x.dtype != torch.float32 or not extension.sums_pay(len(x)):
+    if x.dtype != torch.float32 or not extension.sums_pay():
         return w.T @ x if turned else x.T @ w
     out = x.new_empty((w.shape[1], x.shape[1]) if turned else (x.shape[1], w.shape[1]))
     extension.sum_over_tokens((*inputs, out.data_ptr()), (*x.shape, w.shape[1]), (x.stride(0), w.stride(0)), turned)

@@ -16,8 +16,11 @@ const Kernel& kernel_for(const Kernel& chosen, const Product& product);
 // products with the rows of B where turning B would cost more.
 Order order(const Kernel& kernel, const Product& product);
 
-// Is sum_over_tokens faster than torch's product for so many tokens?
-bool sums_pay(const Kernel& kernel, std::int64_t tokens);
+// Is sum_over_tokens faster than torch's product?
+bool sums_pay(const Kernel& kernel);
+
+// Are turned experts multiplied as they lie, rather than turned again, for the tokens of a call?
+bool as_they_lie(const Kernel& kernel, const Product& product);
 
 // How A is read for the tokens of a whole call.
 Reading reading(const Kernel& kernel, const Product& product);

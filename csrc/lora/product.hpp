@@ -42,6 +42,7 @@ struct Product {
     std::int64_t h_stride;
     const std::int64_t* h_rows;  // which row of h an active token has; null: one after the other
     bool fresh;                  // y is written, not added to
+    bool turned;                 // a is [in, rank] and b [rank, out], for the gradients
     Order order;
     std::int64_t abreast;  // of kAbreast: the tokens in a vector, 2, 8 or 16
     Reading reading;
@@ -73,6 +74,29 @@ struct Turning {
     std::size_t bytes;  // of an element: 2 or 4
 };
 
+// out[t] += the sum over i of w[t][i] m[i], of rows of float32.
+struct WeightedRows {
+    const float* m;  // [count, columns]
+    std::int64_t count, stride;
+    const float* w;  // [tokens, count], w_step from weight to weight
+    std::int64_t w_stride, w_step;
+    float* out;  // [tokens, columns]
+    std::int64_t out_stride;
+    // The row of w, and of out, of each token; null: one after the other.
+    const std::int64_t *w_rows, *out_rows;
+    std::int64_t tokens;  // of the whole call, however it is cut up
+    bool fresh;           // out is written, not added to
+};
+
+// Do several passes over the matrix pay for cutting it up?
+static inline bool shares_passes(const WeightedRows& q) { return q.tokens > 8 && q.count > 8; }
+
+// A call is cut up at multiples of so many columns, those of the widest tile, so that each sum
+// keeps its order.
+static inline std::int64_t column_step(const WeightedRows& q) {
+    return shares_passes(q) ? 32 : 256;
+}
+
 // With h = x A^T and u = dy B: dp = s g u, gated = s g h, and dg, the sum of s h u over the tokens
 // of each row of g. All are contiguous, and each but g may be null.
 struct GateGradients {
@@ -98,6 +122,7 @@ struct Kernel {
     void (*shrink)(const Product&, const Part&, void* scratch);
     void (*expand)(const Product&, const Part&, void* scratch);
     void (*turn)(const Turning&, std::int64_t first, std::int64_t last);  // a range of rows
+    void (*weigh_rows)(const WeightedRows&, const Part&);                 // the range is of columns
     void (*gate_gradients)(const GateGradients&, std::int64_t first,
                            std::int64_t last);  // of ranks
 };

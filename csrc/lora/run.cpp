@@ -5,7 +5,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <numeric>
 #include <vector>
 
 #ifdef _OPENMP
@@ -59,7 +58,7 @@ class Buffer {
     std::size_t size_ = 0;
 };
 
-thread_local Buffer scratch_buffer, h_buffer, a_buffer, b_buffer, sums_buffer;
+thread_local Buffer scratch_buffer, h_buffer, a_buffer, b_buffer;
 
 float* h_for(const Product& p) {
     return static_cast<float*>(h_buffer.get(std::size_t(p.count * p.rank) * sizeof(float)));
@@ -196,6 +195,44 @@ void run_tokens(const Kernel& kernel, const Product& p, std::int64_t first, std:
     }
 }
 
+// A and B as a product has them, in memory that is kept from call to call.
+void turn_experts(const Kernel& kernel, Product& p, int threads) {
+    const std::size_t bytes = expert_bytes(p);
+    turn(kernel, p.a, p.a_stride, p.in, p.rank, bytes, a_buffer, threads);
+    if (p.out) turn(kernel, p.b, p.b_stride, p.rank, p.out, bytes, b_buffer, threads);
+}
+
+// The product with turned experts as they lie.
+void run_as_they_lie(const Kernel& kernel, Product p, int threads) {
+    const auto weigh = [&](const WeightedRows& q, std::int64_t columns) {
+        const double time = operations(p.count, q.count, columns) / kPerMicrosecond;
+        in_shares(columns, column_step(q), threads_for(time, threads),
+                  [&](std::int64_t first, std::int64_t last) {
+                      kernel.weigh_rows(q, {0, p.count, first, last});
+                  });
+    };
+    if (!p.h) p.h = h_for(p);
+    WeightedRows q{};
+    q.m = static_cast<const float*>(p.a), q.count = p.in, q.stride = p.a_stride;
+    q.w = static_cast<const float*>(p.x), q.w_stride = p.x_stride, q.w_step = 1;
+    q.w_rows = p.active;
+    q.out = p.h, q.out_stride = p.h_stride, q.out_rows = p.h_rows;
+    q.tokens = p.count, q.fresh = true;
+    weigh(q, p.rank);
+    if (!p.out) return;
+    const auto size = std::size_t(p.count * p.rank) * sizeof(float);
+    auto* const gated = static_cast<float*>(scratch_buffer.get(size));
+    for (std::int64_t i = 0; i < p.count; ++i) {
+        const float *h = h_of(p, i), *g = p.g + p.rows[i] * p.g_stride;
+        for (std::int64_t r = 0; r < p.rank; ++r) gated[i * p.rank + r] = h[r] * g[r] * p.scaling;
+    }
+    q.m = static_cast<const float*>(p.b), q.count = p.rank, q.stride = p.b_stride;
+    q.w = gated, q.w_stride = p.rank, q.w_rows = nullptr;
+    q.out = static_cast<float*>(p.y), q.out_stride = p.y_stride, q.out_rows = p.active;
+    q.fresh = p.fresh;
+    weigh(q, p.out);
+}
+
 }  // namespace
 
 int max_threads() {
@@ -206,44 +243,33 @@ int max_threads() {
 #endif
 }
 
-void turn_experts(const Kernel& kernel, Product& p, int threads) {
-    const std::size_t bytes = expert_bytes(p);
-    turn(kernel, p.a, p.a_stride, p.in, p.rank, bytes, a_buffer, threads);
-    if (p.out) turn(kernel, p.b, p.b_stride, p.rank, p.out, bytes, b_buffer, threads);
-}
-
-// Shrink, of columns that are turned to be its tokens, so many at a time.
 void sum_over_tokens(const Kernel& kernel, const TokenSums& sums, int threads) {
-    constexpr std::int64_t kBytes = 1 << 19, kFloat = sizeof(float);
-    const std::int64_t fit = kBytes / (sums.tokens * kFloat) / kBlock * kBlock;
-    const std::int64_t most = std::clamp(fit, kBlock, 2 * kMostTokens);
-    std::vector<std::int64_t> active(static_cast<std::size_t>(most));
-    std::iota(active.begin(), active.end(), 0);
-    Product all{};
-    all.storage = Storage::kFloat32;
-    all.experts = Experts::kAsInputs;
-    all.active = all.rows = active.data();
-    all.in = sums.tokens, all.rank = sums.rank, all.slices = 1;
-    all.a = sums.w, all.a_stride = sums.w_stride;
-    turn(kernel, all.a, all.a_stride, sums.tokens, sums.rank, kFloat, a_buffer, threads);
-    const auto add_block = [&](std::int64_t n) {
-        Product p = all;
-        p.count = std::min(most, sums.columns - n);
-        p.x = sums.x + n, p.x_stride = sums.x_stride;
-        turn(kernel, p.x, p.x_stride, sums.tokens, p.count, kFloat, b_buffer, 1);
-        if (!sums.rank_first) {
-            p.h = sums.out + n * p.rank;
-            return run(kernel, p, 1);
+    constexpr std::int64_t kTokens = 64, kStep = 256;  // that of any sums
+    const std::int64_t most = std::max(kStep, kSumsAtOnce / sums.rank / kStep * kStep);
+    const auto add_block = [&](std::int64_t n, std::int64_t columns) {
+        for (std::int64_t t = 0; t < sums.tokens; t += kTokens) {
+            const std::int64_t count = std::min(kTokens, sums.tokens - t);
+            const float* const x = sums.x + t * sums.x_stride + n;
+            const float* const w = sums.w + t * sums.w_stride;
+            WeightedRows q{};
+            q.count = count, q.fresh = t == 0, q.w_stride = 1;
+            if (sums.rank_first) {
+                q.m = x, q.stride = sums.x_stride, q.w = w, q.w_step = sums.w_stride;
+                q.out = sums.out + n, q.out_stride = sums.columns, q.tokens = sums.rank;
+                kernel.weigh_rows(q, {0, sums.rank, 0, columns});
+            } else {
+                q.m = w, q.stride = sums.w_stride, q.w = x, q.w_step = sums.x_stride;
+                q.out = sums.out + n * sums.rank, q.out_stride = sums.rank;
+                q.tokens = sums.columns;
+                kernel.weigh_rows(q, {0, columns, 0, sums.rank});
+            }
         }
-        p.h = static_cast<float*>(sums_buffer.get(std::size_t(p.count * p.rank * kFloat)));
-        run(kernel, p, 1);
-        const Turning back{p.h, sums.out + n, p.count, p.rank, p.rank, sums.columns, kFloat};
-        kernel.turn(back, 0, p.count);
     };
-    all.count = sums.columns;
-    in_shares(sums.columns, most, threads_for(microseconds(all, all.count), threads),
+    const double time = operations(sums.tokens, sums.rank, sums.columns) / kPerMicrosecond;
+    in_shares(sums.columns, kStep, threads_for(time, threads),
               [&](std::int64_t first, std::int64_t last) {
-                  for (; first < last; first += most) add_block(first);
+                  for (; first < last; first += most)
+                      add_block(first, std::min(most, last - first));
               });
 }
 
@@ -258,6 +284,10 @@ void run(const Kernel& chosen, const Product& given, int threads) {
     const Kernel& kernel = kernel_for(chosen, p);
     p.h_rows = p.h ? p.active : nullptr;
     p.h_stride = p.rank;
+    if (p.turned) {
+        if (as_they_lie(kernel, p)) return run_as_they_lie(kernel, p, threads);
+        turn_experts(kernel, p, threads);
+    }
     p.order = order(kernel, p);
     p.abreast = std::int64_t(std::bit_ceil(std::uint64_t(std::max<std::int64_t>(p.count, 2))));
     p.reading = reading(kernel, p);

@@ -7,12 +7,20 @@
 
 namespace bdc::lora {
 
-// About what one thread takes with wide vectors: operations, or bytes of A and B.
+// About what one thread does in a microsecond with wide vectors of float32.
+constexpr double kPerMicrosecond = 1e5;
+
+// Multiplications and additions of a product of matrices.
+inline double operations(std::int64_t m, std::int64_t n, std::int64_t k) {
+    return 2 * double(m) * double(n) * double(k);
+}
+
+// About what one thread takes: operations, or bytes of A and B.
 inline double microseconds(const Product& p, std::int64_t tokens) {
     const double weights = double(p.rank) * (double(p.in) + double(p.out) / double(p.slices));
-    const double operations =
-        2 * double(tokens) * weights / (p.storage == Storage::kBFloat16 ? 2e5 : 1e5);
-    return std::max(operations, weights * double(expert_bytes(p)) / 8e4);
+    const double multiplying =
+        2 * double(tokens) * weights / kPerMicrosecond / (p.storage == Storage::kBFloat16 ? 2 : 1);
+    return std::max(multiplying, weights * double(expert_bytes(p)) / 8e4);
 }
 
 // Below this, letting other Python threads run costs more than it saves.
@@ -20,10 +28,6 @@ constexpr double kUnlockedMicroseconds = 5;
 
 // Adds the product to y on at most `threads` threads; the same bits for any number of them.
 void run(const Kernel& kernel, const Product& product, int threads);
-
-// For the gradients: A and B, given as B [in, rank] and A [rank, out], are turned into memory that
-// is kept from call to call.
-void turn_experts(const Kernel& kernel, Product& p, int threads);
 
 // out[n][r], or out[r][n], = the sum over t of x[t][n] w[t][r], in float32.
 struct TokenSums {

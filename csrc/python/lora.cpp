@@ -316,6 +316,7 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
     p.scaling = float(scaling);
     p.h = h;
     p.fresh = fresh;
+    p.turned = turned;
     const auto index = [](const dlpack::Matrix& m, std::int64_t i) -> std::int64_t {
         return m.bits == 32 ? reinterpret_cast<const std::int32_t*>(m.data)[i]
                             : reinterpret_cast<const std::int64_t*>(m.data)[i];
@@ -329,7 +330,6 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
                 return given ? index(rows, t) : requests == 1 ? 0 : t;
             },
             [&](std::int64_t row) -> std::int64_t { return pooled ? index(pools, row) : 0; });
-        if (fit && turned) turn_experts(kernel, p, max_threads());
         if (fit) chosen.run(kernel, p, tokens, pool_count);
         return fit;
     };
@@ -419,7 +419,7 @@ PYBIND11_MODULE(_lora, m) {
     for (PyMethodDef* method : {&unwatched_method, &try_add_method})
         m.attr(method->ml_name) =
             py::reinterpret_steal<py::object>(PyCFunction_New(method, nullptr));
-    m.def("sums_pay", [](std::int64_t tokens) { return sums_pay(*kernel, tokens); });
+    m.def("sums_pay", [] { return sums_pay(*kernel); });
     m.def("sum_over_tokens", [](const std::array<std::uintptr_t, 3>& addresses,
                                 const std::array<std::int64_t, 3>& sizes,
                                 const std::array<std::int64_t, 2>& strides, bool rank_first) {

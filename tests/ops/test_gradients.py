@@ -194,21 +194,41 @@ def test_compiled_autograd_traces_the_backward(problems: SimpleNamespace, cpp: N
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 4])
-def test_large_experts_are_not_turned_for_few_tokens(
-    problems: SimpleNamespace, tokens: int, cpp: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 8, 9, 96, 97])
+@pytest.mark.parametrize("rank", [3, 24, 270])
+def test_the_kernel_multiplies_experts_as_they_lie_and_turned(
+    problems: SimpleNamespace, tokens: int, rank: int, cpp: None
 ) -> None:
-    x, a, b, g, rows, s = problems.make(tokens=tokens, d_in=9000, d_out=8, rank=256).arguments
-    h, turnings = torch.empty(tokens, 256), []
-    monkeypatch.setattr(extension, "try_add", lambda *given: turnings.append(given))
-    cpp_gradients.backward(x.new_ones(tokens, 8), x, a, b, g, rows, h, s, (True, False, False, True))
-    cpp_gradients.backward(x.new_ones(tokens, 8), x, a, b, g, rows, h, s, (False, False, False, True))  # without A
-    assert len(turnings) == (2 if tokens == 4 else 1)
+    """Tiles of every width, blocks of rows, and either form."""
+    problem = problems.make(tokens=tokens, d_in=330, d_out=300, rank=rank, requests=3)
+    x, a, b, g, rows, s = problem.arguments
+    rows[::5] = -1
+    rows[0] = 0
+    grad = problem.y
+    u, alone, dx = torch.empty(tokens, rank), torch.empty(tokens, rank), torch.empty_like(x)
+    assert extension.try_add(dx, grad, a, b, g, rows, s, u, True, None, None, True)
+    assert extension.try_add(grad.new_empty(tokens, 0), grad, a, b, g, rows, s, alone, True, None, None, True)
+    assert torch.equal(u, alone)
+    present = (rows >= 0)[:, None]
+    exact = (grad.double() @ b.double()) * present
+    torch.testing.assert_close(u.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
+    exact = exact * g.double()[rows.long().clamp_min(0)] * s @ a.double()
+    torch.testing.assert_close(dx.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 9, 65, 200])
+@pytest.mark.parametrize("rank", [1, 7, 40, 300])
+@pytest.mark.parametrize("turned", [False, True])
+def test_sums_over_tokens(tokens: int, rank: int, turned: bool, cpp: None) -> None:
+    x, w = torch.randn(tokens, 600)[:, :530], torch.randn(tokens, rank)
+    exact = w.double().T @ x.double()
+    got = extension.sum_over_tokens(x, w, turned=turned)
+    torch.testing.assert_close(got.double(), exact if turned else exact.T, rtol=1e-4, atol=1e-4 * tokens**0.5)
 
 
 def test_gradients_on_every_instruction_set(
     isa: str, cpp: None, run_with_isa: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    this = f"import pytest; import bdc._lora; raise SystemExit(pytest.main(['-q', {__file__!r}, '-k', 'bound or kernel or views']))"
+    this = f"import pytest; import bdc._lora; raise SystemExit(pytest.main(['-q', {__file__!r}, '-k', 'bound or kernel or views or sums']))"
     done = run_with_isa(isa, [sys.executable, "-c", this], timeout=300)
     assert done.returncode == 0, done.stdout[-4000:]
