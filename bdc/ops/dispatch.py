@@ -61,27 +61,35 @@ def forward_with_h(
     x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float
 ) -> tuple[Tensor, Tensor]:
     """The product and h [T, R] for :func:`backward`, for arguments that were checked."""
-    with without_autocast(x):
-        found: tuple[Tensor, Tensor] = _training(x, lora_a, lora_b).forward(x, lora_a, lora_b, g, rows, scaling)
+    given = (x, lora_a, lora_b, g, rows, scaling)
+    found = cpp_gradients.forward(*given) if _may_be_direct(x) else None
+    if found is None:
+        with without_autocast(x):
+            found = _training(x, lora_a, lora_b).forward(*given)
     return found
 
 
 def backward(grad: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
     """Gradients of x, lora_a, lora_b and g; arguments as :func:`bdc.ops.matmul.backward`."""
     grad = grad.contiguous()
-    with without_autocast(x):
-        found: tuple[Tensor | None, ...] = _training(grad, lora_a, lora_b).backward(grad, x, lora_a, lora_b, *rest)
+    given = (grad, x, lora_a, lora_b, *rest)
+    found = cpp_gradients.backward(*given) if _may_be_direct(grad) else None
+    if found is None:
+        with without_autocast(x):
+            found = _training(grad, lora_a, lora_b).backward(*given)
     return found
 
 
+def _may_be_direct(tokens: Tensor) -> bool:
+    """Whether the CPU kernel is asked first, which costs less than choosing a backend. Compiled autograd traces the backward."""
+    return tokens.device.type == "cpu" and not is_dynamo_compiling()
+
+
 def _training(tokens: Tensor, lora_a: Tensor, lora_b: Tensor) -> Any:
-    """The module with the gradients, for x or the gradient of y: Triton's only where it is asked for."""
-    # Compiled autograd traces the backward.
+    """The module for what the CPU kernel does not train, for x or the gradient of y: Triton's only where it is asked for."""
     if is_dynamo_compiling() or not (tokens.numel() and lora_a.numel() and lora_b.numel()):
         return matmul
     chosen = _chosen(tokens, tokens, lora_a)
-    if chosen == "cpp":
-        return cpp_gradients
     # The interpreter cannot multiply bfloat16.
     interprets = tokens.device.type != "cpu" or tokens.dtype != torch.bfloat16
     return triton_gradients if chosen == _forced() == "triton" and interprets else matmul

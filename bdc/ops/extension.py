@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 from bdc.errors import InputError
 from bdc.ops import native, watchers
+from bdc.ops.autocasting import without_autocast
 
 
 @cache
@@ -25,25 +26,24 @@ def load() -> Any | None:
     return extension
 
 
-def _bound(name: str, otherwise: Callable[..., bool]) -> Callable[..., bool]:
+def _bound(name: str, otherwise: Callable[..., Any]) -> Callable[..., Any]:
     """A function of the module, looked up once: asking for the module costs as much as a check of the arguments."""
     try:
         module = load()
     except InputError:
         return otherwise  # which says so where it matters; importing this module must not
-    found: Callable[..., bool] = otherwise if module is None else getattr(module, name)
+    found: Callable[..., Any] = otherwise if module is None else getattr(module, name)
     return found
 
 
-def _unavailable(*arguments: Any) -> bool:
+def _unavailable(*arguments: Any) -> None:
     load()  # says why it does not load, where it is there
-    return False
 
 
-unwatched = _bound("unwatched", watchers.unwatched)
+unwatched: Callable[..., bool] = _bound("unwatched", watchers.unwatched)
 """:func:`bdc.ops.watchers.unwatched`, positional."""
 
-try_add = _bound("try_add", _unavailable)
+try_add: Callable[..., bool | None] = _bound("try_add", _unavailable)
 """``try_add(y, x, lora_a, lora_b, g, rows, scaling, h=None, fresh=False, pools=None, ends=None, turned=False)``, positional: add the product to ``y``
 if these are :data:`unwatched` CPU tensors that fit; False, with nothing written, if not.
 
@@ -51,6 +51,20 @@ Checks what :mod:`bdc.ops.checks` checks, in C++, for a microsecond; a gradient 
 ``h``, float32 [T, R], takes h before the gate where a token has a row. With ``fresh``, ``y`` and ``h`` are written whole,
 whatever they held, and of a ``y`` without columns only ``h`` is made. With ``pools`` [N], ``lora_a`` and ``lora_b`` have a leading dimension, and a row of g takes its pool's. With a
 tuple of ``ends``, the arguments are those of :func:`bdc.ops.rankwise_lora_slices_`. ``turned`` multiplies with lora_b^T first and lora_a^T then, as the gradient of x is made.
+"""
+
+
+try_gate: Callable[..., bool | None] = _bound("try_gate", _unavailable)
+"""``try_gate(u, h, g, rows, scaling, dp, gated, dg)``, positional: fill dp = s g u and gated = s g h, [T, R] in float32 or
+bfloat16, and dg, [N, R], the sum of s h u over the tokens of each row, if these are :data:`unwatched` CPU tensors that fit.
+
+All are contiguous, and u, h, g and dg float32; ``u``, ``dp``, ``gated`` and ``dg`` may be None. Returns whether a token has row
+-1, and zeros; None, with nothing written, where they do not fit.
+"""
+
+try_sum: Callable[..., bool | None] = _bound("try_sum", _unavailable)
+"""``try_sum(x, w, out, rank_first)``, positional: write x^T w, or its transpose, into ``out``, [n, m] or [m, n], if x [T, n] and
+w [T, m] are :data:`unwatched` CPU tensors of float32, and torch is not faster; False, with nothing written, if not.
 """
 
 
@@ -96,41 +110,12 @@ def multiplies_bfloat16() -> bool:
     return module is not None and module.isa() in ("avx512_bf16", "amx_bf16")
 
 
-def gate_gradients(
-    u: Tensor | None,
-    h: Tensor,
-    g: Tensor,
-    rows: Tensor | None,
-    scaling: float,
-    dp: Tensor | None,
-    gated: Tensor | None,
-    dg: Tensor | None,
-) -> bool:
-    """Fill dp = s g u and gated = s g h, [T, R] in float32 or bfloat16, and dg, [N, R], the sum of s h u over the tokens of each row.
-
-    All are contiguous, and u, h, g and dg float32; ``dp``, ``gated`` and ``dg`` may be None.
-
-    Returns:
-        Whether a token has row -1, and zeros.
-    """
-    extension = load()
-    assert extension is not None
-    place = None if rows is None else rows.long().contiguous()
-    narrow = any(t is not None and t.dtype == torch.bfloat16 for t in (dp, gated))
-    addresses = _addresses(u=u, h=h, rank_weights=g, dp=dp, gated=gated, dg=dg)
-    sizes = (*h.shape, g.shape[0])
-    found: bool = extension.gate_gradients(narrow, addresses, 0 if place is None else place.data_ptr(), sizes, scaling)
-    return found
-
-
 def sum_over_tokens(x: Tensor, w: Tensor, *, turned: bool = False) -> Tensor:
     """``x.T @ w``, [n, m], or turned, [m, n], of CPU tensors x [T, n] and w [T, m] of one dtype."""
-    extension = load()
-    assert extension is not None
-    x, w = (native.contiguous_rows(t.resolve_neg()) for t in (x, w))
-    inputs = _addresses(x=x, w=w)
-    if x.dtype != torch.float32 or not extension.sums_pay():
-        return w.T @ x if turned else x.T @ w
+    x, w = native.contiguous_rows(x), native.contiguous_rows(w)
     out = x.new_empty((w.shape[1], x.shape[1]) if turned else (x.shape[1], w.shape[1]))
-    extension.sum_over_tokens((*inputs, out.data_ptr()), (*x.shape, w.shape[1]), (x.stride(0), w.stride(0)), turned)
-    return out
+    if try_sum(x, w, out, turned):
+        return out
+    _addresses(x=x, w=w)
+    with without_autocast(x):
+        return torch.mm(w.T, x, out=out) if turned else torch.mm(x.T, w, out=out)

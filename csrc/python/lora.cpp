@@ -145,8 +145,8 @@ struct Tokens {
 // Kept from call to call, as fresh memory would cost more than a small product.
 thread_local Tokens chosen;
 
-template <class T>
-T* pointer(std::uintptr_t address) {
+template <class T, class Address>
+T* pointer(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
@@ -179,33 +179,6 @@ void add(const Kernel& kernel, int storage, bool int8_experts,
     chosen.run(kernel, p, tokens, 1);
 }
 
-// What the gradients need of u, h, g, dp, gated and dg, whose addresses are null where they are not
-// wanted; returns whether a token has no row.
-bool gate_gradients(const Kernel& kernel, bool bfloat16,
-                    const std::array<std::uintptr_t, 6>& addresses, std::uintptr_t token_to_row,
-                    const std::array<std::int64_t, 3>& sizes, float scaling) {
-    const auto [u, h, g, dp, gated, dg] = addresses;
-    const auto [tokens, rank, requests] = sizes;
-    const auto* given = pointer<const std::int64_t>(token_to_row);
-    std::vector<std::int64_t> rows(static_cast<std::size_t>(tokens));
-    bool absent = false;
-    for (std::int64_t t = 0; t < tokens; ++t) {
-        const std::int64_t row = given ? given[t] : requests == 1 ? 0 : t;
-        if (row >= requests) throw std::out_of_range("token_to_row is out of range");
-        rows[std::size_t(t)] = row;
-        absent = absent || row < 0;
-    }
-    GateGradients q{};
-    q.storage = bfloat16 ? Storage::kBFloat16 : Storage::kFloat32;
-    q.u = pointer<const float>(u), q.h = pointer<const float>(h), q.g = pointer<const float>(g);
-    q.rows = rows.data();
-    q.tokens = tokens, q.requests = requests, q.rank = rank;
-    q.scaling = scaling;
-    q.dp = pointer<void>(dp), q.gated = pointer<void>(gated), q.dg = pointer<float>(dg);
-    lora::gate_gradients(kernel, q, max_threads());
-    return absent;
-}
-
 bool is_int8(const dlpack::Matrix& m) { return m.code == dlpack::kInt && m.bits == 8; }
 
 // Of a matrix of floats.
@@ -214,6 +187,12 @@ std::optional<Storage> storage_of(const dlpack::Matrix& m) {
     if (m.code == dlpack::kBFloat && m.bits == 16) return Storage::kBFloat16;
     if (m.code == dlpack::kFloat && m.bits == 16) return Storage::kFloat16;
     return std::nullopt;
+}
+
+// Of int32 or int64.
+std::int64_t index_at(const dlpack::Matrix& m, std::int64_t i) {
+    return m.bits == 32 ? reinterpret_cast<const std::int32_t*>(m.data)[i]
+                        : reinterpret_cast<const std::int64_t*>(m.data)[i];
 }
 
 // The ends of the slices from a tuple of rising numbers up to `out`; null where it is none.
@@ -238,6 +217,14 @@ bool wanted(const Kernel& kernel) {
     const char* forced = std::getenv("BDC_OPS_BACKEND");
     if (forced && *forced) return std::string_view(forced) == "cpp";
     return &kernel != &kPortable;
+}
+
+// run(), while other Python threads may run, too, where it takes so long that this pays.
+template <class Run>
+void unlocked(double time, const Run& run) {
+    if (time < kUnlockedMicroseconds) return run();
+    const py::gil_scoped_release release;
+    run();
 }
 
 // The product on tensors as they are; false, with nothing written, where anything about them needs
@@ -317,26 +304,112 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
     p.h = h;
     p.fresh = fresh;
     p.turned = turned;
-    const auto index = [](const dlpack::Matrix& m, std::int64_t i) -> std::int64_t {
-        return m.bits == 32 ? reinterpret_cast<const std::int32_t*>(m.data)[i]
-                            : reinterpret_cast<const std::int64_t*>(m.data)[i];
-    };
     for (std::int64_t i = 0; pooled && i < requests; ++i)
-        if (index(pools, i) < 0 || index(pools, i) >= pool_count) return false;
+        if (index_at(pools, i) < 0 || index_at(pools, i) >= pool_count) return false;
     const auto add = [&] {
         const bool fit = chosen.find(
             p, tokens, requests, pool_count,
             [&](std::int64_t t) -> std::int64_t {
-                return given ? index(rows, t) : requests == 1 ? 0 : t;
+                return given ? index_at(rows, t) : requests == 1 ? 0 : t;
             },
-            [&](std::int64_t row) -> std::int64_t { return pooled ? index(pools, row) : 0; });
+            [&](std::int64_t row) -> std::int64_t { return pooled ? index_at(pools, row) : 0; });
         if (fit) chosen.run(kernel, p, tokens, pool_count);
         return fit;
     };
-    // Giving up the interpreter lock costs as much as a tiny product.
-    if (microseconds(p, tokens) < kUnlockedMicroseconds) return add();
-    const py::gil_scoped_release release;
-    return add();
+    bool fit = false;
+    unlocked(microseconds(p, tokens), [&] { fit = add(); });
+    return fit;
+}
+
+// A matrix whose rows lie one behind the other, of this storage.
+bool read_whole(py::handle tensor, dlpack::Matrix& to) {
+    return is_plain(tensor) && to.read(*torch.tensors, tensor) && to.ndim == 2 &&
+           (to.rows <= 1 || to.stride == to.columns);
+}
+
+// What the gradients need between the products, of tensors as they are: u, dp, gated and dg may be
+// None. Nothing is written and nothing returned where anything about them needs a closer look; else
+// whether a token has no row.
+std::optional<bool> try_gate(const Kernel& kernel, py::handle u_, py::handle h_, py::handle g_,
+                             py::handle rows_, double scaling, py::handle dp_, py::handle gated_,
+                             py::handle dg_) {
+    if (!torch.tensors || !wanted(kernel) || watched()) return std::nullopt;
+    dlpack::Matrix h, g, rows;
+    if (!read_whole(h_, h) || !read_whole(g_, g) || g.columns != h.columns) return std::nullopt;
+    if (storage_of(h) != Storage::kFloat32 || storage_of(g) != Storage::kFloat32)
+        return std::nullopt;
+    const std::int64_t tokens = h.rows, requests = g.rows;
+    GateGradients q{};
+    q.storage = Storage::kFloat32;
+    q.h = pointer<const float>(h.data), q.g = pointer<const float>(g.data);
+    q.tokens = tokens, q.requests = requests, q.rank = h.columns;
+    q.scaling = float(scaling);
+    // Null for None.
+    const auto read = [&](py::handle tensor, std::int64_t count, void*& to, bool narrow) {
+        if (tensor.is_none()) return true;
+        dlpack::Matrix m;
+        if (!read_whole(tensor, m) || m.rows != count || m.columns != h.columns) return false;
+        const auto storage = storage_of(m);
+        if (narrow && storage == Storage::kBFloat16)
+            q.storage = *storage;
+        else if (storage != Storage::kFloat32 || q.storage != Storage::kFloat32)
+            return false;
+        to = m.data;
+        return true;
+    };
+    void *u = nullptr, *dg = nullptr;
+    if (!read(u_, tokens, u, false) || !read(dg_, requests, dg, false) ||
+        !read(dp_, tokens, q.dp, true) || !read(gated_, tokens, q.gated, true))
+        return std::nullopt;
+    q.u = static_cast<const float*>(u), q.dg = static_cast<float*>(dg);
+    if (!u && (q.dp || q.dg)) return std::nullopt;
+    const bool given = !rows_.is_none();
+    if (given && (!is_plain(rows_) || !rows.read(*torch.tensors, rows_) || rows.ndim != 1 ||
+                  rows.columns != tokens || rows.code != dlpack::kInt || rows.bits < 32))
+        return std::nullopt;
+    if (!given && requests != 1 && requests != tokens) return std::nullopt;
+    thread_local std::vector<std::int64_t> places;
+    places.resize(std::size_t(tokens));
+    bool absent = false;
+    for (std::int64_t t = 0; t < tokens; ++t) {
+        const std::int64_t row = given ? index_at(rows, t) : requests == 1 ? 0 : t;
+        if (row < -1 || row >= requests) return std::nullopt;
+        places[std::size_t(t)] = row;
+        absent = absent || row < 0;
+    }
+    q.rows = places.data();
+    unlocked(double(tokens * q.rank) / 1e3, [&] { gate_gradients(kernel, q, max_threads()); });
+    return absent;
+}
+
+// x^T w into a new tensor, or its transpose, which has the ranks first; false where anything needs
+// a closer look, or torch is faster.
+bool try_sum(const Kernel& kernel, py::handle x_, py::handle w_, py::handle out_, bool rank_first) {
+    if (!torch.tensors || !sums_pay(kernel) || !wanted(kernel) || watched()) return false;
+    dlpack::Matrix x, w, out;
+    const auto read = [](py::handle tensor, dlpack::Matrix& to) {
+        return is_plain(tensor) && to.read(*torch.tensors, tensor) && to.ndim == 2 &&
+               storage_of(to) == Storage::kFloat32;
+    };
+    if (!read(x_, x) || !read(w_, w) || !read_whole(out_, out)) return false;
+    if (storage_of(out) != Storage::kFloat32 || w.rows != x.rows ||
+        out.rows != (rank_first ? w.columns : x.columns) ||
+        out.columns != (rank_first ? x.columns : w.columns))
+        return false;
+    // Single columns may be torch's negated views.
+    if (x.rows < 1 || x.columns <= 1 || w.columns <= 1) return false;
+    const TokenSums sums{pointer<const float>(x.data),
+                         pointer<const float>(w.data),
+                         pointer<float>(out.data),
+                         x.rows,
+                         x.columns,
+                         w.columns,
+                         x.stride,
+                         w.stride,
+                         rank_first};
+    unlocked(operations(x.rows, x.columns, w.columns) / kPerMicrosecond,
+             [&] { sum_over_tokens(kernel, sums, max_threads()); });
+    return true;
 }
 
 // Whether a kernel may be called directly: plain tensors, and nobody watches.
@@ -354,6 +427,20 @@ PyObject* call_unwatched(PyObject*, PyObject* const* tensors, Py_ssize_t count) 
 
 const Kernel* kernel = nullptr;  // set once, when the module is loaded
 
+// What `run` returns, which may be an exception of C++.
+template <class Run>
+PyObject* guarded(const Run& run) {
+    try {
+        follow_threads();
+        return run();
+    } catch (py::error_already_set& error) {
+        error.restore();
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_RuntimeError, error.what());
+    }
+    return nullptr;
+}
+
 // A plain function of CPython: pybind11's own call costs twice as much.
 PyObject* call_try_add(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     if (count < 7 || count > 12) {
@@ -362,8 +449,7 @@ PyObject* call_try_add(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
     }
     const double scaling = PyFloat_AsDouble(arguments[6]);
     if (scaling == -1 && PyErr_Occurred()) return nullptr;
-    try {
-        follow_threads();
+    return guarded([&] {
         const py::handle y = arguments[0], x = arguments[1], a = arguments[2], b = arguments[3],
                          g = arguments[4], rows = arguments[5],
                          h = count > 7 ? arguments[7] : Py_None,
@@ -374,10 +460,35 @@ PyObject* call_try_add(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
         const bool done =
             try_add(*kernel, y, x, a, b, g, rows, scaling, h, fresh, pools, ends, turned);
         return PyBool_FromLong(done);
-    } catch (const std::exception& error) {
-        PyErr_SetString(PyExc_RuntimeError, error.what());
+    });
+}
+
+PyObject* call_try_gate(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+    if (count != 8) {
+        PyErr_Format(PyExc_TypeError, "try_gate takes 8 arguments, got %zd", count);
         return nullptr;
     }
+    const double scaling = PyFloat_AsDouble(arguments[4]);
+    if (scaling == -1 && PyErr_Occurred()) return nullptr;
+    return guarded([&]() -> PyObject* {
+        const auto absent =
+            try_gate(*kernel, arguments[0], arguments[1], arguments[2], arguments[3], scaling,
+                     arguments[5], arguments[6], arguments[7]);
+        if (!absent) Py_RETURN_NONE;
+        return PyBool_FromLong(*absent);
+    });
+}
+
+PyObject* call_try_sum(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+    if (count != 4) {
+        PyErr_Format(PyExc_TypeError, "try_sum takes 4 arguments, got %zd", count);
+        return nullptr;
+    }
+    return guarded([&] {
+        const bool done =
+            try_sum(*kernel, arguments[0], arguments[1], arguments[2], arguments[3] == Py_True);
+        return PyBool_FromLong(done);
+    });
 }
 
 PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
@@ -393,6 +504,11 @@ PyMethodDef try_add_method = {
     "try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, h=None, fresh=False, "
     "row_to_pool=None, ends=None, turned=False) -> bool",
 };
+PyMethodDef try_gate_method = {
+    "try_gate", fast(call_try_gate), METH_FASTCALL,
+    "try_gate(u, h, rank_weights, token_to_row, scaling, dp, gated, dg) -> bool | None"};
+PyMethodDef try_sum_method = {"try_sum", fast(call_try_sum), METH_FASTCALL,
+                              "try_sum(x, w, out, rank_first) -> bool"};
 
 }  // namespace
 
@@ -416,34 +532,10 @@ PYBIND11_MODULE(_lora, m) {
               torch.tensors = capsule.is_none() ? nullptr : dlpack::exchange(capsule);
               return torch.tensors != nullptr;
           });
-    for (PyMethodDef* method : {&unwatched_method, &try_add_method})
+    for (PyMethodDef* method :
+         {&unwatched_method, &try_add_method, &try_gate_method, &try_sum_method})
         m.attr(method->ml_name) =
             py::reinterpret_steal<py::object>(PyCFunction_New(method, nullptr));
-    m.def("sums_pay", [] { return sums_pay(*kernel); });
-    m.def("sum_over_tokens", [](const std::array<std::uintptr_t, 3>& addresses,
-                                const std::array<std::int64_t, 3>& sizes,
-                                const std::array<std::int64_t, 2>& strides, bool rank_first) {
-        follow_threads();
-        const auto [x, w, out] = addresses;
-        const TokenSums sums{pointer<const float>(x),
-                             pointer<const float>(w),
-                             pointer<float>(out),
-                             sizes[0],
-                             sizes[1],
-                             sizes[2],
-                             strides[0],
-                             strides[1],
-                             rank_first};
-        const py::gil_scoped_release release;
-        sum_over_tokens(*kernel, sums, max_threads());
-    });
-    m.def("gate_gradients",
-          [](bool bfloat16, const std::array<std::uintptr_t, 6>& addresses,
-             std::uintptr_t token_to_row, const std::array<std::int64_t, 3>& sizes, float scaling) {
-              follow_threads();
-              const py::gil_scoped_release release;
-              return gate_gradients(*kernel, bfloat16, addresses, token_to_row, sizes, scaling);
-          });
     m.def("add", [](int storage, bool int8_experts, const std::array<std::uintptr_t, 5>& addresses,
                     std::uintptr_t token_to_row, const std::array<std::int64_t, 5>& sizes,
                     const std::array<std::int64_t, 2>& strides, float scaling) {
