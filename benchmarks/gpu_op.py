@@ -174,18 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.dry_run:
         compile_all(sys.argv[1:] if argv is None else argv, args.jobs)
         print(f"compiled: {time.monotonic() - began:.0f} s", flush=True)
-    with torch.inference_mode():
-        for tokens in counts:
-            if time.monotonic() - began > args.seconds:
-                late.append(tokens)
-                continue
-            found: list[dict[str, Any]] = []
-            for name, shape in shapes.items():
-                found.append({"module": name} | measure(shape, tokens, rank, dtype, device, args))
-                print(f"T={tokens} {name}: {time.monotonic() - began:.0f} s", flush=True)
-            cells += found
-            layers[tokens] = whole_layer(found)
-    record = {
+    record: dict[str, Any] = {
         "device": "CPU, a dry run: times mean nothing" if args.dry_run else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
@@ -200,8 +189,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "layers": layers,
         "cells": cells,
     }
-    if args.json:
-        args.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    with torch.inference_mode():
+        for tokens in counts:
+            if time.monotonic() - began > args.seconds:
+                late.append(tokens)
+            else:
+                found: list[dict[str, Any]] = []
+                for name, shape in shapes.items():
+                    found.append({"module": name} | measure(shape, tokens, rank, dtype, device, args))
+                    print(f"T={tokens} {name}: {time.monotonic() - began:.0f} s", flush=True)
+                cells += found
+                layers[tokens] = whole_layer(found)
+            if args.json:  # at once, since the next count may be stopped
+                args.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
     failures = {
         f"{name}: {why}" for cell in cells for name, why in cell["left_out"].items() if not why.startswith("does not")
     }

@@ -27,8 +27,9 @@ from gpu_op import LLAMA, error_of, sets_of
 from bdc.ops import cuda, triton_kernels, triton_layer
 from bdc.ops.triton_plan import LayerTiles, Tiles
 
-# Tokens to outputs, inputs, stages and warps of the one-launch layer in Triton.
-_SMALL = [
+# Tokens to outputs, inputs, stages and warps of the one-launch layer in Triton; and the programs that share a sum of h, where
+# they are not as many as there are processors: few leave room for the programs of the outputs beside them.
+_SMALL: list[tuple[int, ...]] = [
     (32, 256, 3, 4),
     (32, 256, 4, 4),
     (32, 256, 5, 4),
@@ -37,8 +38,12 @@ _SMALL = [
     (32, 512, 3, 4),
     (16, 256, 4, 4),
     (32, 128, 5, 4),
+    (64, 256, 3, 4, 4),
+    (64, 256, 3, 4, 8),
+    (32, 512, 3, 4, 4),
+    (32, 256, 4, 4, 4),
 ]
-LAYER_SIZES = {
+LAYER_SIZES: dict[int, list[tuple[int, ...]]] = {
     8: _SMALL,
     16: _SMALL,
     64: [
@@ -50,6 +55,13 @@ LAYER_SIZES = {
         (32, 128, 5, 4),
         (32, 256, 3, 4),
         (128, 64, 4, 8),
+        (32, 128, 5, 4, 1),
+        (32, 128, 5, 4, 2),
+        (64, 128, 4, 4, 3),
+        (64, 128, 4, 4, 4),
+        (128, 128, 3, 8, 2),
+        (128, 128, 3, 8, 4),
+        (128, 128, 3, 8, 8),
     ],
 }
 
@@ -86,13 +98,13 @@ def of_variant(form: Form, path: Path) -> Form:
     return with_patches(form, patches)
 
 
-def layer(outputs: int, inputs: int, stages: int, warps: int) -> Form:
+def layer(outputs: int, inputs: int, stages: int, warps: int, sharing: int = 0) -> Form:
     """The one-launch layer in Triton."""
 
     def sizes(tokens: int, ranks: int, d_in: int, d_out: int, **_: Any) -> LayerTiles:
         block_t, rank_tile = max(16, 1 << (tokens - 1).bit_length()), 32
         steps = -(-d_in // inputs)
-        splits = max(1, min(16, steps // 2, 132 // -(-ranks // rank_tile)))
+        splits = sharing or max(1, min(16, steps // 2, 132 // -(-ranks // rank_tile)))
         per_split = -(-steps // splits)
         return LayerTiles(block_t, outputs, inputs, 128, rank_tile, -(-steps // per_split), per_split, stages, warps)
 
@@ -130,7 +142,7 @@ def forms_for(tokens: int, variants: Path | None) -> dict[str, Form]:
             forms[f"cuda layer {name}"] = of_variant(cuda_layer, path)
             forms[f"cuda {name}"] = of_variant(cuda_product, path)
     for sizes in LAYER_SIZES.get(tokens, ()):
-        forms["triton layer N{}K{}s{}w{}".format(*sizes)] = layer(*sizes)
+        forms["triton layer " + "".join(map("{}{}".format, "NKswx", sizes))] = layer(*sizes)
     if tokens <= 256:
         for outputs, warps in ((32, 4), (64, 4), (64, 8), (128, 8)):
             changes = tiles_of(outputs=outputs, warps=warps, ranks_step=128)

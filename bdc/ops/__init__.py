@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bdc.ops import reference
 from bdc.ops.dispatch import backends
 from bdc.ops.functional import rankwise_lora, rankwise_lora_
 from bdc.ops.modules import (
@@ -29,5 +30,6 @@ __all__ = [
     "rankwise_lora_pools_",
     "rankwise_lora_slices",
     "rankwise_lora_slices_",
+    "reference",
     "remove_rankwise_lora",
 ]

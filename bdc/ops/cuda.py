@@ -29,10 +29,15 @@ def built() -> bool:
 
 @cache
 def load() -> Any | None:
-    """The extension module; None where it was not built or there is no GPU."""
+    """The extension module; None where it was not built, there is no GPU, or the driver is too old for it."""
     if not built() or not torch.cuda.is_available():
         return None
-    return native.load_extension("_lora_cuda")
+    module = native.load_extension("_lora_cuda")
+    try:
+        module.processors()  # asks the CUDA runtime that the extension carries, which may be newer than torch's
+    except RuntimeError:
+        return None
+    return module
 
 
 def supports(y: Tensor, x: Tensor) -> bool:
@@ -131,6 +136,8 @@ def _run(
         counts = counters(x.device, words)
         work = (planes.data_ptr(), h.data_ptr(), counts.data_ptr())
         module.tiles(code, addresses, strides, sizes, scaling, ends, capacity, work, stream)
+    except torch.OutOfMemoryError:
+        raise
     except ValueError as error:
         raise InputError(f"ends {ends} do not fit {d_out} outputs and {ranks} ranks: {error}") from error
     except RuntimeError as error:

@@ -18,7 +18,7 @@ _BACKENDS: dict[str, Any] = {"cpp": extension, "cuda": cuda, "triton": triton_la
 _CUDA_TOKENS = 2
 _MISSING = {
     "cpp": "the extension bdc._lora is not built, install bdc again",
-    "cuda": "it needs a GPU, and bdc built where nvcc is found (bdc doctor tells)",
+    "cuda": "it needs a GPU, bdc built where nvcc is found (bdc doctor tells), and a driver for that nvcc's CUDA",
     "triton": "it needs the package triton, the kernels of bdc, and a GPU or TRITON_INTERPRET=1",
 }
 

@@ -76,14 +76,16 @@ def backward(
     dtype, wide, s = x.dtype, wide_dtype(x), scaling
     total = torch.promote_types(wide, torch.float32)
     gate = _gate(g, rows, len(x)).to(total)
-    if rows is not None:
-        absent = (rows < 0)[:, None]
+    absent = None if rows is None else (rows < 0)[:, None]
+    if absent is not None:
         grad, gate = grad.masked_fill(absent, 0), gate.masked_fill(absent, 0)
         x = x.masked_fill(absent, 0) if need_a else x
     grad = grad.to(wide)
     u = grad @ lora_b.to(wide)
     dp = (u * gate * s).to(wide)
     dx = (dp @ lora_a.to(wide)).to(dtype) if need_x else None
+    if dx is not None and absent is not None:
+        dx.masked_fill_(absent, 0)  # zero times an infinite expert
     da = (dp.T @ x.to(wide)).to(lora_a.dtype) if need_a else None
     db = (grad.T @ (h * gate * s).to(wide)).to(lora_b.dtype) if need_b else None
     dg = _sum_by_row(h.to(total) * u * s, rows, len(g)).to(g.dtype) if need_g else None

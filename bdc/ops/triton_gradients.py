@@ -61,6 +61,8 @@ def backward(
         **launches.ELEMENTWISE,
     )
     dx = dp @ lora_a if needed[0] else None
+    if dx is not None and rows is not None:
+        dx.masked_fill_((rows < 0)[:, None], 0)  # zero times an infinite expert
     da = _outer(dp, x, rows, place, lora_a) if needed[1] else None
     db = _outer(grad, gated, rows, place, lora_b) if needed[2] else None
     if not needed[3]:

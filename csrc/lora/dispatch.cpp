@@ -5,6 +5,10 @@
 #include <unistd.h>
 #endif
 
+#ifdef BDC_X86
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -39,13 +43,24 @@ std::int64_t fewest_for_tiles(const Product& p) {
 }  // namespace
 #endif
 
+#ifdef BDC_X86
+namespace {
+
+// Clang's __builtin_cpu_supports does not know it.
+bool has_f16c() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
+}  // namespace
+#endif
+
 const Kernel& choose() {
     const char* const forced = std::getenv("BDC_CPU_ISA");
     const std::string wanted = forced ? forced : "";
     std::vector<const Kernel*> usable;
 #ifdef BDC_X86
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                      __builtin_cpu_supports("f16c");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512dq");

@@ -18,7 +18,7 @@ namespace {
 
 // Microseconds that the other threads must save to be worth waking: little while they spin for
 // work, as OpenMP lets them by default, and more where it was told to let them sleep.
-double waking() {
+[[maybe_unused]] double waking() {
     static const bool asleep = [] {
         const char* const policy = std::getenv("OMP_WAIT_POLICY");
         return policy && (policy[0] == 'p' || policy[0] == 'P');
@@ -27,8 +27,12 @@ double waking() {
 }
 
 // The threads for work that takes one so long: all of them, or one.
-int threads_for(double microseconds, int threads) {
+int threads_for([[maybe_unused]] double microseconds, [[maybe_unused]] int threads) {
+#ifdef _OPENMP
     return microseconds - microseconds / threads >= waking() ? threads : 1;
+#else
+    return 1;
+#endif
 }
 
 // From here on each thread has enough tokens to read A and B by itself.
@@ -136,7 +140,8 @@ std::pair<std::int64_t, std::int64_t> share(std::int64_t length, std::int64_t st
 
 // run(first, last) on each thread, for its share.
 template <class Run>
-void in_shares(std::int64_t length, std::int64_t step, int threads, const Run& run) {
+void in_shares(std::int64_t length, [[maybe_unused]] std::int64_t step, int threads,
+               const Run& run) {
     if (threads <= 1) return run(0, length);
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
@@ -151,8 +156,8 @@ void in_shares(std::int64_t length, std::int64_t step, int threads, const Run& r
 
 // Worker i of n's part of tokens x length: split along the length first, into `most` at most, then
 // along the tokens.
-Part part_of(const Product& p, std::int64_t length, std::int64_t step, std::int64_t most, int i,
-             int n) {
+[[maybe_unused]] Part part_of(const Product& p, std::int64_t length, std::int64_t step,
+                              std::int64_t most, int i, int n) {
     const auto along = int(std::min({std::int64_t(n), most, (length + step - 1) / step}));
     const int across = n / along;
     if (i >= along * across) return {0, 0, 0, 0};

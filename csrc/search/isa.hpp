@@ -4,7 +4,9 @@
 #if defined(__x86_64__)
 // GCC 12 takes the undefined registers of its own intrinsics for uninitialised variables.
 #pragma GCC diagnostic push
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop

@@ -270,6 +270,13 @@ def test_extension_loads_without_a_gpu(problems: SimpleNamespace, monkeypatch: p
     with pytest.raises(BdcError, match=r"did not start: asking for the CUDA device failed: .*CUDA"):
         problem = problems.make(2)
         cuda.add(problem.y, *problem.arguments)
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(cuda, "_processors", lambda device: (_ for _ in ()).throw(full))
+    with pytest.raises(torch.OutOfMemoryError):
+        cuda.add(problem.y, *problem.arguments)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert cuda.load.__wrapped__() is None  # a driver that the extension's CUDA runtime cannot use
     monkeypatch.undo()
     monkeypatch.setenv("BDC_OPS_BACKEND", "cuda")
     with pytest.raises(InputError, match="BDC_OPS_BACKEND=cuda is not usable here: it needs a GPU"):

@@ -88,6 +88,15 @@ def test_tokens_without_adapter_have_no_gradient(problems: SimpleNamespace) -> N
     assert not inputs[0].grad[:3].any()
 
 
+def test_an_infinite_expert_leaves_tokens_without_adapter_alone(problems: SimpleNamespace, backend: str) -> None:
+    x, a, b, g, rows, s = problems.make(tokens=6).arguments
+    rows[:3] = -1
+    a[0, 0] = float("inf")
+    x = x.clone().requires_grad_()
+    rankwise_lora(x, a, b, g, rows, s).sum().backward()
+    assert x.grad is not None and not x.grad[:3].any()
+
+
 def test_same_bits_every_time(problems: SimpleNamespace) -> None:
     problem = problems.make(tokens=300, requests=3)
     seen = []
