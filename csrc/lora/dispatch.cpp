@@ -172,6 +172,7 @@ bool sums_pay(const Kernel& kernel) {
 
 bool as_they_lie(const Kernel& kernel, const Product& p) {
     // Measured on Zen 5, with its wide vectors and with AVX2.
+    if (takes_pairs(kernel, p)) return p.count <= 8;
     return p.storage == Storage::kFloat32 && p.count <= (kernel.lanes == 16 ? 96 : 12);
 }
 

@@ -74,13 +74,16 @@ struct Turning {
     std::size_t bytes;  // of an element: 2 or 4
 };
 
-// out[t] += the sum over i of w[t][i] m[i], of rows of float32.
+// out[t] += the sum over i of w[t][i] m[i], of rows of float32, or of bfloat16 where a kernel
+// multiplies that as it is.
 struct WeightedRows {
-    const float* m;  // [count, columns]
+    Storage storage;  // of m and w
+    bool narrow;      // out has it, too; else float32
+    const void* m;    // [count, columns]
     std::int64_t count, stride;
-    const float* w;  // [tokens, count], w_step from weight to weight
+    const void* w;  // [tokens, count], w_step from weight to weight
     std::int64_t w_stride, w_step;
-    float* out;  // [tokens, columns]
+    void* out;  // [tokens, columns]
     std::int64_t out_stride;
     // The row of w, and of out, of each token; null: one after the other.
     const std::int64_t *w_rows, *out_rows;

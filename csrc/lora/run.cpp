@@ -207,34 +207,50 @@ void turn_experts(const Kernel& kernel, Product& p, int threads) {
     if (p.out) turn(kernel, p.b, p.b_stride, p.rank, p.out, bytes, b_buffer, threads);
 }
 
+// Rounded to bfloat16.
+std::uint16_t narrow(float value) {
+    const auto bits = std::bit_cast<std::uint32_t>(value);
+    if (value != value) return std::uint16_t(bits >> 16 | 0x40);
+    return std::uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// s * g * h of each token, in a form that is multiplied with B.
+template <class T, class Round>
+const void* gated(const Product& p, const Round& round) {
+    auto* const to = static_cast<T*>(scratch_buffer.get(std::size_t(p.count * p.rank) * sizeof(T)));
+    for (std::int64_t i = 0; i < p.count; ++i) {
+        const float *h = h_of(p, i), *g = p.g + p.rows[i] * p.g_stride;
+        for (std::int64_t r = 0; r < p.rank; ++r)
+            to[i * p.rank + r] = round(h[r] * g[r] * p.scaling);
+    }
+    return to;
+}
+
 // The product with turned experts as they lie.
 void run_as_they_lie(const Kernel& kernel, Product p, int threads) {
+    const bool pairs = p.storage == Storage::kBFloat16;
     const auto weigh = [&](const WeightedRows& q, std::int64_t columns) {
         const double time = operations(p.count, q.count, columns) / kPerMicrosecond;
-        in_shares(columns, column_step(q), threads_for(time, threads),
+        in_shares(columns, column_step(q), threads_for(pairs ? time / 2 : time, threads),
                   [&](std::int64_t first, std::int64_t last) {
                       kernel.weigh_rows(q, {0, p.count, first, last});
                   });
     };
     if (!p.h) p.h = h_for(p);
     WeightedRows q{};
-    q.m = static_cast<const float*>(p.a), q.count = p.in, q.stride = p.a_stride;
-    q.w = static_cast<const float*>(p.x), q.w_stride = p.x_stride, q.w_step = 1;
-    q.w_rows = p.active;
+    q.storage = p.storage;
+    q.m = p.a, q.count = p.in, q.stride = p.a_stride;
+    q.w = p.x, q.w_stride = p.x_stride, q.w_step = 1, q.w_rows = p.active;
     q.out = p.h, q.out_stride = p.h_stride, q.out_rows = p.h_rows;
     q.tokens = p.count, q.fresh = true;
     weigh(q, p.rank);
     if (!p.out) return;
-    const auto size = std::size_t(p.count * p.rank) * sizeof(float);
-    auto* const gated = static_cast<float*>(scratch_buffer.get(size));
-    for (std::int64_t i = 0; i < p.count; ++i) {
-        const float *h = h_of(p, i), *g = p.g + p.rows[i] * p.g_stride;
-        for (std::int64_t r = 0; r < p.rank; ++r) gated[i * p.rank + r] = h[r] * g[r] * p.scaling;
-    }
-    q.m = static_cast<const float*>(p.b), q.count = p.rank, q.stride = p.b_stride;
-    q.w = gated, q.w_stride = p.rank, q.w_rows = nullptr;
-    q.out = static_cast<float*>(p.y), q.out_stride = p.y_stride, q.out_rows = p.active;
-    q.fresh = p.fresh;
+    q.m = p.b, q.count = p.rank, q.stride = p.b_stride;
+    q.w = pairs ? gated<std::uint16_t>(p, narrow)
+                : gated<float>(p, [](float value) { return value; });
+    q.w_stride = p.rank, q.w_rows = nullptr;
+    q.out = p.y, q.out_stride = p.y_stride, q.out_rows = p.active;
+    q.narrow = pairs, q.fresh = p.fresh;
     weigh(q, p.out);
 }
 

@@ -66,11 +66,17 @@ std::vector<char> turned(const std::vector<char>& matrix, std::int64_t rows, std
     return out;
 }
 
-// Are these floats within rounding of each other, as sums of many in different orders are?
-bool near(const std::vector<char>& some, const std::vector<char>& others) {
-    const auto floats = [](const std::vector<char>& bytes) {
-        std::vector<float> out(bytes.size() / sizeof(float));
-        std::memcpy(out.data(), bytes.data(), bytes.size());
+// Are these within rounding of each other, as sums of many in different orders are?
+bool near(Storage storage, const std::vector<char>& some, const std::vector<char>& others) {
+    const bool narrow = storage == Storage::kBFloat16;
+    const auto floats = [&](const std::vector<char>& bytes) {
+        const std::size_t size = narrow ? 2 : 4;
+        std::vector<float> out(bytes.size() / size);
+        for (std::size_t i = 0; i < out.size(); ++i) {
+            std::uint32_t bits = 0;
+            std::memcpy(reinterpret_cast<char*>(&bits) + (4 - size), &bytes[i * size], size);
+            std::memcpy(&out[i], &bits, sizeof bits);
+        }
         return out;
     };
     const auto a = floats(some), b = floats(others);
@@ -79,7 +85,7 @@ bool near(const std::vector<char>& some, const std::vector<char>& others) {
         largest = std::max(largest, std::abs(a[i]));
         furthest = std::max(furthest, std::abs(a[i] - b[i]));
     }
-    return furthest <= 1e-5f * largest;
+    return furthest <= (narrow ? 1e-2f : 1e-5f) * largest;
 }
 
 // From experts that are turned: the same on one thread and on several, the product of those that
@@ -91,7 +97,7 @@ bool check_turned(const Kernel& kernel, Random& random, Product p, const std::ve
     p.a = first.data(), p.a_stride = p.rank, p.b = second.data(), p.b_stride = p.out;
     const auto once = product(kernel, p, y, 1, true);
     if (product(kernel, p, y, between(random, 2, 3), true) != once) return false;
-    if (as_they_lie(kernel, p) ? !near(expected, once) : once != expected) return false;
+    if (as_they_lie(kernel, p) ? !near(p.storage, expected, once) : once != expected) return false;
     std::vector<float> h(std::size_t((p.active[p.count - 1] + 1) * p.rank)), alone(h);
     p.h = h.data();
     product(kernel, p, y, 1, true);
