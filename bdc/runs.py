@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import sqlite3
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -115,6 +116,9 @@ class Run:
         try:
             str(self.path).encode()
         except UnicodeEncodeError as error:
+            encoding = sys.getfilesystemencoding()
+            if encoding != "utf-8":  # libraries such as pyarrow refuse a path that Python could not decode
+                raise InputError(f"{self.path} cannot be read as {encoding}; set PYTHONUTF8=1") from error
             raise InputError(f"{self.path} is no name in UTF-8; choose another directory") from error
         if store.exists():
             return
@@ -248,7 +252,10 @@ class Run:
         ).fetchone()
         if row is None:
             return None
-        return {"digest": row[0], "finished": row[1], "seconds": row[2], "summary": self.decode("stages", name, row[3])}
+        summary = self.decode("stages", name, row[3])
+        if name == "report":
+            summary["path"] = str(self.report_path)
+        return {"digest": row[0], "finished": row[1], "seconds": row[2], "summary": summary}
 
     def damaged(self, stage: str) -> str | None:
         """The first file that ``stage`` wrote and that is missing or has changed since, or None."""
@@ -294,12 +301,13 @@ class Run:
     def finish(self, stage: str, inputs: str, seconds: float, summary: dict[str, Any]) -> None:
         """Record that ``stage`` has finished, and what it wrote."""
         written = fingerprints(self.path, self.outputs(stage))
+        stored = {name: value for name, value in summary.items() if name != "path"}  # a run may be moved or copied
         with self.transaction() as db:
             db.execute("DELETE FROM artefacts WHERE stage=?", (stage,))
             db.executemany("INSERT INTO artefacts VALUES (?, ?, ?)", [(stage, *item) for item in written.items()])
             db.execute(
                 "INSERT OR REPLACE INTO stages VALUES (?, ?, ?, ?, ?, ?)",
-                (stage, inputs, FORMAT_VERSION, time.time(), seconds, json.dumps(summary)),
+                (stage, inputs, FORMAT_VERSION, time.time(), seconds, json.dumps(stored)),
             )
 
     # Rows.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +30,16 @@ def test_a_finished_stage_is_found_only_for_its_inputs(tmp_path: Path) -> None:
             run.require("boost", "two", wanted_by="disentangle")
         with pytest.raises(StaleArtifactError, match="needs the results of customize"):
             run.require("customize", "one", wanted_by="evaluate")
+
+
+def test_the_report_of_a_moved_run_is_where_the_run_is(tmp_path: Path) -> None:
+    with Run(tmp_path / "old", create=True) as run:
+        run.report_path.touch()
+        run.finish("report", "one", 1.0, {"path": str(run.report_path), "bytes": 3})
+        (stored,) = run.rows("SELECT summary FROM stages")
+        assert json.loads(stored["summary"]) == {"bytes": 3}
+    with Run((tmp_path / "old").rename(tmp_path / "new")) as run:
+        assert run.finished("report", "one") == {"path": str(tmp_path / "new" / "report.html"), "bytes": 3}
 
 
 def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
@@ -112,6 +126,16 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no name in UTF-8"):
         Run(tmp_path / "\udcff", create=True)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("utf_8", ["0", "1"])
+def test_a_name_that_the_locale_cannot_hold_needs_utf_8_mode(utf_8: str, tmp_path: Path) -> None:
+    script = "import sys; from bdc.runs import Run; Run(sys.argv[1], create=True)"
+    settings = os.environ | {"LC_ALL": "C", "PYTHONUTF8": utf_8, "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", script, str(tmp_path / "é")]
+    done = subprocess.run(command, env=settings, capture_output=True, text=True)
+    assert (tmp_path / "é").is_dir() == (done.returncode == 0) == (utf_8 == "1")
+    assert utf_8 == "1" or "cannot be read as ascii; set PYTHONUTF8=1" in done.stderr
 
 
 def test_atomic_write_replaces_whole_files(tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ class Forest:
     A tree is named by the id of its root. Ids are dense int32 numbers, given in the order of the calls, and stay valid
     until `compact`. Backup: the edge into a leaf receives the return v, the edge above gamma * v, and so on; each adds
     a visit to the node it leaves. Calls release the GIL; trees are spread over `threads`, and the result is the same
-    for any number of them. Returns, priors and rule parameters lie within +-1e100. Bad input raises `ForestError` (an
-    `InputError`) and changes nothing.
+    for any number of them. Arrays that a call was given must not change while it runs. Returns, priors and rule
+    parameters lie within +-1e100. Bad input raises `ForestError` (an `InputError`) and changes nothing.
 
     Args:
         rule: see `bdc.search.rules`.
@@ -115,7 +115,7 @@ class Forest:
         return self._core.size
 
     def plant(self, n: int) -> Ids:
-        """Adds `n` trees; their root ids."""
+        """Adds `n` trees; their root ids. Dropped trees count towards the limit of 2^22 until `compact`."""
         return self._core.plant(n)
 
     def select(self, trees: ArrayLike, leaves: int = 1) -> Selection:
@@ -220,13 +220,14 @@ class Forest:
         return self._core.best_path(tree, _BY.index(by))
 
     def drop(self, trees: ArrayLike) -> None:
-        """Frees trees; their ids and tickets become invalid, all others stay."""
+        """Frees trees; their ids and tickets become invalid, all others stay. `compact` frees their ids, too."""
         self._core.drop(trees)
 
     def compact(self, *, drop_pruned: bool = False) -> Ids:
-        """Renumbers the ids without gaps and packs the memory; optionally forgets pruned subtrees (their returns stay
-        in the ancestors). Returns the new id of every old one, -1 for those gone. Tickets stay valid; the ids in a
-        `Selection` do not."""
+        """Renumbers ids and trees without gaps and packs the memory; optionally forgets pruned subtrees (their returns
+        stay in the ancestors). Returns the new id of every old one, -1 for those gone. Tickets stay valid; the ids in a
+        `Selection` do not. The draws of a tree behind a dropped one change with its ids, and a tree planted later may
+        draw as a dropped one did."""
         return self._core.compact(drop_pruned)
 
     def check(self) -> None:

@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <numeric>
+#include <string_view>
 #include <type_traits>
 
 #include "forest.hpp"
@@ -218,6 +219,19 @@ auto released(Call call) {
     return call();
 }
 
+// A path as the system takes it.
+std::string file_name(const py::str& path) {
+    const auto name = py::reinterpret_steal<py::bytes>(PyUnicode_EncodeFSDefault(path.ptr()));
+    const auto refuse = [&](const char* why) {
+        PyErr_Clear();
+        throw InputFault("path is " + std::string(py::repr(path)) + why);
+    };
+    if (!name) refuse(", which the file system's encoding cannot hold");
+    std::string bytes(name);
+    if (bytes.find('\0') != std::string::npos) refuse("; a path has no NUL character");
+    return bytes;
+}
+
 Config make_config(std::uint32_t kind, const std::vector<double>& parameters, bool mean,
                    double gamma, double virtual_loss, double widening_c, double widening_alpha,
                    std::uint64_t seed) {
@@ -242,7 +256,10 @@ void translate(std::exception_ptr thrown) {
     } catch (const InputFault& fault) {
         const py::handle type = error_class ? error_class : py::handle(PyExc_ValueError);
         const py::object index = fault.index < 0 ? py::object(py::none()) : py::int_(fault.index);
-        PyErr_SetObject(type.ptr(), py::make_tuple(fault.what(), index).ptr());
+        const std::string_view text(fault.what());  // may name a file, in any bytes
+        const auto message = py::reinterpret_steal<py::object>(
+            PyUnicode_DecodeUTF8(text.data(), py::ssize_t(text.size()), "surrogateescape"));
+        PyErr_SetObject(type.ptr(), py::make_tuple(message, index).ptr());
     } catch (const FileFault& fault) {
         errno = fault.code;
         PyErr_SetFromErrnoWithFilename(PyExc_OSError, fault.path.c_str());
@@ -267,7 +284,9 @@ PYBIND11_MODULE(_search, m) {
         return column([member](const Selection& of) -> auto& { return of.paths().*member; });
     };
     py::class_<Selection, SelectionHandle> selection(
-        m, "Selection",
+        m, "Selection", py::is_final(), py::custom_type_setup([](PyHeapTypeObject* type) {
+            type->ht_type.tp_flags |= Py_TPFLAGS_DISALLOW_INSTANTIATION;  // by `__new__`, too
+        }),
         "What `Forest.select` and `Forest.step` return: selected leaves, one row each (k rows, "
         "`trees` major, `leaves` minor). Pass it, or some of its rows (`selection[mask]`), to "
         "`Forest.backup` or `Forest.abandon`. Its arrays are read-only views, made when asked "
@@ -323,7 +342,8 @@ PYBIND11_MODULE(_search, m) {
             "__getitem__",
             [](const Selection& self, const py::object& rows) {
                 const auto all = py::module_::import("numpy").attr("arange")(self.leaf.size());
-                const py::array_t<std::int64_t> some(all[rows]);
+                const py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> some(
+                    all[rows]);
                 return take(self, {some.data(), std::size_t(some.size())});
             },
             py::arg("rows"), "The rows that an index, slice, index array or mask picks.");
@@ -338,10 +358,11 @@ PYBIND11_MODULE(_search, m) {
                                             threads);
         }))
         .def_static("load",
-                    [](const std::string& path, unsigned threads, bool verify) {
+                    [](const py::str& path, unsigned threads, bool verify) {
+                        const std::string name = file_name(path);
                         return released([&] {
-                            auto forest = std::make_unique<Forest>(Forest::peek(path), threads);
-                            Forest::load(path, verify, *forest);
+                            auto forest = std::make_unique<Forest>(Forest::peek(name), threads);
+                            Forest::load(name, verify, *forest);
                             return forest;
                         });
                     })
@@ -458,7 +479,8 @@ PYBIND11_MODULE(_search, m) {
                  return to_numpy(released([&] { return self.best_path(tree, Forest::By(by)); }));
              })
         .def("check", [](Self self) { released([&] { self.check(); }); })
-        .def("save", [](Self self, const std::string& path, bool sync) {
-            released([&] { self.save(path, sync); });
+        .def("save", [](Self self, const py::str& path, bool sync) {
+            const std::string name = file_name(path);
+            released([&] { self.save(name, sync); });
         });
 }

@@ -1,5 +1,6 @@
-// Compaction: trees are written anew, breadth first and without slack; ids are renumbered in their
-// old order, so that ties keep falling the same way.
+// Compaction: trees are written anew, breadth first and without slack; trees and ids are renumbered
+// in their old order, so that ties keep falling the same way. A tree that moves up has the ids of
+// all its nodes changed too, so that its draws depend on the drop either way.
 #include <algorithm>
 
 #include "forest.hpp"
@@ -84,12 +85,16 @@ std::vector<std::int32_t> Forest::compact(bool drop_pruned) {
         }
     }
     Store store(pool_.threads());
-    std::vector<Tree> trees(trees_.size(), Tree(lists_));
-    std::vector<std::vector<std::pair<std::uint32_t, Location>>> places(trees_.size());
-    std::vector<std::int32_t> renamed(locations_.size(), -1);
+    std::vector<std::uint32_t> kept;  // by new index
     for (std::uint32_t index = 0; index < trees_.size(); ++index) {
-        if (!alive(index)) continue;
-        trees[index] = copy_tree(trees_[index], index, drop_pruned, store, places[index]);
+        if (alive(index)) kept.push_back(index);
+    }
+    std::vector<Tree> trees(kept.size(), Tree(lists_));
+    std::vector<std::uint32_t> roots(kept.size());
+    std::vector<std::vector<std::pair<std::uint32_t, Location>>> places(kept.size());
+    std::vector<std::int32_t> renamed(locations_.size(), -1);
+    for (std::uint32_t index = 0; index < kept.size(); ++index) {
+        trees[index] = copy_tree(trees_[kept[index]], index, drop_pruned, store, places[index]);
         for (const auto& [id, place] : places[index]) renamed[id] = 0;
     }
     std::int32_t fresh = 0;
@@ -101,20 +106,20 @@ std::vector<std::int32_t> Forest::compact(bool drop_pruned) {
     torn_ = true;
     for (std::uint32_t index = 0; index < trees.size(); ++index) {
         Tree& tree = trees[index];
-        if (!alive(index)) continue;
         for (const auto& [id, place] : places[index]) {
             const auto name = std::uint32_t(renamed[id]);
             store.at(place.block).id()[place.lane] = name;
             locations[name] = place.pack();
         }
-        roots_[index] = std::uint32_t(renamed[roots_[index]]);
-        for (const Flight& flight : trees_[index].flights) {
+        roots[index] = std::uint32_t(renamed[roots_[kept[index]]]);
+        for (const Flight& flight : trees_[kept[index]].flights) {
             if (flight.state == Flight::kDone) continue;
             tree.flights.push_back(
                 {flight.ticket, std::uint32_t(renamed[flight.node]), Flight::kLive});
         }
     }
     trees_ = std::move(trees);
+    roots_ = std::move(roots);
     store_.swap(store);
     locations_.swap(locations);
     torn_ = false;

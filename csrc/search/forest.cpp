@@ -170,7 +170,8 @@ Range Forest::plant(std::int64_t count) {
                             "negative");
     require(std::size_t(count) + trees_.size() < kMaxTrees &&
                 std::size_t(count) + locations_.size() <= kMaxNodes,
-            "plant would exceed 2^22 trees or 2^30 nodes; use another forest");
+            "plant would exceed 2^22 trees or 2^30 nodes, among which dropped ones count until "
+            "compact; compact this forest or use another one");
     const auto first = std::uint32_t(locations_.size()), old = std::uint32_t(trees_.size());
     make_room(trees_, std::size_t(count));
     make_room(roots_, std::size_t(count));

@@ -109,7 +109,7 @@ class Draft {
 class Source {
   public:
     Source(const std::string& path, bool populate) : path_(path) {
-        fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+        fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe need have no writer
         if (fd_ < 0) refuse(std::string("cannot be opened (") + std::strerror(errno) + ")");
         try {
             struct stat info;
@@ -241,6 +241,7 @@ class Snapshot {
         for (std::uint32_t index = 0; index < forest_.trees_.size(); ++index) {
             if (forest_.alive(index)) check_tree(index);
         }
+        for (const Tree& tree : forest_.trees_) check_flights(tree);
     }
 
     // Takes locations and grains as they lie in the file; what is small is checked.
@@ -261,6 +262,8 @@ class Snapshot {
     }
 
   private:
+    static constexpr std::uint32_t kMostReturns = 1u << 31;  // users see them as int32
+
     void check_sizes() {
         const std::size_t bytes = source_.section<std::byte>(kGrains).size();
         source_.insist(bytes % kGrain == 0 && bytes / kGrain <= kMaxGrains,
@@ -367,7 +370,8 @@ class Snapshot {
 
     void check_header(const Header& head) {
         forest_.note_width(head.count);
-        source_.insist(head.count >= 1 && head.count <= head.capacity && head.tally.n() >= 1,
+        source_.insist(head.count >= 1 && head.count <= head.capacity && head.tally.n() >= 1 &&
+                           head.tally.n() < kMostReturns,
                        "a block header");
     }
 
@@ -384,11 +388,12 @@ class Snapshot {
             source_.insist(bounded(family.arms()[agent].sum, kLargestSum), "an arm");
         }
         for (std::uint32_t lane = 0; lane < head.count; ++lane) {
-            source_.insist(
-                bounded(family.best()[lane]) && bounded(family.sum()[lane], kLargestSum) &&
-                    bounded(family.prior()[lane]) && family.prior()[lane] >= 0.0 &&
-                    family.id()[lane] < kMaxNodes && (agents == 0 || family.tag()[lane] < agents),
-                "a node");
+            source_.insist(bounded(family.best()[lane]) &&
+                               bounded(family.sum()[lane], kLargestSum) &&
+                               family.n(lane) < kMostReturns && bounded(family.prior()[lane]) &&
+                               family.prior()[lane] >= 0.0 && family.id()[lane] < kMaxNodes &&
+                               (agents == 0 || family.tag()[lane] < agents),
+                           "a node");
         }
     }
 
@@ -399,6 +404,10 @@ class Snapshot {
         } catch (const std::logic_error& broken) {
             source_.refuse(std::string("is damaged (") + broken.what() + ")");
         }
+    }
+
+    // After every tree's check: only then does each id lead to a node.
+    void check_flights(const Tree& tree) {
         std::unordered_map<std::uint32_t, std::uint32_t> flying;
         for (const Flight& flight : tree.flights) ++flying[flight.node];
         for (const auto& [node, flights] : flying) {

@@ -375,6 +375,7 @@ class Model:
         self.nodes = {names[i]: self.nodes[i] for i in kept}
         for i, node in self.nodes.items():
             node.id = i
+        self.roots = [root for root in self.roots if root is not None]
         self.next_id = len(kept)
         return names
 

@@ -151,6 +151,15 @@ def test_bad_settings(make) -> None:
         make()
 
 
+def test_a_selection_is_made_by_a_forest_only() -> None:
+    with pytest.raises(TypeError):
+        Selection()
+    with pytest.raises(TypeError):
+        Selection.__new__(Selection)
+    with pytest.raises(TypeError):
+        type("Mine", (Selection,), {})
+
+
 def test_abandon_leaves_no_trace() -> None:
     forest, selection = grown()
     forest.abandon(selection)

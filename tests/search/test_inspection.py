@@ -56,7 +56,11 @@ def test_rows_of_a_selection() -> None:
     assert isinstance(some, Selection) and len(some) == 2
     for name in ("tree", "leaf", "depth", "ticket", "agent"):
         assert (getattr(some, name) == getattr(wave, name)[mask]).all()
-    for picked, rows in ((wave[4], [4]), (wave[-2:], [4, 5]), (wave[[5, 0]], [5, 0]), (wave[:0], [])):
+    for picked, rows in (
+        *((wave[4], [4]), (wave[-2:], [4, 5]), (wave[[5, 0]], [5, 0]), (wave[:0], [])),
+        *((wave[::2], [0, 2, 4]), (wave[1::2], [1, 3, 5]), (wave[::-1], [5, 4, 3, 2, 1, 0])),
+        (wave[np.arange(6).reshape(2, 3).T], [0, 3, 1, 4, 2, 5]),
+    ):
         assert picked.ticket.tolist() == wave.ticket[rows].tolist()
         assert [picked.path_of(i).tolist() for i in range(len(rows))] == [wave.path_of(row).tolist() for row in rows]
     twice = forest.select(np.repeat(roots, 3))
@@ -183,3 +187,24 @@ def test_dropped_trees_make_room_for_the_next() -> None:
     forest.check()
     forest.compact()
     assert len(forest) == 0
+    assert forest.nbytes == Forest(UCT(), "mean", threads=1).nbytes
+
+
+def test_dropped_trees_do_not_count_after_compact() -> None:
+    """The limit is 2^22 trees; those left keep their order, statistics and tickets."""
+    forest = Forest(UCT(), threads=1)
+    roots = forest.plant(3)
+    forest.backup(forest.expand(roots[1:], 2), [0.1, 0.2, 0.3, 0.4])
+    wave = forest.select(roots[1:])
+    before = forest.nodes(roots[2])
+    for _ in range(17):
+        forest.drop(forest.plant(1 << 18))
+        names = forest.compact()
+        roots = names[roots]
+    assert forest.trees.tolist() == roots.tolist() == [0, 1, 2]
+    after = forest.nodes(roots[2])
+    for column in ("n", "value", "visits", "pending"):
+        assert (before[column] == after[column]).all()
+    forest.check()
+    forest.backup(wave, [0.5, 0.5])
+    assert forest.in_flight == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 import struct
@@ -203,6 +204,75 @@ def test_hostile_files_with_good_checksums(snapshot: bytes, tmp_path: Path) -> N
         forest.compact()
     assert outcomes["refused"] > 50
     assert outcomes["loaded"] > 20
+
+
+def offsets(content: bytearray, *sections: int) -> list[int]:
+    return [struct.unpack_from("<Q", content, 32 + 24 * section)[0] for section in sections]
+
+
+def test_a_forged_ticket_leads_nowhere(tmp_path: Path) -> None:
+    """All trees are checked before a ticket is followed: here tree 1 hides that the ticket's node is none."""
+    forest = Forest(UCT())
+    roots = forest.plant(3)
+    forest.drop(roots[2:])
+    forest.select(roots[:1])
+    forest.save(tmp_path / "good")
+    forged = bytearray((tmp_path / "good").read_bytes())
+    trees, flights, locations = offsets(forged, 1, 3, LOCATIONS)
+    struct.pack_into("<I", forged, trees + 24 + 8, 2)  # nodes of tree 1
+    struct.pack_into("<I", forged, flights + 8, 2)  # the ticket's node, which lies
+    struct.pack_into("<Q", forged, locations + 16, ((1 << 30) - 1000) << 12)  # far out in tree 0
+    assert "reachable" in refused(tmp_path, resealed(forged))
+
+
+@pytest.mark.parametrize("at", [8, 24])  # in a block: visits of the parent, returns of the first child
+def test_counts_beyond_int32_are_refused(at: int, tmp_path: Path) -> None:
+    forest = Forest(UCT())
+    children = forest.expand(forest.plant(1), 2)
+    forest.backup(children, [0.1, 0.2])
+    forest.save(tmp_path / "good")
+    forged = bytearray((tmp_path / "good").read_bytes())
+    locations, grains = offsets(forged, LOCATIONS, LOCATIONS + 1)
+    (place,) = struct.unpack_from("<Q", forged, locations + 8 * int(children[0]))
+    for count in (2**31 - 1, 2**31, 2**32 - 1):
+        struct.pack_into("<I", forged, grains + 32 * (place >> 12 & (1 << 30) - 1) + at, count)
+        if count < 2**31:
+            (tmp_path / "large").write_bytes(resealed(forged))
+            Forest.load(tmp_path / "large").check()
+        else:
+            refused(tmp_path, resealed(forged))
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ForestError, match="no bdc forest snapshot"):
+        Forest.load(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("call", [Forest.save, lambda forest, path: Forest.load(path)])
+@pytest.mark.parametrize("end", ["\0x", "\ud800"])
+def test_a_path_that_no_file_has_is_refused(call, end: str, tmp_path: Path) -> None:
+    forest = Forest()
+    forest.save(tmp_path / "kept")
+    before = (tmp_path / "kept").read_bytes()
+    forest.plant(1)
+    with pytest.raises(ForestError, match="path is '"):
+        call(forest, f"{tmp_path}/kept{end}")
+    assert (tmp_path / "kept").read_bytes() == before
+
+
+def test_a_path_need_not_be_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"a\xff")
+    forest = Forest()
+    forest.plant(2)
+    forest.save(path)
+    assert len(Forest.load(path)) == len(Forest.load(path, verify=False)) == 2
+    path.write_bytes(b"")
+    with pytest.raises(ForestError, match="a\udcff is no bdc forest snapshot"):
+        Forest.load(path)
+    with pytest.raises(FileNotFoundError):
+        forest.save(path.with_name(os.fsdecode(b"no\xff")) / "file")
 
 
 def test_a_snapshot_is_the_same_without_waiting_for_the_disk(tmp_path: Path) -> None:
