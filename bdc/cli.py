@@ -181,6 +181,8 @@ def _stage(args: argparse.Namespace) -> int:
     from bdc.progress import Progress
 
     with Run(args.directory) as run:
+        if not run.config_path.exists():
+            raise InputError(f"{run.path} has no config.toml; bdc run CONFIG --dir {run.path} writes it")
         config, _ = load_config(run.config_path)
         summary = Pipeline(run, config, Progress("quiet" if args.quiet else "auto")).stage(args.stage)
         if args.json:

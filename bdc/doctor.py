@@ -7,7 +7,10 @@ import platform
 from typing import Any
 
 _EXTRAS = {
-    "run": ("transformers", "peft", "pydantic", "pyarrow", "sklearn", "gguf", "httpx", "rich"),
+    "run": (
+        *("accelerate", "gguf", "httpx", "peft", "pyarrow", "pydantic", "rich", "safetensors", "sklearn"),
+        "transformers",
+    ),
     "serve": ("vllm",),
     "hub": ("datasets",),
 }
@@ -35,7 +38,9 @@ def examine() -> dict[str, Any]:
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "triton": importlib.util.find_spec("triton") is not None,
         "op_backends": list(backends()),
-        "cuda_kernels": "built" if importlib.util.find_spec("bdc._lora_cuda") else "not built: nvcc was not found",
+        "cuda_kernels": "built"
+        if importlib.util.find_spec("bdc._lora_cuda")
+        else "not built (no nvcc when bdc was built, or BDC_CUDA=off)",
         "tree_core": importlib.util.find_spec("bdc._search") is not None,
         "sandbox": {"level": str(level.level), "missing": list(level.missing)},
         "missing_packages": {extra: names for extra, names in missing.items() if names},

@@ -70,8 +70,11 @@ class Pipeline:
         """Run every stage that has not finished on the present inputs.
 
         Raises:
+            InputError: the problem files cannot be read, or do not hold the problems that are asked for.
             ModelNotFoundError: a model that any stage needs is nowhere; found out before the first stage starts.
         """
+        if self.run.finished("boost", self._inputs("boost")) is None:
+            self._store_problems()  # what is wrong with them is told before any model is fetched
         self._find_models()
         for stage in STAGES:
             self.stage(stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
@@ -39,7 +40,9 @@ def merged_delta(stack: Stack, module: str, method: Merge, *, density: float = 0
 def merged(
     linears: dict[str, Any], stack: Stack, method: Merge, *, density: float = 0.3, seed: int = 0
 ) -> Iterator[None]:
-    """Inside, the linear layers' weights are merged ones; afterwards the old bits are back.
+    """Inside, the linear layers add the merge's product to theirs, as experts are added; weights stay what they are.
+
+    A sum with a weight would be rounded to its dtype, which in bfloat16 is coarser than most of a merge.
 
     Raises:
         InputError: an unknown method, or a density outside (0, 1].
@@ -48,14 +51,13 @@ def merged(
         raise InputError(f"there is no merge {method!r:.100}; use {' or '.join(get_args(Merge))}")
     if not 0 < density <= 1:
         raise InputError(f"density must be in (0, 1], not {density}")
-    kept = {name: linear.weight.detach().clone() for name, linear in linears.items()}
-    try:
-        with torch.no_grad():
-            for index, (name, linear) in enumerate(linears.items()):
-                delta = merged_delta(stack, name, method, density=density, seed=seed * len(linears) + index)
-                linear.weight.copy_(linear.weight.float() + delta.to(linear.weight.device))
+    with contextlib.ExitStack() as hooks:
+        for index, (name, linear) in enumerate(linears.items()):
+            delta = merged_delta(stack, name, method, density=density, seed=seed * len(linears) + index)
+            add = functools.partial(_add_product, delta.to(linear.weight))
+            hooks.callback(linear.register_forward_hook(add).remove)
         yield
-    finally:
-        with torch.no_grad():
-            for name, linear in linears.items():
-                linear.weight.copy_(kept[name])
+
+
+def _add_product(delta: Tensor, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output + torch.nn.functional.linear(inputs[0], delta)

@@ -83,4 +83,4 @@ RELEASE = DisentangleSettings(
     batch_size=64,
     loss_on="all",
 )
-"""The figures of the authors' code release."""
+"""The figures of the authors' code release. Its encoder needs code of its own, which bdc does not run: name another one."""

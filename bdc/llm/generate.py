@@ -343,8 +343,15 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def context_length(model: Any) -> int | None:
-    """Tokens that the model takes in all, prompt and answer; None where its configuration does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Tokens that the model takes in all, prompt and answer; None where its configuration does not say.
+
+    With "longrope" these are the original ones: a longer request would change the positions of all others in its batch.
+    """
+    config = model.config.get_text_config()
+    length: int | None = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+    return length if original is None or length is None else min(length, original)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:

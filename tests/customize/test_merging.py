@@ -62,3 +62,20 @@ def test_merging_one_expert_whole_is_that_expert(tiny: Path, adapters: list[Path
     expected = solver.loss(["sort arrays"], ["fine"], weights=0)[0].nll
     with solver.merged("ties", density=1.0):
         assert solver.loss(["sort arrays"], ["fine"], weights="none")[0].nll == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_merge_is_as_precise_as_an_expert_in_bfloat16(tiny: Path, adapters: list[Path]) -> None:
+    """Added to weights of one, its numbers would be rounded away."""
+    solver = Solver.from_adapters([adapters[2]], tiny, dtype="bfloat16")
+    stack, name = solver.parts.stack, solver.parts.stack.modules[0]
+    stack.lora_b[name].mul_(1e-3)
+    linear = solver._mixture.linears[name]
+    torch.nn.init.ones_(linear.weight)
+    x = torch.ones(1, linear.in_features, dtype=torch.bfloat16)
+    x[:, ::2] = -1
+    assert not linear(x).any()
+    with solver.merged("ties", density=1.0), torch.no_grad():
+        found = linear(x)
+        assert torch.equal(linear.weight, torch.ones_like(linear.weight))
+    expected = x.float() @ stack.delta(name, 0).T
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.02 * float(expected.abs().max()))

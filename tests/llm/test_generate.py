@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from bdc.errors import InputError
 from bdc.llm.chat import encode_chat
-from bdc.llm.generate import generate
+from bdc.llm.generate import context_length, generate
 
 pytestmark = pytest.mark.models
 
@@ -215,3 +216,19 @@ def test_bad_settings_are_named(smollm2: tuple[Any, Any], change: dict[str, Any]
 
 def test_no_prompts_no_work(smollm2: tuple[Any, Any]) -> None:
     assert generate(*smollm2, [], max_new_tokens=4, seeds=[]) == []
+
+
+def test_longrope_keeps_to_its_original_context() -> None:
+    """Beyond it transformers would turn all of a batch to other frequencies."""
+    from transformers import Phi3Config
+
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config = Phi3Config(
+        hidden_size=32,
+        num_attention_heads=4,
+        max_position_embeddings=96,
+        original_max_position_embeddings=24,
+        rope_parameters=rope | {"original_max_position_embeddings": 24, "partial_rotary_factor": 1.0},
+    )
+    assert context_length(SimpleNamespace(config=config)) == 24
+    assert context_length(SimpleNamespace(config=Phi3Config(max_position_embeddings=96))) == 96

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from chat_server import ChatServer
 
 from bdc.cli import main
+from bdc.pipeline import Pipeline
 from bdc.runs import STAGES, Run
 
 
@@ -252,3 +254,20 @@ def test_a_damaged_store_is_said_in_one_line(finished: Path, capsys: pytest.Capt
     assert main(["boost", str(finished), "--quiet"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "run.sqlite" in error and "malformed" in error
+
+
+def test_problems_are_read_before_models_are_fetched(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Pipeline, "_find_models", lambda self: pytest.fail("asked for models"))
+    text = re.sub(r"(?m)^sources = .*$", 'sources = ["jsonl:nowhere.jsonl"]', config.read_text(encoding="utf-8"))
+    config.write_text(text, encoding="utf-8")
+    assert main(["run", str(config), "--dir", str(tmp_path / "run"), "--quiet"]) == 2
+    assert "nowhere.jsonl" in capsys.readouterr().err
+
+
+def test_a_run_without_its_config_names_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Run(tmp_path / "run", create=True):
+        pass
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert f"bdc run CONFIG --dir {tmp_path / 'run'} writes it" in capsys.readouterr().err
