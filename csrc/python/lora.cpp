@@ -321,7 +321,7 @@ bool try_add(const Kernel& kernel, py::handle y_, py::handle x_, py::handle a_, 
     return fit;
 }
 
-// A matrix whose rows lie one behind the other, of this storage.
+// A matrix whose rows lie one behind the other.
 bool read_whole(py::handle tensor, dlpack::Matrix& to) {
     return is_plain(tensor) && to.read(*torch.tensors, tensor) && to.ndim == 2 &&
            (to.rows <= 1 || to.stride == to.columns);
