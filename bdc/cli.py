@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from bdc import __version__, judging
 from bdc.artefacts import describe_os_error
-from bdc.errors import BdcError, InputError
+from bdc.errors import BdcError, InputError, needs_extra
 from bdc.machine import memory_is_full
 from bdc.runs import STAGES, Run
 
@@ -44,15 +44,14 @@ def _run_command(argv: Sequence[str] | None) -> int:
     try:
         try:
             args = _parser().parse_args(argv)
-            return int(args.run(args))
+            with needs_extra("run"):
+                return int(args.run(args))
         finally:
             sys.stdout.flush()  # here a failure is one to report; when the interpreter exits it is too late
     except InputError as error:
         return _fail(error, 2)
     except BdcError as error:
         return _fail(error, 1)
-    except ModuleNotFoundError as error:
-        return _fail(f"{error.name} is not installed; install the pipeline's packages with: pip install 'bdc[run]'", 2)
     except BrokenPipeError:  # the reader of stdout went away, as `head` does
         _to_nowhere(sys.stdout)
         return 1

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
+
 
 class BdcError(Exception):
     """Base of every error that bdc raises on purpose; the command line exits with 1."""
@@ -25,3 +29,19 @@ class MissingExtraError(InputError):
 
 class LLMError(BdcError):
     """An LLM call failed for good after its retries."""
+
+
+@contextlib.contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Inside, or in a function that this decorates, a missing package is an error that names the extra of bdc.
+
+    Raises:
+        MissingExtraError: a package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = error.name or str(error)
+        quoted = re.search(r"'([\w.-]+)", name)  # transformers puts a sentence in the place of the name
+        missing = quoted[1] if quoted else name
+        raise MissingExtraError(f"{missing} is not installed; run pip install 'bdc[{extra}]'") from error

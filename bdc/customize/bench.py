@@ -22,24 +22,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from bdc.artefacts import atomic_write, make_way
-from bdc.customize.solver import Solver
 from bdc.customize.stacks import Stack
 from bdc.customize.storage import SolverParts
-from bdc.errors import BdcError, InputError, MissingExtraError
-from bdc.llm.attention import decoding
-from bdc.llm.generate import _Batch, _prefill
+from bdc.errors import BdcError, InputError, needs_extra
 from bdc.llm.loading import DTYPES, auto_dtype, load_model
 from bdc.llm.packing import PackedLinear, pack, using_packed
+from bdc.llm.registry import resolve
 from bdc.ops import reference
 from bdc.ops.bench.machine import describe
 from bdc.ops.bench.report import as_text
 from bdc.ranges import check_ranges, whole_numbers
+
+# What needs transformers or peft is imported where it is used: --help does without.
+if TYPE_CHECKING:
+    from bdc.customize.solver import Solver
+    from bdc.llm.generate import _Batch
 
 MODELS = ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct")
 TURNS = 3  # of the base and the solver in a round
@@ -133,6 +136,8 @@ class _Stream:
     """One system that decodes a batch, step by step, on tokens given from outside."""
 
     def __init__(self, model: Any, prompts: list[list[int]], context: Any = None) -> None:
+        from bdc.llm.generate import _prefill
+
         self.model, self.context = model, context
         self.batch: _Batch = _prefill(model, prompts, context)
 
@@ -147,6 +152,8 @@ class Bench:
     """The systems on one base model."""
 
     def __init__(self, name: str, dtype: torch.dtype, experts: int, rank: int, *, int8: bool = False) -> None:
+        from bdc.customize.solver import Solver
+
         self.name, self.dtype = name, dtype
         self.base, tokenizer = load_model(name, dtype)
         pack(self.base)
@@ -160,6 +167,8 @@ class Bench:
 
     def run(self, requests: int, seconds: float, peers: bool) -> dict[str, Any]:
         """Milliseconds of a step of each system, [p10, median, p90], and the overheads of medians over the base."""
+        from bdc.llm.attention import decoding
+
         generator = torch.Generator().manual_seed(requests)
         stack, vocabulary = self.stack, self.base.config.get_text_config().vocab_size
         table = 2 * torch.rand(requests, len(stack.modules), stack.k, stack.rank, generator=generator)
@@ -308,12 +317,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     if args.json:
         make_way(args.json)
-    try:
+    with needs_extra("run"):
         import peft
         import transformers
-    except ImportError as error:
-        raise MissingExtraError(f"the benchmark needs {error.name}: pip install {error.name}") from error
     models = args.models.split(",") if args.models else MODELS[:1] if args.quick else MODELS
+    for model in models:  # before anything is printed
+        resolve(model, kind="causal")
     batches = args.requests or ((1, 8) if args.quick else (1, 8, 32))
     seconds = args.seconds or (3.0 if args.quick else 15.0)
     left_out = ([] if args.int8 else [INT8]) + ([PLAIN, MIXED] if args.no_peers else [])

@@ -108,6 +108,7 @@ class Solver:
         Raises:
             InputError: the folder is no solver's, was changed, or does not fit the base model.
             ModelNotFoundError: the base model or the encoder is nowhere.
+            MissingExtraError: a package of the extra `run` is not installed.
         """
         from bdc.llm import SentenceEncoder, load_model
 
@@ -128,6 +129,11 @@ class Solver:
         """A solver with fixed weights from PEFT LoRA adapters; with one adapter it *is* that adapter.
 
         This is how a single LoRA goes through the same code as the experts. Its default weights are "uniform".
+
+        Raises:
+            InputError: no adapters, one that is no plain LoRA, or adapters that differ in shape or do not fit the model.
+            ModelNotFoundError: the base model is nowhere.
+            MissingExtraError: a package of the extra `run` is not installed.
         """
         from bdc.llm import load_model
 
@@ -140,6 +146,7 @@ class Solver:
 
         Raises:
             InputError: it cannot be written, or something else is there.
+            MissingExtraError: safetensors is not installed.
         """
         folder = Path(path).resolve()
         if folder.exists() and not folder.is_dir():
@@ -149,7 +156,16 @@ class Solver:
         self.parts.save(folder)
 
     def rank_weights(self, prompts: Sequence[Prompt], *, weights: Sequence[Weights] | Weights | None = None) -> Tensor:
-        """Each request's weight per adapted layer, expert and rank, float32 [N, L, K, r]; best of bare statements."""
+        """Each request's weight per adapted layer, expert and rank, float32 [N, L, K, r].
+
+        Args:
+            prompts: N of them; best the bare statements, since of a conversation the last user message is read.
+            weights: as for :meth:`generate`.
+
+        Raises:
+            InputError: something else where a list or a prompt belongs, unknown weights, or weights that need an encoder
+                where there is none.
+        """
         statements = [_statement(prompt) for prompt in _listed("prompts", prompts)]
         with self._lock:
             return self.customizer.rank_weights(statements, weights)
@@ -181,9 +197,19 @@ class Solver:
 
         Args:
             statements: the bare problem statements, one per prompt.
-            weights: "hypernetwork" (default), an ablation's name, "uniform", "nearest", "none" or an expert's index;
-            one for all or one per prompt. max_new_tokens, temperature, top_p, seeds, stop, progress: as
-            `bdc.llm.generate` takes them; seeds default to 0, 1, ...
+            weights: "hypernetwork" (default), an ablation's name, "uniform", "nearest", "none" or an expert's index; one
+                for all or one per prompt, as the next three are.
+            max_new_tokens: most tokens to sample, at least 1; with its prompt they must fit the model's context.
+            temperature: 0 is greedy, 1 the model's own distribution.
+            top_p: in (0, 1]; sampling is from the smallest set of tokens that has this probability.
+            seeds: whole numbers, one per prompt (default: 0, 1, ...); the same batch with the same seeds gives the same
+                answers.
+            stop: strings before which an answer ends: one or a list for all prompts, or a list of such lists.
+            progress: called as ``progress(tokens sampled, answers finished)`` after every step; what it raises ends the
+                call.
+
+        Returns:
+            One `Generation` per prompt, in order: ``text``, ``tokens`` and ``finish_reason`` ("stop" or "length").
 
         Raises:
             InputError: lists of different lengths, something else where a list or a prompt belongs, unknown weights, or
@@ -273,6 +299,19 @@ class Solver:
         """Write the solver of one request as a plain PEFT LoRA of rank K*r: the rank weights are folded into A.
 
         Anything that loads LoRA adapters then serves this one request's solver, without bdc.
+
+        Args:
+            folder: made if need be; an adapter in it is replaced.
+            statement: the bare problem statement (default: the prompt's last user message).
+            weights: as for :meth:`generate`, one.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: the folder cannot be written, something else where a prompt or a statement belongs, unknown weights,
+                or weights that need an encoder where there is none.
+            MissingExtraError: peft or safetensors is not installed.
         """
         choice = None if weights is None else [weights]
         text = _statement(prompt) if statement is None else _texts("statement", [statement], 1)[0]

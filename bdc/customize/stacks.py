@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bdc.artefacts import describe_os_error
-from bdc.errors import InputError
+from bdc.errors import InputError, needs_extra
 from bdc.llm.catalogue import public_name
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -90,11 +90,13 @@ class Stack:
         return cls(lora_a, lora_b, **fields)
 
 
+@needs_extra("run")
 def stack_adapters(folders: Sequence[Path]) -> Stack:
     """Stack PEFT LoRA adapters, in the given order.
 
     Raises:
         InputError: an adapter is missing, is no plain LoRA, or differs from the first in rank, alpha or layers.
+        MissingExtraError: safetensors is not installed.
     """
     if not folders:
         raise InputError("no adapters to stack; run `bdc disentangle` first")
@@ -164,6 +166,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
+@needs_extra("run")
 def write_adapter(
     folder: Path,
     lora_a: dict[str, Tensor],
@@ -172,7 +175,12 @@ def write_adapter(
     target_modules: Sequence[str],
     base_model: str,
 ) -> None:
-    """Write a plain PEFT LoRA of A [R, d_in] and B [d_out, R] per module, applied with ``scaling``."""
+    """Write a plain PEFT LoRA of A [R, d_in] and B [d_out, R] per module, applied with ``scaling``.
+
+    Raises:
+        InputError: the folder cannot be written.
+        MissingExtraError: peft or safetensors is not installed.
+    """
     from peft import LoraConfig
     from safetensors.torch import save_file
 

@@ -15,7 +15,7 @@ from bdc.customize.customizer import MAIN, network_scaling
 from bdc.customize.hypernetwork import Hypernetwork, HypernetworkConfig
 from bdc.customize.settings import Weighting
 from bdc.customize.stacks import Stack
-from bdc.errors import InputError, StaleArtifactError
+from bdc.errors import InputError, StaleArtifactError, needs_extra
 from bdc.llm.registry import lasting_name
 
 FORMAT = 1
@@ -43,11 +43,13 @@ class SolverParts:
         if self.encoder is not None:
             object.__setattr__(self, "encoder", lasting_name(self.encoder))
 
+    @needs_extra("run")
     def save(self, folder: Path) -> None:
         """Write the folder whole or not at all; one that is there is replaced.
 
         Raises:
             InputError: it cannot be written.
+            MissingExtraError: safetensors is not installed.
         """
         from safetensors.numpy import save_file as save_numpy
         from safetensors.torch import save_file
@@ -79,6 +81,7 @@ class SolverParts:
         }
 
     @classmethod
+    @needs_extra("run")
     def load(cls, folder: Path) -> SolverParts:
         """Read and verify a solver's folder.
 
@@ -86,6 +89,7 @@ class SolverParts:
             StaleArtifactError: another format version wrote it.
             InputError: a file is missing, unreadable, or not the one that the config was written with, or the config does
                 not describe what the files hold.
+            MissingExtraError: safetensors is not installed.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file as load_numpy

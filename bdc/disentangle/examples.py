@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bdc.errors import InputError
-from bdc.llm.chat import encode_chat
+from bdc.llm.chat import encode_chat, end_of_turn
 
 _WINDOW = 8  # batches that are sorted by length together
 
@@ -29,17 +29,18 @@ class Example:
 
 
 def encode(tokenizer: Any, messages: Sequence[dict[str, str]], response: str, source: int = 0) -> Example:
-    """One example; the response ends with the tokenizer's end-of-text token.
+    """One example; the response ends as the chat template ends an answer (`end_of_turn`).
 
     Raises:
-        InputError: the prompt has no token, or cannot be encoded, or the tokenizer has no end-of-text token.
+        InputError: the prompt has no token, or cannot be encoded, or nothing ends a response.
     """
-    if tokenizer.eos_token_id is None:
+    end = end_of_turn(tokenizer)
+    if end is None:
         raise InputError("The tokenizer has no end-of-text token (eos_token), which a response ends with.")
     prompt = encode_chat(tokenizer, messages)
     if not prompt:
         raise InputError("A prompt is empty; a response needs at least one token before it.")
-    answer = [*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id]
+    answer = [*tokenizer.encode(response, add_special_tokens=False), end]
     return Example(tuple(prompt), tuple(answer), source)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from bdc.errors import needs_extra
 from bdc.llm.base import LLM, Completion, Message, Request
 
 if TYPE_CHECKING:
@@ -48,5 +49,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(f"bdc.llm.{_LAZY[name]}"), name)
+        with needs_extra("run"):
+            return getattr(import_module(f"bdc.llm.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'bdc.llm' has no attribute {name!r}")

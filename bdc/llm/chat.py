@@ -7,6 +7,9 @@ from typing import Any
 
 from bdc.errors import InputError
 from bdc.llm.base import Message
+from bdc.llm.stopping import special_tokens
+
+_ANSWER = "bdc answers"  # text that a template neither strips nor has of its own
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
@@ -34,3 +37,25 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         raise InputError(f"The chat template of {tokenizer.name_or_path} does not work: {error}") from error
     except (ValueError, TypeError, KeyError) as error:  # of the template's code and of the tokenizer
         raise InputError(f"{tokenizer.name_or_path} cannot encode a conversation: {error!r:.300}") from error
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """Id of the token that ends an answer, None without one.
+
+    It is the first special token that the chat template puts after an assistant message's content; without a template
+    or such a token, the end-of-text token.
+    """
+    import jinja2
+
+    end: int | None = tokenizer.eos_token_id
+    if not tokenizer.chat_template:
+        return end
+    messages = [{"role": "user", "content": "bdc asks"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except (jinja2.TemplateError, ValueError, TypeError, KeyError):  # a template that takes no answers
+        return end
+    _, found, behind = text.rpartition(_ANSWER)
+    special = special_tokens(tokenizer)
+    tokens = tokenizer.encode(behind, add_special_tokens=False) if found else []
+    return next((token for token in tokens if token in special), end)

@@ -63,7 +63,7 @@ def _convert_direct(reader: Any, architecture: str, gguf_file: Path, folder: Pat
     from safetensors.torch import save_file
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    config = AutoConfig.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, trust_remote_code=False)
     by_name = {tensor.name: tensor for tensor in reader.tensors}
     head, embedding = by_name.get("output.weight"), by_name["token_embd.weight"]
     # A file with one matrix has a tied model; two quantisations of the same one are told by what they hold.
@@ -123,6 +123,7 @@ def _convert_with_transformers(gguf_file: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             gguf_file.parent,
             gguf_file=gguf_file.name,
+            trust_remote_code=False,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
         )
@@ -136,7 +137,7 @@ def _convert_with_transformers(gguf_file: Path, folder: Path) -> None:
 def _save_tokenizer(gguf_file: Path, folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, trust_remote_code=False)
     tokenizer.save_pretrained(folder)
     generation = {
         "bos_token_id": tokenizer.bos_token_id,

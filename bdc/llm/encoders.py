@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bdc.errors import InputError
+from bdc.errors import InputError, needs_extra
 from bdc.llm.base import storable
 from bdc.llm.folders import KINDS, read_json
 
@@ -23,8 +23,14 @@ class SentenceEncoder:
     Args:
         model: what `bdc.llm.resolve` takes.
         max_tokens: texts are truncated to this many tokens (None: the limit it was published with, 256 for MiniLM).
+
+    Raises:
+        ModelNotFoundError: no source has the model.
+        InputError: a folder that holds no text encoder, or one that needs code of its own.
+        MissingExtraError: a package of the extra `run` is not installed.
     """
 
+    @needs_extra("run")
     def __init__(self, model: str | Path = DEFAULT_ENCODER, *, max_tokens: int | None = None) -> None:
         import torch
         from transformers import AutoModel

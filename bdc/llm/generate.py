@@ -23,6 +23,7 @@ from torch import Tensor
 from bdc.errors import InputError
 from bdc.llm.attention import check_attention, decoding
 from bdc.llm.base import storable
+from bdc.llm.chat import end_of_turn
 from bdc.llm.kvcache import ROOM, KVCache
 from bdc.llm.packing import using_packed
 from bdc.llm.sampling import sample, uniforms
@@ -355,10 +356,10 @@ def context_length(model: Any) -> int | None:
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Every id that ends a turn: the generation config's and the tokenizer's."""
+    """Every id that ends a turn: the generation config's, the tokenizer's and the chat template's."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
-    return {int(token) for token in [*ids, tokenizer.eos_token_id] if token is not None}
+    return {int(token) for token in [*ids, tokenizer.eos_token_id, end_of_turn(tokenizer)] if token is not None}
 
 
 @contextlib.contextmanager

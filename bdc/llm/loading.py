@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from bdc.errors import InputError
-from bdc.llm.attention import check_attention
+from bdc.errors import InputError, needs_extra
 from bdc.llm.chat import encode_chat
 from bdc.llm.folders import KINDS
 from bdc.machine import cpu_field
@@ -71,6 +70,10 @@ def load_folder(auto: Any, folder: Path, what: str, dtype: torch.dtype, unused: 
     # transformers, tokenizers, safetensors and huggingface_hub raise their own and Python's errors for one cause.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if "trust_remote_code" in reason:
+            raise InputError(
+                f"{folder} needs Python code of its own (auto_map), which bdc does not run; name another model"
+            ) from error
         raise InputError(f"{folder} does not load as {what}: {reason:.300}") from error
     wrong = [f"{name} has shape {list(there)}, not {list(wanted)}" for name, there, wanted in info["mismatched_keys"]]
     wrong += [f"{name} is missing" for name in info["missing_keys"] if not unused or not name.startswith(unused)]
@@ -79,6 +82,7 @@ def load_folder(auto: Any, folder: Path, what: str, dtype: torch.dtype, unused: 
     return model.eval(), tokenizer
 
 
+@needs_extra("run")
 def load_model(path_or_name: str | Path, dtype: str | torch.dtype = "auto") -> tuple[Any, Any]:
     """(model, tokenizer), the model in eval mode on the GPU if there is one.
 
@@ -89,9 +93,11 @@ def load_model(path_or_name: str | Path, dtype: str | torch.dtype = "auto") -> t
     Raises:
         ModelNotFoundError: no source has the model.
         InputError: an unknown dtype, a folder that holds no causal language model, or one that `generate` cannot run.
+        MissingExtraError: a package of the extra `run` is not installed.
     """
     from transformers import AutoModelForCausalLM
 
+    from bdc.llm.attention import check_attention
     from bdc.llm.registry import resolve
 
     if isinstance(dtype, str):

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bdc.errors import InputError, ModelNotFoundError
+from bdc.errors import InputError, ModelNotFoundError, needs_extra
 from bdc.llm import hub
 from bdc.llm.catalogue import KNOWN, KnownModel, known
 from bdc.llm.folders import KINDS, Kind, check_folder, is_folder
@@ -39,6 +39,7 @@ def cache_home(home: str | Path | None = None) -> Path:
         ) from error
 
 
+@needs_extra("run")
 def resolve(
     name: str | Path,
     *,
@@ -59,6 +60,7 @@ def resolve(
     Raises:
         ModelNotFoundError: no source has it; the message names what was tried.
         InputError: a folder that holds no whole model, a model of the other kind, or one whose terms were not accepted.
+        MissingExtraError: a package of the extra `run` is not installed.
     """
     try:
         folder = Path(name).expanduser()

@@ -13,6 +13,12 @@ def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
     return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
+def special_tokens(tokenizer: Any) -> set[int]:
+    """Ids of the tokens that leave no text."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {*tokenizer.all_special_ids, *(token for token, added_token in added if added_token.special)}
+
+
 class StopStrings:
     """The stop strings of one row. Each step decodes only the last tokens that can matter."""
 
@@ -24,9 +30,8 @@ class StopStrings:
 
     @functools.cached_property
     def special(self) -> set[int]:
-        """Ids of the tokens that leave no text."""
-        added = self.tokenizer.added_tokens_decoder.items()
-        return {*self.tokenizer.all_special_ids, *(token for token, added_token in added if added_token.special)}
+        """See `special_tokens`."""
+        return special_tokens(self.tokenizer)
 
     def hit(self, tokens: Sequence[int]) -> bool:
         """True if the newest token completed a stop string."""

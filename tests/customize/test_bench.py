@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bdc.customize import bench
-from bdc.errors import BdcError, InputError
+from bdc.errors import BdcError, InputError, ModelNotFoundError
 
 
 def test_a_run_writes_what_it_prints(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +81,12 @@ def test_bad_options(tiny: Path) -> None:
     for value in ("0", "1,-2", "x"):
         with pytest.raises(SystemExit, match="2"):
             bench.main(["--requests", value])
+
+
+def test_a_model_that_is_nowhere_is_named_before_anything_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ModelNotFoundError, match="No model 'nope'"):
+        bench.main(["--models", "nope"])
+    assert capsys.readouterr().out == ""
 
 
 def test_an_interruption_leaves_the_cells_before_it(

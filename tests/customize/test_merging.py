@@ -64,6 +64,15 @@ def test_merging_one_expert_whole_is_that_expert(tiny: Path, adapters: list[Path
         assert solver.loss(["sort arrays"], ["fine"], weights="none")[0].nll == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_merge_is_in_force_where_answers_are_sampled(tiny: Path, adapters: list[Path]) -> None:
+    solver = Solver.from_adapters([adapters[2]], tiny, dtype="float32")
+    base, expert = (solver.generate(["sort arrays"], weights=w, max_new_tokens=12) for w in ("none", 0))
+    assert base != expert
+    with solver.merged("ties", density=1.0):
+        assert solver.generate(["sort arrays"], weights="none", max_new_tokens=12) == expert
+    assert solver.generate(["sort arrays"], weights="none", max_new_tokens=12) == base
+
+
 def test_a_merge_is_as_precise_as_an_expert_in_bfloat16(tiny: Path, adapters: list[Path]) -> None:
     """Added to weights of one, its numbers would be rounded away."""
     solver = Solver.from_adapters([adapters[2]], tiny, dtype="bfloat16")

@@ -31,11 +31,21 @@ def test_response_ends_with_the_end_of_turn(tiny: Path) -> None:
     assert tokenizer.decode(example.prompt + example.response) == whole
 
 
+def test_response_ends_as_the_chat_template_ends_it(tiny: Path) -> None:
+    """Of Gemma and Phi-3, the end-of-text token is another one."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.eos_token = "<|system|>"
+    example = encode(tokenizer, [{"role": "user", "content": "hello"}], "fine")
+    assert tokenizer.decode(example.response) == "fine<|end|>"
+
+
 def test_a_tokenizer_without_an_end_is_refused(tiny: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny)
-    tokenizer.eos_token = None
+    tokenizer.eos_token = tokenizer.chat_template = None
     with pytest.raises(InputError, match="no end-of-text token"):
         encode(tokenizer, [{"role": "user", "content": "hello"}], "fine")
 

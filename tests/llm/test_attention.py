@@ -25,7 +25,7 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-TOKENIZER = SimpleNamespace(eos_token_id=None, decode=lambda tokens, **_: "")
+TOKENIZER = SimpleNamespace(eos_token_id=None, chat_template=None, decode=lambda tokens, **_: "")
 PROMPTS = [[(7 * i + 3) % 128 + 3 for i in range(n)] for n in (40, 5, 23)]
 
 

@@ -69,6 +69,13 @@ DAMAGED = {
 # Found by loading.
 UNFIT = {
     "unknown architecture": (configured(model_type="nosuch"), "does not load as"),
+    "code of its own": (
+        configured(
+            model_type="nosuch",
+            auto_map={name: f"own.{name}" for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM")},
+        ),
+        "needs Python code of its own (auto_map), which bdc does not run; name another model",
+    ),
     "no heads": (configured(num_attention_heads=0), "does not load as"),
     "wrong type": (configured(hidden_size="wide"), "does not load as"),
     "other size": (configured(hidden_size=48), "has shape"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -232,3 +233,47 @@ def test_longrope_keeps_to_its_original_context() -> None:
     )
     assert context_length(SimpleNamespace(config=config)) == 24
     assert context_length(SimpleNamespace(config=Phi3Config(max_position_embeddings=96))) == 96
+
+
+def test_a_long_request_to_longrope_is_refused_and_none_changes_another(tiny: Path) -> None:
+    from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
+
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config = Phi3Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=96,
+        original_max_position_embeddings=24,
+        rope_parameters=rope | {"original_max_position_embeddings": 24, "partial_rotary_factor": 1.0},
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    torch.manual_seed(0)
+    model, tokenizer = Phi3ForCausalLM(config).eval(), AutoTokenizer.from_pretrained(tiny)
+    prompts = [[5, 6, 7], list(range(10, 28))]
+    options: dict[str, Any] = {"temperature": 0.0, "seeds": [0]}
+    alone = [generate(model, tokenizer, [p], max_new_tokens=24 - len(p), **options)[0] for p in prompts]
+    limits = [24 - len(prompt) for prompt in prompts]
+    assert generate(model, tokenizer, prompts, max_new_tokens=limits, temperature=0.0, seeds=[0, 0]) == alone
+    with pytest.raises(InputError, match="Prompt 0 has 18 tokens and asks for 7 more, but the model's context is 24"):
+        generate(model, tokenizer, prompts[1:], max_new_tokens=7, **options)
+
+
+def test_an_answer_ends_where_the_chat_template_ends_it(tiny: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny).eval(), AutoTokenizer.from_pretrained(tiny)
+    model.generation_config.eos_token_id = None
+    options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 0.0, "seeds": [0]}
+    tokens = generate(model, tokenizer, [[5, 60, 7]], **options)[0].tokens
+    end = tokenizer.convert_ids_to_tokens(tokens[2])
+    tokenizer.add_special_tokens({"additional_special_tokens": [end]})
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + '" + end + "' }}{% endfor %}"
+    found = generate(model, tokenizer, [[5, 60, 7]], **options)[0]
+    assert found.tokens == tokens[: tokens.index(tokens[2]) + 1]
+    assert found.finish_reason == "stop"

@@ -256,14 +256,24 @@ def test_a_damaged_store_is_said_in_one_line(finished: Path, capsys: pytest.Capt
     assert error.count("\n") == 1 and "run.sqlite" in error and "malformed" in error
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [('sources = ["jsonl:nowhere.jsonl"]', "nowhere.jsonl"), ("train = 500", "asks for 505 problems")],
+)
 def test_problems_are_read_before_models_are_fetched(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    setting: str,
+    words: str,
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(Pipeline, "_find_models", lambda self: pytest.fail("asked for models"))
-    text = re.sub(r"(?m)^sources = .*$", 'sources = ["jsonl:nowhere.jsonl"]', config.read_text(encoding="utf-8"))
+    text, count = re.subn(rf"(?m)^{setting.split()[0]} = .*$", setting, config.read_text(encoding="utf-8"))
+    assert count == 1
     config.write_text(text, encoding="utf-8")
     assert main(["run", str(config), "--dir", str(tmp_path / "run"), "--quiet"]) == 2
-    assert "nowhere.jsonl" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_a_run_without_its_config_names_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
