@@ -8,7 +8,15 @@ from typing import Any
 
 _EXTRAS = {
     "run": (
-        *("accelerate", "gguf", "httpx", "peft", "pyarrow", "pydantic", "rich", "safetensors", "sklearn"),
+        "accelerate",
+        "gguf",
+        "httpx",
+        "peft",
+        "pyarrow",
+        "pydantic",
+        "rich",
+        "safetensors",
+        "sklearn",
         "transformers",
     ),
     "serve": ("vllm",),

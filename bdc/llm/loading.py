@@ -57,15 +57,11 @@ def load_folder(auto: Any, folder: Path, what: str, dtype: torch.dtype, unused: 
     from transformers import AutoTokenizer
 
     # Else transformers asks on the terminal whether to run the folder's own code.
-    options = {
-        "trust_remote_code": False,
-        "local_files_only": True,
-        "ignore_mismatched_sizes": True,
-        "output_loading_info": True,
-    }
+    local = {"trust_remote_code": False, "local_files_only": True}
+    options = local | {"ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
         with quiet():
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, **local)
             model, info = auto.from_pretrained(folder, dtype=dtype, **options)
     # transformers, tokenizers, safetensors and huggingface_hub raise their own and Python's errors for one cause.
     except Exception as error:

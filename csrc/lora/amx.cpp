@@ -5,6 +5,7 @@
 #include "gradients.inc"
 #include "products.inc"
 #include "turned.inc"
+#include "weighted.inc"
 
 namespace bdc::lora {
 namespace {
@@ -310,8 +311,8 @@ void expand_any(const Product& p, const Part& part, void* scratch) {
 
 }  // namespace
 
-const Kernel kAmxBFloat16 = {"amx_bf16", kLanes,        kTileRows,     2 * kTileRows,
-                             0,          kFewestTokens, scratch_bytes, shrink_any,
-                             expand_any, turn_any,      nullptr,       gate_gradients_any};
+const Kernel kAmxBFloat16 = {
+    "amx_bf16", kLanes,     kTileRows, 2 * kTileRows, 0,        kFewestTokens,     scratch_bytes,
+    shrink_any, expand_any, turn_any,  weigh_rows,    gate_any, gate_gradients_any};
 
 }  // namespace bdc::lora

@@ -94,10 +94,11 @@ struct WeightedRows {
 // Do several passes over the matrix pay for cutting it up?
 static inline bool shares_passes(const WeightedRows& q) { return q.tokens > 8 && q.count > 8; }
 
-// A call is cut up at multiples of so many columns, those of the widest tile, so that each sum
-// keeps its order.
+// A call is cut up at multiples of so many columns, those of its widest tile or of any, so that
+// each sum keeps its order.
+constexpr std::int64_t kWidestTile = 256;
 static inline std::int64_t column_step(const WeightedRows& q) {
-    return shares_passes(q) ? 32 : 256;
+    return shares_passes(q) ? 32 : kWidestTile;
 }
 
 // With h = x A^T and u = dy B: dp = s g u, gated = s g h, and dg, the sum of s h u over the tokens
@@ -126,6 +127,7 @@ struct Kernel {
     void (*expand)(const Product&, const Part&, void* scratch);
     void (*turn)(const Turning&, std::int64_t first, std::int64_t last);  // a range of rows
     void (*weigh_rows)(const WeightedRows&, const Part&);                 // the range is of columns
+    void (*gate)(const Product&, void* to);  // s * g * h, [count, rank] of float32 or bfloat16
     void (*gate_gradients)(const GateGradients&, std::int64_t first,
                            std::int64_t last);  // of ranks
 };

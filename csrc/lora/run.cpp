@@ -37,8 +37,8 @@ int threads_for([[maybe_unused]] double microseconds, [[maybe_unused]] int threa
 
 // From here on each thread has enough tokens to read A and B by itself.
 constexpr std::int64_t kOwnTokens = 128;
-// Bytes of a matrix that a thread turns in a microsecond, and elements of h that it gates.
-constexpr double kTurned = 25e3, kGated = 1.5e3;
+// Bytes of a matrix that a thread turns in a microsecond.
+constexpr double kTurned = 25e3;
 // Sums h that a thread makes before it uses them, in its second cache.
 constexpr std::int64_t kSumsAtOnce = 1 << 16;
 
@@ -207,25 +207,6 @@ void turn_experts(const Kernel& kernel, Product& p, int threads) {
     if (p.out) turn(kernel, p.b, p.b_stride, p.rank, p.out, bytes, b_buffer, threads);
 }
 
-// Rounded to bfloat16.
-std::uint16_t narrow(float value) {
-    const auto bits = std::bit_cast<std::uint32_t>(value);
-    if (value != value) return std::uint16_t(bits >> 16 | 0x40);
-    return std::uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-// s * g * h of each token, in a form that is multiplied with B.
-template <class T, class Round>
-const void* gated(const Product& p, const Round& round) {
-    auto* const to = static_cast<T*>(scratch_buffer.get(std::size_t(p.count * p.rank) * sizeof(T)));
-    for (std::int64_t i = 0; i < p.count; ++i) {
-        const float *h = h_of(p, i), *g = p.g + p.rows[i] * p.g_stride;
-        for (std::int64_t r = 0; r < p.rank; ++r)
-            to[i * p.rank + r] = round(h[r] * g[r] * p.scaling);
-    }
-    return to;
-}
-
 // The product with turned experts as they lie.
 void run_as_they_lie(const Kernel& kernel, Product p, int threads) {
     const bool pairs = p.storage == Storage::kBFloat16;
@@ -245,10 +226,10 @@ void run_as_they_lie(const Kernel& kernel, Product p, int threads) {
     q.tokens = p.count, q.fresh = true;
     weigh(q, p.rank);
     if (!p.out) return;
+    void* const gated = scratch_buffer.get(std::size_t(p.count * p.rank) * input_bytes(p));
+    kernel.gate(p, gated);
     q.m = p.b, q.count = p.rank, q.stride = p.b_stride;
-    q.w = pairs ? gated<std::uint16_t>(p, narrow)
-                : gated<float>(p, [](float value) { return value; });
-    q.w_stride = p.rank, q.w_rows = nullptr;
+    q.w = gated, q.w_stride = p.rank, q.w_rows = nullptr;
     q.out = p.y, q.out_stride = p.y_stride, q.out_rows = p.active;
     q.narrow = pairs, q.fresh = p.fresh;
     weigh(q, p.out);
@@ -265,7 +246,7 @@ int max_threads() {
 }
 
 void sum_over_tokens(const Kernel& kernel, const TokenSums& sums, int threads) {
-    constexpr std::int64_t kTokens = 64, kStep = 256;  // that of any sums
+    constexpr std::int64_t kTokens = 64, kStep = kWidestTile;
     const std::int64_t most = std::max(kStep, kSumsAtOnce / sums.rank / kStep * kStep);
     const auto add_block = [&](std::int64_t n, std::int64_t columns) {
         for (std::int64_t t = 0; t < sums.tokens; t += kTokens) {
@@ -286,8 +267,7 @@ void sum_over_tokens(const Kernel& kernel, const TokenSums& sums, int threads) {
             }
         }
     };
-    const double time = operations(sums.tokens, sums.rank, sums.columns) / kPerMicrosecond;
-    in_shares(sums.columns, kStep, threads_for(time, threads),
+    in_shares(sums.columns, kStep, threads_for(microseconds(sums), threads),
               [&](std::int64_t first, std::int64_t last) {
                   for (; first < last; first += most)
                       add_block(first, std::min(most, last - first));
@@ -296,7 +276,7 @@ void sum_over_tokens(const Kernel& kernel, const TokenSums& sums, int threads) {
 
 void gate_gradients(const Kernel& kernel, const GateGradients& q, int threads) {
     in_shares(
-        q.rank, kernel.lanes, threads_for(double(q.tokens * q.rank) / kGated, threads),
+        q.rank, kernel.lanes, threads_for(microseconds(q), threads),
         [&](std::int64_t first, std::int64_t last) { kernel.gate_gradients(q, first, last); });
 }
 

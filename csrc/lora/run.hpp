@@ -36,8 +36,12 @@ struct TokenSums {
     std::int64_t tokens, columns, rank, x_stride, w_stride;
     bool rank_first;
 };
+inline double microseconds(const TokenSums& sums) {
+    return operations(sums.tokens, sums.rank, sums.columns) / kPerMicrosecond;
+}
 void sum_over_tokens(const Kernel& kernel, const TokenSums& sums, int threads);
 
+inline double microseconds(const GateGradients& q) { return double(q.tokens * q.rank) / 1.5e3; }
 void gate_gradients(const Kernel& kernel, const GateGradients& gradients, int threads);
 
 // Threads that this process gives to one parallel region; torch.set_num_threads sets it where both

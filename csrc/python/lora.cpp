@@ -378,7 +378,7 @@ std::optional<bool> try_gate(const Kernel& kernel, py::handle u_, py::handle h_,
         absent = absent || row < 0;
     }
     q.rows = places.data();
-    unlocked(double(tokens * q.rank) / 1e3, [&] { gate_gradients(kernel, q, max_threads()); });
+    unlocked(microseconds(q), [&] { gate_gradients(kernel, q, max_threads()); });
     return absent;
 }
 
@@ -407,8 +407,7 @@ bool try_sum(const Kernel& kernel, py::handle x_, py::handle w_, py::handle out_
                          x.stride,
                          w.stride,
                          rank_first};
-    unlocked(operations(x.rows, x.columns, w.columns) / kPerMicrosecond,
-             [&] { sum_over_tokens(kernel, sums, max_threads()); });
+    unlocked(microseconds(sums), [&] { sum_over_tokens(kernel, sums, max_threads()); });
     return true;
 }
 

@@ -219,27 +219,13 @@ def test_no_prompts_no_work(smollm2: tuple[Any, Any]) -> None:
     assert generate(*smollm2, [], max_new_tokens=4, seeds=[]) == []
 
 
-def test_longrope_keeps_to_its_original_context() -> None:
-    """Beyond it transformers would turn all of a batch to other frequencies."""
+@pytest.fixture
+def longrope() -> Any:
+    """The configuration of a tiny model that was trained for 24 tokens and stretched to 96."""
     from transformers import Phi3Config
 
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-    config = Phi3Config(
-        hidden_size=32,
-        num_attention_heads=4,
-        max_position_embeddings=96,
-        original_max_position_embeddings=24,
-        rope_parameters=rope | {"original_max_position_embeddings": 24, "partial_rotary_factor": 1.0},
-    )
-    assert context_length(SimpleNamespace(config=config)) == 24
-    assert context_length(SimpleNamespace(config=Phi3Config(max_position_embeddings=96))) == 96
-
-
-def test_a_long_request_to_longrope_is_refused_and_none_changes_another(tiny: Path) -> None:
-    from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
-
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-    config = Phi3Config(
+    return Phi3Config(
         vocab_size=64,
         hidden_size=32,
         intermediate_size=48,
@@ -253,8 +239,21 @@ def test_a_long_request_to_longrope_is_refused_and_none_changes_another(tiny: Pa
         eos_token_id=None,
         pad_token_id=None,
     )
+
+
+def test_longrope_keeps_to_its_original_context(longrope: Any) -> None:
+    """Beyond it transformers would turn all of a batch to other frequencies."""
+    from transformers import Phi3Config
+
+    assert context_length(SimpleNamespace(config=longrope)) == 24
+    assert context_length(SimpleNamespace(config=Phi3Config(max_position_embeddings=96))) == 96
+
+
+def test_a_long_request_to_longrope_is_refused_and_none_changes_another(tiny: Path, longrope: Any) -> None:
+    from transformers import AutoTokenizer, Phi3ForCausalLM
+
     torch.manual_seed(0)
-    model, tokenizer = Phi3ForCausalLM(config).eval(), AutoTokenizer.from_pretrained(tiny)
+    model, tokenizer = Phi3ForCausalLM(longrope).eval(), AutoTokenizer.from_pretrained(tiny)
     prompts = [[5, 6, 7], list(range(10, 28))]
     options: dict[str, Any] = {"temperature": 0.0, "seeds": [0]}
     alone = [generate(model, tokenizer, [p], max_new_tokens=24 - len(p), **options)[0] for p in prompts]

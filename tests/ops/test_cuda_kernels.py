@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -271,7 +272,7 @@ def test_extension_loads_without_a_gpu(problems: SimpleNamespace, monkeypatch: p
         problem = problems.make(2)
         cuda.add(problem.y, *problem.arguments)
     full = torch.OutOfMemoryError("CUDA out of memory")
-    monkeypatch.setattr(cuda, "_processors", lambda device: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(cuda, "_processors", Mock(side_effect=full))
     with pytest.raises(torch.OutOfMemoryError):
         cuda.add(problem.y, *problem.arguments)
     monkeypatch.undo()
