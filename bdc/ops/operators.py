@@ -35,18 +35,16 @@ def register(
     Returns:
         The product with its gradient made of operators, in the form that tracers and torch.func can see through.
     """
-    arguments = f"Tensor x, Tensor lora_a, Tensor lora_b, Tensor rank_weights, {others}"
+    register_in_place(name, others, product_)
+    arguments = _arguments(others)
     _library.define(f"{name}({arguments}, float scaling) -> Tensor")
-    _library.define(f"{name}_(Tensor(a!) y, {arguments}, float scaling) -> ()")
     _library.define(f"{name}_with_h({arguments}, float scaling) -> (Tensor, Tensor)")
     _library.define(
         f"{name}_backward(Tensor grad, {arguments}, Tensor h, float scaling, bool[4] needed) "
         "-> (Tensor, Tensor, Tensor, Tensor)"
     )
     operators = torch.ops.bdc
-    plain_op, in_place, with_h, gradients = (
-        getattr(operators, name + form) for form in ("", "_", "_with_h", "_backward")
-    )
+    plain_op, with_h, gradients = (getattr(operators, name + form) for form in ("", "_with_h", "_backward"))
 
     class Traced(torch.autograd.Function):
         @staticmethod
@@ -94,31 +92,52 @@ def register(
             found: Tensor = plain_op(x, lora_a, lora_b, g, *rest)
             return found
 
-    def autograd_(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, *rest: Any) -> None:
-        if torch.is_grad_enabled() and (
-            y.requires_grad or x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or g.requires_grad
-        ):
-            raise InputError(f"{name}_ has no gradient: add {name} to y instead, or call it under torch.no_grad()")
-        if unwatched(y, x, lora_a, lora_b, g, *rest[:-1]):
-            product_(y, x, lora_a, lora_b, g, *rest)
-            return
-        check_no_tangents(y, x, lora_a, lora_b, g)
-        with torch._C._AutoDispatchBelowAutograd():
-            in_place(y, x, lora_a, lora_b, g, *rest)
-
     def gradients_or_empty(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         # An operator returns tensors only: an empty one stands for a gradient that nobody needs.
         return tuple(grad.new_empty(0) if gradient is None else gradient for gradient in backward(grad, *rest))
 
     _library.impl(name, product, "CompositeExplicitAutograd")
     _library.impl(name, autograd, "Autograd")
-    _library.impl(f"{name}_", product_, "CompositeExplicitAutograd")
-    _library.impl(f"{name}_", autograd_, "Autograd")
     _library.impl(f"{name}_with_h", product_with_h, "CompositeExplicitAutograd")
     _library.impl(f"{name}_backward", gradients_or_empty, "CompositeExplicitAutograd")
-    for form, fake in (("", _fake), ("_", _fake_), ("_with_h", _fake_with_h), ("_backward", _fake_backward)):
+    for form, fake in (("", _fake), ("_with_h", _fake_with_h), ("_backward", _fake_backward)):
         torch.library.register_fake(f"bdc::{name}{form}", fake, lib=_library)
     return traced
+
+
+def register_in_place(
+    name: str, others: str, product_: Callable[..., None], check: Callable[..., None] | None = None
+) -> None:
+    """Define the operator ``name_``, which adds to y and has no gradient; arguments as for :func:`register`.
+
+    ``check`` is what shapes alone tell, called with the operator's arguments after y; by default that of one output.
+    """
+    _library.define(f"{name}_(Tensor(a!) y, {_arguments(others)}, float scaling) -> ()")
+    in_place = getattr(torch.ops.bdc, f"{name}_")
+    tensors = others.count("Tensor")  # they come first
+
+    def autograd_(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, *rest: Any) -> None:
+        if torch.is_grad_enabled() and (
+            y.requires_grad or x.requires_grad or lora_a.requires_grad or lora_b.requires_grad or g.requires_grad
+        ):
+            raise InputError(f"{name}_ has no gradient: add {name} to y instead, or call it under torch.no_grad()")
+        if unwatched(y, x, lora_a, lora_b, g, *rest[:tensors]):
+            product_(y, x, lora_a, lora_b, g, *rest)
+            return
+        check_no_tangents(y, x, lora_a, lora_b, g)
+        with torch._C._AutoDispatchBelowAutograd():
+            in_place(y, x, lora_a, lora_b, g, *rest)
+
+    def fake_(y: Tensor, *inputs: Any) -> None:
+        (check or _check_fakes)(*inputs)
+
+    _library.impl(f"{name}_", product_, "CompositeExplicitAutograd")
+    _library.impl(f"{name}_", autograd_, "Autograd")
+    torch.library.register_fake(f"bdc::{name}_", fake_, lib=_library)
+
+
+def _arguments(others: str) -> str:
+    return f"Tensor x, Tensor lora_a, Tensor lora_b, Tensor rank_weights, {others}"
 
 
 class _Once(torch.autograd.Function):
@@ -144,7 +163,7 @@ def once(gradients: Callable[..., Any], *inputs: Any) -> Any:
     return _Once.apply(gradients, *inputs) if torch.is_grad_enabled() else gradients(*inputs)
 
 
-def _check_fakes(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor) -> None:
+def _check_fakes(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, *_: Any) -> None:
     """What shapes alone tell, but of the number of tokens, which may be anything in a program that is exported."""
     if lora_a.ndim == 3:
         lora_a, lora_b = lora_a[0], lora_b[0]
@@ -155,10 +174,6 @@ def _check_fakes(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor) -> None:
 def _fake(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, *_: Any) -> Tensor:
     _check_fakes(x, lora_a, lora_b, g)
     return x.new_empty(x.shape[0], lora_b.shape[-2])
-
-
-def _fake_(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, *_: Any) -> None:
-    _check_fakes(x, lora_a, lora_b, g)
 
 
 def _fake_with_h(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, *_: Any) -> tuple[Tensor, Tensor]:

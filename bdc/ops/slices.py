@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from bdc.errors import InputError
-from bdc.ops import checks
+from bdc.ops import checks, operators
 from bdc.ops.autocasting import autocasts, cast
 from bdc.ops.extension import try_add, unwatched
 from bdc.ops.functional import rankwise_lora, rankwise_lora_
@@ -45,7 +46,10 @@ def rankwise_lora_slices(
     ends = checks.as_ends(ends)
     try:
         wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (x, lora_a, lora_b, rank_weights))
-        if not (wants_gradient or is_dynamo_compiling() or autocasts(x)) and x.ndim == 2 and lora_b.ndim == 2:
+        if not (wants_gradient or autocasts(x)) and x.ndim == 2 and lora_b.ndim == 2:
+            if is_dynamo_compiling():
+                y = x.new_zeros(x.shape[0], lora_b.shape[0])
+                return rankwise_lora_slices_(y, x, lora_a, lora_b, rank_weights, ends, token_to_row, scaling)
             y = x.new_empty(x.shape[0], lora_b.shape[0])
             if try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, None, True, None, ends):
                 return y
@@ -82,31 +86,56 @@ def rankwise_lora_slices_(
             raise InputError(
                 "rankwise_lora_slices_ has no gradient: add rankwise_lora_slices to y, or call it under torch.no_grad()"
             )
-        if (
-            not is_dynamo_compiling()
-            and not autocasts(x)
-            and y.ndim == 2
-            and try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, None, False, None, ends)
-        ):
-            increment_version((y,))
-            return y
-        if not is_dynamo_compiling():
-            check_no_tangents(*tensors)
-            if autocasts(x):
-                x, lora_a, lora_b, rank_weights = cast(y.dtype, x, lora_a, lora_b, rank_weights)
-        parts = list(_parts(lora_a, lora_b, rank_weights, ends))
-        # All of it before anything is written.
-        if not is_dynamo_compiling() and unwatched(y, x, lora_a, lora_b, rank_weights, token_to_row):
-            for _, a, b, g in parts:
-                checks.check_product(x, a, b, g, token_to_row, scaling)
-            others = {"lora_a": lora_a, "lora_b": lora_b, "rank_weights": rank_weights, "token_to_row": token_to_row}
-            checks.check_output(y, x, others, len(x), len(lora_b))
-        for columns, a, b, g in parts:
-            rankwise_lora_(y[:, columns], x, a, b, g, token_to_row, scaling)
+        if autocasts(x):
+            x, lora_a, lora_b, rank_weights = cast(y.dtype, x, lora_a, lora_b, rank_weights)
+        if is_dynamo_compiling():
+            torch.ops.bdc.rankwise_lora_slices_(y, x, lora_a, lora_b, rank_weights, token_to_row, ends, scaling)
+        else:
+            _add(y, x, lora_a, lora_b, rank_weights, token_to_row, ends, scaling)
         return y
     except checks.MISUSE:
         checks.check_kinds(scaling, token_to_row, y=y, x=x, lora_a=lora_a, lora_b=lora_b, rank_weights=rank_weights)
         raise
+
+
+def _add(
+    y: Tensor,
+    x: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    g: Tensor,
+    rows: Tensor | None,
+    ends: tuple[int, ...],
+    scaling: float,
+) -> None:
+    """The product added to ``y``, without a gradient; checks everything."""
+    if y.ndim == 2 and try_add(y, x, lora_a, lora_b, g, rows, scaling, None, False, None, ends):
+        increment_version((y,))
+        return
+    check_no_tangents(y, x, lora_a, lora_b, g)
+    parts = list(_parts(lora_a, lora_b, g, ends))
+    # All of it before anything is written.
+    if unwatched(y, x, lora_a, lora_b, g, rows):
+        for _, own_a, own_b, own_g in parts:
+            checks.check_product(x, own_a, own_b, own_g, rows, scaling)
+        others = {"lora_a": lora_a, "lora_b": lora_b, "rank_weights": g, "token_to_row": rows}
+        checks.check_output(y, x, others, len(x), len(lora_b))
+    for columns, own_a, own_b, own_g in parts:
+        rankwise_lora_(y[:, columns], x, own_a, own_b, own_g, rows, scaling)
+
+
+def _add_op(
+    y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, ends: Any, scaling: float
+) -> None:
+    _add(y, x, lora_a, lora_b, g, rows, checks.as_ends(ends), scaling)
+
+
+def _check_fakes(
+    x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, ends: Any, scaling: float
+) -> None:
+    for _, own_a, own_b, own_g in _parts(lora_a, lora_b, g, checks.as_ends(ends)):
+        checks.check_experts(own_a, own_b, x.shape[-1])
+        checks.check_weights(own_g, len(own_a), x.dtype, x.device)
 
 
 def _parts(
@@ -118,3 +147,6 @@ def _parts(
     for s, (first, end) in enumerate(zip((0, *ends), ends, strict=False)):
         own = slice(s * ranks, (s + 1) * ranks)
         yield slice(first, end), lora_a[own], lora_b[first:end], g[:, own]
+
+
+operators.register_in_place("rankwise_lora_slices", "Tensor? token_to_row, int[] ends", _add_op, _check_fakes)

@@ -266,3 +266,41 @@ def test_cpp_bits_depend_neither_on_threads_nor_on_how_a_call_is_cut_up(
             assert torch.equal(rankwise_lora_slices(x, a, b, g, ends, rows, s), whole)
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_operator_is_one_node_of_a_graph(problems: SimpleNamespace) -> None:
+    problem = make(problems, (6, 20, 4, (8, 13)))
+    x, a, b, g, ends, rows, s = problem.arguments
+    torch.library.opcheck(
+        torch.ops.bdc.rankwise_lora_slices_.default,
+        (problem.y, x, a, b, g, rows, list(ends), s),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"),
+    )
+    seen: list[str] = []
+
+    def record(graph: torch.fx.GraphModule, inputs: object) -> object:
+        seen.extend(str(node.target) for node in graph.graph.nodes if "bdc" in str(node.target))
+        return graph
+
+    with torch.no_grad():
+        torch.compile(rankwise_lora_slices_, fullgraph=True, backend=record)(problem.y.clone(), *problem.arguments)
+        torch.compile(rankwise_lora_slices, fullgraph=True, backend=record)(*problem.arguments)
+    assert seen == ["bdc.rankwise_lora_slices_"] * 2
+    with pytest.raises(torch._dynamo.exc.TorchRuntimeError, match="lora_a must have 3 slices"):
+        torch.compile(rankwise_lora_slices, fullgraph=True, backend="eager")(x, a, b, g, (4, 8, 13), rows, s)
+
+
+@pytest.mark.parametrize("views", [False, True], ids=["as vLLM does", "as torch does"])
+def test_inductor_adds_to_what_it_computes(problems: SimpleNamespace, views: bool) -> None:
+    """vLLM takes torch's older form of in-place operators, for which views of the output would be copied wrongly."""
+    problem = make(problems, (3, 20, 4, (8, 16)))
+    x, *others = problem.arguments
+
+    def layer(x: torch.Tensor, weight: torch.Tensor, *others: object) -> torch.Tensor:
+        y = rankwise_lora_slices_(x @ weight, x, *others)  # type: ignore[arg-type]
+        return torch.nn.functional.silu(y[:, :8]) * y[:, 8:]
+
+    weight = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, options={"enable_auto_functionalized_v2": views})
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(x, weight, *others), layer(x, weight, *others))
