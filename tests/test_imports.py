@@ -26,6 +26,7 @@ ALLOWED = {
     "boost": STAGE | {"search", "llm", "sandbox", "problems", "splits", "verdicts"},
     "disentangle": STAGE | {"llm", "problems"},
     "customize": STAGE | {"ops", "llm", "disentangle"},
+    "serving": {"ops", "llm", "customize"},
     "evaluation": STAGE | {"customize", "sandbox", "llm", "problems", "splits", "verdicts"},
     "report": STAGE,
 }

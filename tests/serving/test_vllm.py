@@ -1,0 +1,183 @@
+"""The solver in vLLM: a real engine and a real server, whose answers are the solver's own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bdc import Solver
+from bdc.customize.storage import SolverParts
+from bdc.llm.base import storable
+from bdc.serving import Gate
+from bdc.serving.wire import KEY
+
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("vllm") is None, reason="vllm is not installed: `make test-vllm` installs it beside"
+    ),
+    pytest.mark.usefixtures("vllm_on_a_cpu"),
+]
+QUESTIONS = ["sort numbers", "count letters", "add two numbers", "reverse a word", "is it even?", "find the largest"]
+# Prompts longer than a block of the cache that all share, so that vLLM reuses what others have computed.
+PREFIX = "Answer in one line, and think before you do. " * 5
+WEIGHTS = ["hypernetwork", 0, 1, 2, "none", "uniform", "nearest"]
+
+
+@contextlib.contextmanager
+def engine(base: Path, solver: Path, **options: Any) -> Iterator[Any]:
+    import vllm
+
+    settings: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 4}
+    llm = vllm.LLM(
+        model=str(base),
+        worker_cls="bdc.serving.worker.Worker",
+        additional_config={"bdc_solver": str(solver)},
+        **settings | options,
+    )
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def ask(llm: Any, gate: Gate, asked: list[tuple[str, Any]], tokens: int = 12) -> list[str]:
+    """vLLM's answers to questions under weights."""
+    import vllm
+
+    tickets = gate.tickets([question for question, _ in asked], [weights for _, weights in asked])
+    prompts, settings = [], []
+    tokenizer = llm.get_tokenizer()
+    for (question, _), ticket in zip(asked, tickets, strict=True):
+        messages = [{"role": "user", "content": PREFIX + question}]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        salt = {"cache_salt": ticket.cache_salt} if ticket.cache_salt else {}
+        prompts.append({"prompt_token_ids": ids, **salt})
+        settings.append(vllm.SamplingParams(temperature=0, max_tokens=tokens, extra_args=ticket.extra_args or None))
+    outputs = [output.outputs[0] for output in llm.generate(prompts, settings, use_tqdm=False)]
+    # Not vLLM's text, which leaves out the last tokens' part of a character.
+    return [storable(tokenizer.decode(output.token_ids, skip_special_tokens=True)) for output in outputs]
+
+
+def solvers(folder: Path, asked: list[tuple[str, Any]], tokens: int = 12) -> list[str]:
+    """The same answers by the solver itself."""
+    answers = Solver.from_pretrained(folder, dtype="float32").generate(
+        [PREFIX + question for question, _ in asked],
+        statements=[question for question, _ in asked],
+        weights=[weights for _, weights in asked],
+        max_new_tokens=tokens,
+    )
+    return [answer.text for answer in answers]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_each_request_has_its_own_solver(base: Path, everywhere: Path, compiled: bool) -> None:
+    """More requests than run at once, asked twice, the second time from the cache."""
+    asked = [(question, weights) for question in QUESTIONS for weights in WEIGHTS]
+    expected = solvers(everywhere, asked)
+    assert len(set(expected)) > len(asked) / 2
+    gate = Gate.from_pretrained(everywhere)
+    with engine(base, everywhere, enforce_eager=not compiled) as llm:
+        assert ask(llm, gate, asked) == expected
+        assert ask(llm, gate, asked[::-1]) == expected[::-1]
+
+
+def test_shards_of_some_layers(base: Path, make_parts: Callable[..., SolverParts], tmp_path: Path) -> None:
+    """Two processes; q, v and gate have experts, but not what vLLM merges with them; keys and values are on one each."""
+    folder = tmp_path / "solver"
+    make_parts("q_proj", "v_proj", "gate_proj", "down_proj").save(folder)
+    asked: list[tuple[str, Any]] = [(question, "hypernetwork") for question in QUESTIONS] + [("sort", "none")]
+    with engine(base, folder, tensor_parallel_size=2) as llm:
+        assert ask(llm, Gate.from_pretrained(folder), asked) == solvers(folder, asked)
+
+
+def test_what_others_put_into_a_request_is_not_used(base: Path, everywhere: Path) -> None:
+    import vllm
+
+    with engine(base, everywhere) as llm:
+        settings = [
+            vllm.SamplingParams(temperature=0, max_tokens=8, extra_args=extra)
+            for extra in (None, {KEY: "AAAA"}, {KEY: 3})
+        ]
+        texts = [output.outputs[0].text for output in llm.generate(["hello there"] * 3, settings, use_tqdm=False)]
+    assert len(set(texts)) == 1
+
+
+def test_another_model_is_refused(
+    make_parts: Callable[..., SolverParts], tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_parts("_proj").save(tmp_path / "solver")
+    with pytest.raises(RuntimeError), engine(tiny, tmp_path / "solver"):
+        pass
+    out, err = capfd.readouterr()
+    assert "serve the model that the solver was trained on" in out + err
+
+
+@pytest.fixture(scope="module")
+def server(everywhere: Path, vllm_on_a_cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of ``bdc serve``."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "bdc.cli", "serve", str(everywhere.parent), "--port", str(port)]
+    options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "4"]
+    elsewhere = tmp_path_factory.mktemp("elsewhere")  # `-m` would find the sources here
+    process = subprocess.Popen([*command, *options], cwd=elsewhere)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{url}/health", timeout=5)
+                break
+            assert process.poll() is None, "the server ended"
+            time.sleep(0.5)
+        yield url
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def _post(url: str, **body: Any) -> tuple[int, Any]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_the_server_answers_as_the_solver_does(server: str, everywhere: Path) -> None:
+    with urllib.request.urlopen(f"{server}/v1/models", timeout=30) as answer:
+        assert [model["id"] for model in json.load(answer)["data"]] == [everywhere.parent.name, "base"]
+    tokenizer = Solver.from_pretrained(everywhere).tokenizer
+    chat = f"{server}/v1/chat/completions"
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "return_token_ids": True}
+
+    def decode(answer: Any) -> str:
+        return storable(tokenizer.decode(answer["choices"][0]["token_ids"], skip_special_tokens=True))
+
+    asked: list[tuple[str, Any]] = [(question, "hypernetwork") for question in QUESTIONS] + [
+        ("sort", 2),
+        ("sort", "none"),
+    ]
+    for (question, weights), expected in zip(asked, solvers(everywhere, asked), strict=True):
+        fields = {} if weights == "hypernetwork" else {"bdc_weights": weights}
+        body = {"model": everywhere.parent.name, "messages": [{"role": "user", "content": PREFIX + question}]}
+        code, answer = _post(chat, **body, **options, **fields, bdc_statement=question)
+        assert (code, decode(answer)) == (200, expected)
+    code, answer = _post(chat, **body | {"model": "base"}, **options)
+    assert (code, decode(answer)) == (200, expected)
+    code, answer = _post(chat, **body, bdc_weights="best")
+    assert code == 400 and "no weights 'best'" in answer["error"]["message"]
