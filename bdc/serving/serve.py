@@ -64,7 +64,7 @@ def serve_command(
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base)]
     command += ["--served-model-name", *names, "--host", host, "--port", str(port)]
     command += ["--worker-cls", "bdc.serving.worker.Worker", "--middleware", "bdc.serving.Middleware"]
-    return [*command, "--additional-config", json.dumps({"bdc_solver": str(solver)}), *others]
+    return [*command, "--additional-config", json.dumps({"bdc_solver": str(solver), "bdc_cache_salts": True}), *others]
 
 
 def _solver(directory: Path) -> tuple[Path, str]:

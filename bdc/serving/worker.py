@@ -24,8 +24,8 @@ else:
 
 logger = init_logger(f"vllm.{__name__}")
 
-KEY = "bdc_solver"
-"""Where vLLM's ``additional_config`` has the solver's folder."""
+SOLVER, SALTS = "bdc_solver", "bdc_cache_salts"
+"""Where vLLM's ``additional_config`` has the solver's folder, and whether all prompts come with their tickets' salts."""
 
 
 class Worker(Base):  # type: ignore[misc]
@@ -37,10 +37,10 @@ class Worker(Base):  # type: ignore[misc]
     """
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        super().load_model(*args, **kwargs)
         config = self.vllm_config
         _check(config)
-        parts = SolverParts.load(Path(config.additional_config[KEY]))
+        parts = SolverParts.load(Path(config.additional_config[SOLVER]))
+        super().load_model(*args, **kwargs)
         stack = parts.stack
         self._rows: Rows = install(
             self.model_runner.get_model(),
@@ -69,8 +69,15 @@ class Worker(Base):  # type: ignore[misc]
 
 
 def _check(config: Any) -> None:
-    if not isinstance(config.additional_config, dict) or KEY not in config.additional_config:
-        raise InputError(f"""vLLM's additional_config names no solver; pass it as {{"{KEY}": FOLDER}}""")
+    own = config.additional_config
+    if not isinstance(own, dict) or SOLVER not in own:
+        raise InputError(f'vLLM\'s additional_config names no solver; pass it as {{"{SOLVER}": FOLDER}}')
+    if config.cache_config.enable_prefix_caching and not own.get(SALTS):
+        raise InputError(
+            "cached prefixes of one request would be used for others with other rank weights; pass "
+            "enable_prefix_caching=False, or give each prompt the cache_salt of its ticket and say so with "
+            f'"{SALTS}": true in additional_config'
+        )
     parallel = config.parallel_config
     if getattr(parallel, "use_ubatching", False) or getattr(parallel, "prefill_context_parallel_size", 1) > 1:
         raise InputError(

@@ -44,8 +44,7 @@ def engine(base: Path, solver: Path, **options: Any) -> Iterator[Any]:
     llm = vllm.LLM(
         model=str(base),
         worker_cls="bdc.serving.worker.Worker",
-        additional_config={"bdc_solver": str(solver)},
-        **settings | options,
+        **settings | {"additional_config": {"bdc_solver": str(solver), "bdc_cache_salts": True}} | options,
     )
     try:
         yield llm
@@ -115,14 +114,21 @@ def test_what_others_put_into_a_request_is_not_used(base: Path, everywhere: Path
     assert len(set(texts)) == 1
 
 
-def test_another_model_is_refused(
-    make_parts: Callable[..., SolverParts], tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_what_would_be_wrong_is_refused(
+    base: Path, everywhere: Path, tiny: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    make_parts("_proj").save(tmp_path / "solver")
-    with pytest.raises(RuntimeError), engine(tiny, tmp_path / "solver"):
+    without_salts = {"additional_config": {"bdc_solver": str(everywhere)}}
+    for model, options, says in (
+        (tiny, {}, "serve the model that the solver was trained on"),
+        (base, without_salts, "give each prompt the cache_salt of its ticket"),
+        (base, {"enable_lora": True}, "leave enable_lora out"),
+    ):
+        with pytest.raises(RuntimeError), engine(model, everywhere, **options):
+            pass
+        out, err = capfd.readouterr()
+        assert says in out + err
+    with engine(base, everywhere, enable_prefix_caching=False, **without_salts):
         pass
-    out, err = capfd.readouterr()
-    assert "serve the model that the solver was trained on" in out + err
 
 
 @pytest.fixture(scope="module")
