@@ -83,6 +83,8 @@ def _check(config: Any) -> None:
         raise InputError(
             "a solver needs the tokens of a step in one piece: no micro-batches, no prefill context parallelism"
         )
+    if config.speculative_config is not None:
+        raise InputError("a solver does not go with speculative decoding, whose drafts it has not been tried with")
     if config.lora_config is not None:
         raise InputError("a solver does not go with vLLM's own LoRA adapters; leave enable_lora out")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import signal
@@ -14,9 +15,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from bdc import Solver
 from bdc.customize.storage import SolverParts
@@ -100,6 +104,25 @@ def test_shards_of_some_layers(base: Path, make_parts: Callable[..., SolverParts
     asked: list[tuple[str, Any]] = [(question, "hypernetwork") for question in QUESTIONS] + [("sort", "none")]
     with engine(base, folder, tensor_parallel_size=2) as llm:
         assert ask(llm, Gate.from_pretrained(folder), asked) == solvers(folder, asked)
+
+
+def test_the_second_runner_says_which_tokens_are_whose() -> None:
+    """vLLM takes it on GPUs; it needs Triton to run, so this stands in for it with what its batches have."""
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+
+    from bdc.serving.rows import Rows
+    from bdc.serving.worker import _place_after_inputs
+
+    assert {"req_ids", "query_start_loc_np"} <= {field.name for field in dataclasses.fields(InputBatch)}
+    batch = SimpleNamespace(req_ids=["b", "a"], query_start_loc_np=np.array([0, 1, 4, 4]))
+    runner = SimpleNamespace(prepare_inputs=lambda *arguments: batch)
+    rows = Rows([[0]], 2, 3, 8, torch.device("cpu"))
+    rows.add("a", torch.tensor([1.0, 2.0]))
+    _place_after_inputs(runner, rows)
+    assert runner.prepare_inputs("scheduler's", "others") is batch
+    row = int(rows.token_to_row[1])
+    assert rows.token_to_row.tolist() == [-1, row, row, row, -1, -1, -1, -1]
+    assert rows.weights[0][row].tolist() == [1.0, 2.0]
 
 
 def test_what_others_put_into_a_request_is_not_used(base: Path, everywhere: Path) -> None:
