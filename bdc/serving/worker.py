@@ -9,7 +9,8 @@ import numpy as np
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
-from bdc.customize.storage import SolverParts
+from bdc.artefacts import sha256_of
+from bdc.customize.storage import CONFIG, SolverParts
 from bdc.errors import InputError
 from bdc.serving.layers import install
 from bdc.serving.rows import Rows
@@ -39,7 +40,10 @@ class Worker(Base):  # type: ignore[misc]
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         config = self.vllm_config
         _check(config)
-        parts = SolverParts.load(Path(config.additional_config[SOLVER]))
+        folder = Path(config.additional_config[SOLVER])
+        parts = SolverParts.load(folder)
+        # vLLM keeps compiled graphs by its configuration, and a folder may hold another solver tomorrow.
+        config.additional_config["bdc_fingerprint"] = sha256_of(folder / CONFIG)
         super().load_model(*args, **kwargs)
         stack = parts.stack
         self._rows: Rows = install(
@@ -47,7 +51,8 @@ class Worker(Base):  # type: ignore[misc]
             stack,
             parts.customizer().scaling,
             requests=config.scheduler_config.max_num_seqs,
-            tokens=config.scheduler_config.max_num_batched_tokens,
+            # Sharded steps are padded to a multiple of the shards.
+            tokens=config.scheduler_config.max_num_batched_tokens + config.parallel_config.tensor_parallel_size,
             dtype=config.model_config.dtype,
             device=self.device,
         )
