@@ -83,7 +83,7 @@ class Middleware:
         """
         try:
             request = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return body  # vLLM says what is wrong with it
         if not isinstance(request, dict):
             return body
@@ -98,6 +98,8 @@ class Middleware:
         if weights != "none":
             read = next((read for end, read in _STATEMENTS.items() if path.endswith(end)), None)
             if read is not None:
+                if request.get("use_beam_search"):  # which makes sampling parameters of its own, without rank weights
+                    raise InputError("use_beam_search is not customised; leave it out, or ask for the base model")
                 text = read(request) if statement is None else statement
                 if not isinstance(text, str):
                     raise InputError(f"bdc_statement must be text, got {type(text).__name__}")

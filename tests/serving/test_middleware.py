@@ -114,7 +114,9 @@ def test_the_base_model_has_no_rank_weights(server: Server) -> None:
     assert "mine" != server.seen[-1]["cache_salt"] != server.seen[-2]["cache_salt"] != "mine"
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"messages": 1, "vllm_xargs": 3}', b'{"cache_salt": 4}'])
+@pytest.mark.parametrize(
+    "body", [b"{", b"[]", b"\xff", b"[" * 100_000, b'{"messages": 1, "vllm_xargs": 3}', b'{"cache_salt": 4}']
+)
 def test_what_is_no_request_is_vllms_to_refuse(server: Server, body: bytes) -> None:
     seen: list[bytes] = []
 
@@ -136,6 +138,7 @@ def test_what_is_no_request_is_vllms_to_refuse(server: Server, body: bytes) -> N
         (CHAT, _chat("x", bdc_weights=[1, 2]), "weights must be names or indices"),
         (CHAT, _chat("x", bdc_statement=7), "bdc_statement must be text, got int"),
         (CHAT, _chat("x", vllm_xargs={KEY: "AAAA"}), "not for clients to set"),
+        (CHAT, _chat("x", use_beam_search=True, n=2), "use_beam_search is not customised"),
         (CHAT, {"model": "run", "messages": []}, "no user message"),
         (CHAT, {"model": "run"}, "no user message"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "holds no text"),
