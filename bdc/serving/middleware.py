@@ -41,7 +41,7 @@ class Settings:
 class Middleware:
     """Gives each completion the rank weights of its statement, before vLLM reads the request.
 
-    The statement is a chat's last user message, or a completion's prompt. Two fields of a request's body, which vLLM does
+    The statement is a conversation's last user message, or a completion's prompt. Two fields of a request's body, which vLLM does
     not see, say otherwise: ``bdc_statement``, and ``bdc_weights`` as for :meth:`bdc.Solver.generate`.
 
     Args:
@@ -106,7 +106,7 @@ class Middleware:
                 ticket = await self._turns.wait(text, weights, salt or "")
                 request |= {"vllm_xargs": {**(given or {}), **ticket.extra_args}, "cache_salt": ticket.cache_salt}
             elif path.endswith(_UNREAD):
-                raise InputError(f"{path} is not customised; use /v1/chat/completions, or the base model's name")
+                raise InputError(f"{path} is not customised; use {', '.join(_STATEMENTS)}, or the base model's name")
         return json.dumps(request).encode()
 
 
@@ -161,7 +161,7 @@ def _of_chat(request: Mapping[str, Any]) -> str:
         if isinstance(message, dict) and message.get("role") == "user" and message.get("content")
     ]
     if not users:
-        raise InputError("messages hold no user message to take the statement from; pass bdc_statement")
+        raise InputError("the messages hold none of the user to take the statement from; pass bdc_statement")
     return _text(users[-1])
 
 
@@ -172,6 +172,11 @@ def _of_completion(request: Mapping[str, Any]) -> str:
     if not isinstance(prompt, str):
         raise InputError("prompt must be one text, whose rank weights the request gets; or pass bdc_statement")
     return prompt
+
+
+def _of_response(request: Mapping[str, Any]) -> str:
+    given = request.get("input")
+    return given if isinstance(given, str) else _of_chat({"messages": given})
 
 
 def _text(content: Any) -> str:
@@ -185,11 +190,14 @@ def _text(content: Any) -> str:
     return "\n".join(texts)
 
 
-_STATEMENTS = {"/v1/chat/completions": _of_chat, "/v1/completions": _of_completion}
+_STATEMENTS = {
+    "/v1/chat/completions": _of_chat,
+    "/v1/completions": _of_completion,
+    "/v1/messages": _of_chat,
+    "/v1/responses": _of_response,
+}
 # What else generates text.
 _UNREAD = (
-    "/v1/responses",
-    "/v1/messages",
     "/v1/chat/completions/batch",
     "/invocations",
     "/cohere/v2/chat",

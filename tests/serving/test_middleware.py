@@ -17,6 +17,7 @@ from bdc.serving import Gate, Middleware
 from bdc.serving.wire import KEY, decode
 
 CHAT = "/v1/chat/completions"
+PART = {"type": "input_text", "text": "sort numbers"}
 
 
 class Server:
@@ -78,6 +79,9 @@ def test_rank_weights_are_the_solvers(everywhere: Path, server: Server, gate: Ga
         (CHAT, _chat("Please: sort numbers", bdc_statement="sort numbers")),
         ("/v1/completions", {"model": "run", "prompt": "sort numbers"}),
         ("/v1/completions", {"model": "run", "prompt": ["sort numbers"]}),
+        ("/v1/messages", {"model": "run", "messages": [*history, {"role": "user", "content": parts}], "max_tokens": 4}),
+        ("/v1/responses", {"model": "run", "input": "sort numbers"}),
+        ("/v1/responses", {"model": "run", "input": [*history, {"role": "user", "content": [PART]}]}),
         (CHAT, _chat("sort numbers", bdc_weights=1)),
         (CHAT, _chat("sort numbers", bdc_weights="nearest", temperature=0.5, vllm_xargs={"other": 1})),
     ]
@@ -87,8 +91,8 @@ def test_rank_weights_are_the_solvers(everywhere: Path, server: Server, gate: Ga
             assert await server.post(path, body, chunks=index + 1) == (200, {})
 
     asyncio.run(run())
-    chosen: list[Any] = ["hypernetwork"] * 6 + [1, "nearest"]
-    expected = solver.rank_weights(["sort numbers"] * 8, weights=chosen)
+    chosen: list[Any] = ["hypernetwork"] * 9 + [1, "nearest"]
+    expected = solver.rank_weights(["sort numbers"] * len(bodies), weights=chosen)
     for (_, body), seen, weights in zip(bodies, server.seen, expected, strict=True):
         found = decode(seen["vllm_xargs"], weights.numel())
         assert found is not None
@@ -98,7 +102,7 @@ def test_rank_weights_are_the_solvers(everywhere: Path, server: Server, gate: Ga
         assert given == {k: seen[k] for k in given}
     assert server.seen[-1]["vllm_xargs"]["other"] == 1
     salts = [seen["cache_salt"] for seen in server.seen]
-    assert len(set(salts[:6])) == 1 and len(set(salts)) == 3
+    assert len(set(salts[:9])) == 1 and len(set(salts)) == 3
 
 
 def test_the_base_model_has_no_rank_weights(server: Server) -> None:
@@ -106,9 +110,10 @@ def test_the_base_model_has_no_rank_weights(server: Server) -> None:
     for body in bodies:
         assert asyncio.run(server.post(CHAT, body))[0] == 200
     assert asyncio.run(server.post("/v1/responses", {"model": "plain", "input": "hello"}))[0] == 200
+    assert asyncio.run(server.post("/invocations", {"model": "plain", "prompt": "hello"}))[0] == 200
     assert asyncio.run(server.post("/tokenize", {"model": "run", "prompt": "hello"}))[0] == 200
     assert all("vllm_xargs" not in seen for seen in server.seen)
-    assert [seen.get("cache_salt") for seen in server.seen] == [None, "mine", None, None]
+    assert [seen.get("cache_salt") for seen in server.seen] == [None, "mine", None, None, None]
     asyncio.run(server.post(CHAT, _chat("hello", cache_salt="mine")))
     asyncio.run(server.post(CHAT, _chat("hello")))
     assert "mine" != server.seen[-1]["cache_salt"] != server.seen[-2]["cache_salt"] != "mine"
@@ -139,12 +144,13 @@ def test_what_is_no_request_is_vllms_to_refuse(server: Server, body: bytes) -> N
         (CHAT, _chat("x", bdc_statement=7), "bdc_statement must be text, got int"),
         (CHAT, _chat("x", vllm_xargs={KEY: "AAAA"}), "not for clients to set"),
         (CHAT, _chat("x", use_beam_search=True, n=2), "use_beam_search is not customised"),
-        (CHAT, {"model": "run", "messages": []}, "no user message"),
-        (CHAT, {"model": "run"}, "no user message"),
+        (CHAT, {"model": "run", "messages": []}, "hold none of the user"),
+        (CHAT, {"model": "run"}, "hold none of the user"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "holds no text"),
         ("/v1/completions", {"prompt": ["a", "b"]}, "prompt must be one text"),
         ("/v1/completions", {"prompt": [1, 2]}, "prompt must be one text"),
-        ("/v1/responses", {"model": "run", "input": "x"}, "/v1/responses is not customised"),
+        ("/v1/responses", {"model": "run", "input": 3}, "hold none of the user"),
+        ("/invocations", _chat("x"), "/invocations is not customised; use /v1/chat/completions, /v1/completions"),
     ],
 )
 def test_a_request_without_rank_weights_is_told_why(server: Server, path: str, body: Any, says: str) -> None:

@@ -219,3 +219,10 @@ def test_the_server_answers_as_the_solver_does(server: str, everywhere: Path) ->
     assert (code, decode(answer)) == (200, expected)
     code, answer = _post(chat, **body, bdc_weights="best")
     assert code == 400 and "no weights 'best'" in answer["error"]["message"]
+    question = body["messages"][0]["content"]
+    limits = {"temperature": 0, "bdc_statement": "sort", "bdc_weights": 2}
+    said = _post(chat, **body, **limits, max_tokens=12)[1]["choices"][0]["message"]["content"]
+    code, answer = _post(f"{server}/v1/messages", **body, **limits, max_tokens=12)
+    assert (code, answer["content"][0]["text"]) == (200, said)
+    code, answer = _post(f"{server}/v1/responses", model=body["model"], input=question, **limits, max_output_tokens=12)
+    assert (code, answer["output"][0]["content"][0]["text"]) == (200, said)
