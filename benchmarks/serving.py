@@ -56,6 +56,8 @@ class Bench:
         shape = (most, len(stack.modules), experts, rank)
         table = 2 * torch.rand(shape, generator=torch.Generator().manual_seed(0))
         options: dict[str, Any] = {"dtype": dtype, "max_model_len": 512, "max_num_seqs": most}
+        if not torch.cuda.is_available():
+            options["gpu_memory_utilization"] = 0.3  # of the machine's memory, on a CPU
         options |= {"enable_prefix_caching": False, "enforce_eager": True, "disable_log_stats": True}
         worker = {"worker_cls": "bdc.serving.worker.Worker", "additional_config": {"bdc_solver": str(solver)}}
         self.engines = {BASE: vllm.LLM(model=base, **options), OURS: vllm.LLM(model=base, **options, **worker)}

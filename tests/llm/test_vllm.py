@@ -83,7 +83,7 @@ def test_an_engine_that_does_not_start_is_an_error(tiny: Path, monkeypatch: pyte
 @pytest.mark.slow
 @pytest.mark.models
 def test_the_engine_answers_like_the_model(smollm2_folder: Path, vllm_on_a_cpu: None) -> None:
-    llm = VLLM(smollm2_folder, dtype="float32", enforce_eager=True, max_model_len=512)
+    llm = VLLM(smollm2_folder, dtype="float32", enforce_eager=True, max_model_len=512, gpu_memory_utilization=0.3)
     question = ({"role": "user", "content": "What is the capital of France?"},)
     first, second = asyncio.run(llm.complete([Request(question, max_tokens=12, temperature=0), Request(question, 1)]))
     assert "Paris" in first.text and first.finish_reason == "stop"

@@ -45,6 +45,7 @@ def engine(base: Path, solver: Path, **options: Any) -> Iterator[Any]:
     import vllm
 
     settings: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 4}
+    settings["gpu_memory_utilization"] = 0.3  # also of a machine's memory, of which others use some
     llm = vllm.LLM(
         model=str(base),
         worker_cls="bdc.serving.worker.Worker",
@@ -171,6 +172,7 @@ def server(everywhere: Path, vllm_on_a_cpu: None, tmp_path_factory: pytest.TempP
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "bdc.cli", "serve", str(everywhere.parent), "--port", str(port)]
     options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "4"]
+    options += ["--gpu-memory-utilization", "0.3"]
     elsewhere = tmp_path_factory.mktemp("elsewhere")  # `-m` would find the sources here
     process = subprocess.Popen([*command, *options], cwd=elsewhere)
     url = f"http://127.0.0.1:{port}"
