@@ -12,7 +12,7 @@ from typing import Any
 from bdc.customize.customizer import Weights
 from bdc.errors import InputError
 from bdc.serving.gate import Gate, Ticket
-from bdc.serving.wire import KEY
+from bdc.serving.wire import KEY, cache_salt
 
 SETTINGS = "BDC_SERVE"
 """The environment variable that holds :class:`Settings` as JSON."""
@@ -107,7 +107,12 @@ class Middleware:
                 request |= {"vllm_xargs": {**(given or {}), **ticket.extra_args}, "cache_salt": ticket.cache_salt}
             elif path.endswith(_UNREAD):
                 raise InputError(f"{path} is not customised; use {', '.join(_STATEMENTS)}, or the base model's name")
-        return json.dumps(request).encode()
+        if salt and request["cache_salt"] == salt:  # else it could name a solver's prefixes
+            request["cache_salt"] = cache_salt("", salt)
+        try:
+            return json.dumps(request).encode()
+        except RecursionError as error:
+            raise InputError("the request is nested too deeply") from error
 
 
 class _Turns:
@@ -203,18 +208,19 @@ _UNREAD = (
     "/cohere/v2/chat",
     "/inference/v1/generate",
     "/generative_scoring",
+    "/v1/systemone",
 )
 
 
 async def _read(receive: Receive) -> bytes | None:
-    body: bytes = b""
+    parts: list[bytes] = []
     while True:
         message = await receive()
         if message["type"] != "http.request":
             return None
-        body += message.get("body", b"")
+        parts.append(message.get("body", b""))
         if not message.get("more_body"):
-            return body
+            return b"".join(parts)
 
 
 def _replaying(body: bytes, receive: Receive) -> Receive:

@@ -45,12 +45,14 @@ def run(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("vllm") is None:
         raise MissingExtraError("bdc serve needs the vllm package: pip install 'bdc[serve]'.")
     folder, name = _solver(Path(args.directory))
+    if (name := args.name or name) == args.base_name:
+        raise InputError(f"the solver and the base model would both be called {name}; pass --name or --base-name")
     parts = SolverParts.load(folder)
     base = resolve(args.base_model or parts.base_model)
     encoder = args.encoder or parts.encoder
     reader = None if encoder is None else str(resolve(encoder, kind="encoder"))
     settings = Settings(str(folder), reader, args.base_name)
-    server = serve_command(folder, base, [args.name or name, args.base_name], args.host, args.port, args.others)
+    server = serve_command(folder, base, [name, args.base_name], args.host, args.port, args.others)
     os.environ[SETTINGS] = json.dumps(asdict(settings))
     sys.stdout.flush()
     os.execv(sys.executable, server)  # signals and exit codes are vLLM's own

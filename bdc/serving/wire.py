@@ -44,4 +44,4 @@ def decode(extra_args: Mapping[str, Any] | None, count: int) -> Tensor | None:
 
 def cache_salt(text: str, given: str = "") -> str:
     """What keeps requests with other rank weights out of this one's cached prefixes, besides the salt it came with."""
-    return hashlib.sha256(f"{given}\n{text}".encode()).hexdigest()
+    return hashlib.sha256(f"{given}\n{text}".encode(errors="surrogatepass")).hexdigest()

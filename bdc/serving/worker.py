@@ -88,6 +88,10 @@ def _check(config: Any) -> None:
         raise InputError(
             "a solver needs the tokens of a step in one piece: no micro-batches, no prefill context parallelism"
         )
+    if getattr(parallel, "use_sequence_parallel_moe", False):
+        raise InputError(
+            "a solver does not go with sequence-parallel experts of a mixture, which cut a step's tokens up"
+        )
     if config.speculative_config is not None:
         raise InputError("a solver does not go with speculative decoding, whose drafts it has not been tried with")
     if config.lora_config is not None:

@@ -14,7 +14,7 @@ import torch
 from bdc import Solver
 from bdc.errors import InputError
 from bdc.serving import Gate, Middleware
-from bdc.serving.wire import KEY, decode
+from bdc.serving.wire import KEY, cache_salt, decode
 
 CHAT = "/v1/chat/completions"
 PART = {"type": "input_text", "text": "sort numbers"}
@@ -113,10 +113,15 @@ def test_the_base_model_has_no_rank_weights(server: Server) -> None:
     assert asyncio.run(server.post("/invocations", {"model": "plain", "prompt": "hello"}))[0] == 200
     assert asyncio.run(server.post("/tokenize", {"model": "run", "prompt": "hello"}))[0] == 200
     assert all("vllm_xargs" not in seen for seen in server.seen)
-    assert [seen.get("cache_salt") for seen in server.seen] == [None, "mine", None, None, None]
+    salts = [seen.get("cache_salt") for seen in server.seen]
+    assert salts == [None, cache_salt("", "mine"), None, None, None] and salts[1] != "mine"
     asyncio.run(server.post(CHAT, _chat("hello", cache_salt="mine")))
     asyncio.run(server.post(CHAT, _chat("hello")))
-    assert "mine" != server.seen[-1]["cache_salt"] != server.seen[-2]["cache_salt"] != "mine"
+    solvers = server.seen[-1]["cache_salt"]
+    assert "mine" != solvers != server.seen[-2]["cache_salt"] != "mine"
+    # Nor can the base model put its prefixes where a solver's are.
+    asyncio.run(server.post(CHAT, _chat("hello", bdc_weights="none", cache_salt=solvers)))
+    assert server.seen[-1]["cache_salt"] != solvers
 
 
 @pytest.mark.parametrize(

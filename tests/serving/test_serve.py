@@ -53,6 +53,7 @@ def test_what_cannot_be_served_is_named(
     everywhere: Path, tmp_path: Path, started: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, says in (
+        ([str(everywhere), "--name", "base"], "would both be called base"),
         ([str(tmp_path)], "is no run directory with a solver"),
         ([str(tmp_path / "none")], "is no run directory with a solver"),
         ([str(everywhere), "--base-model", str(tmp_path)], str(tmp_path)),
