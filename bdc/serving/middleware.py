@@ -160,14 +160,11 @@ class _Turns:
 
 def _of_chat(request: Mapping[str, Any]) -> str:
     messages = request.get("messages")
-    users = [
-        message["content"]
-        for message in (messages if isinstance(messages, list) else [])
-        if isinstance(message, dict) and message.get("role") == "user" and message.get("content")
-    ]
-    if not users:
-        raise InputError("the messages hold none of the user to take the statement from; pass bdc_statement")
-    return _text(users[-1])
+    for message in reversed(messages if isinstance(messages, list) else []):
+        # Messages of the user that hold nothing but a tool's result go on with what was asked before.
+        if isinstance(message, dict) and message.get("role") == "user" and (text := _text(message.get("content"))):
+            return text
+    raise InputError("the messages hold no text of the user to take the statement from; pass bdc_statement")
 
 
 def _of_completion(request: Mapping[str, Any]) -> str:
@@ -185,13 +182,11 @@ def _of_response(request: Mapping[str, Any]) -> str:
 
 
 def _text(content: Any) -> str:
-    """Of a message's content: a text, or parts of which some are."""
+    """Of a message's content: a text, or parts of which some are; empty if none is."""
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else []
     texts = [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
-    if not texts:
-        raise InputError("the last user message holds no text to take the statement from; pass bdc_statement")
     return "\n".join(texts)
 
 

@@ -17,6 +17,7 @@ from bdc.serving import Gate, Middleware
 from bdc.serving.wire import KEY, cache_salt, decode
 
 CHAT = "/v1/chat/completions"
+RESULT = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "3"}]}
 PART = {"type": "input_text", "text": "sort numbers"}
 
 
@@ -80,6 +81,7 @@ def test_rank_weights_are_the_solvers(everywhere: Path, server: Server, gate: Ga
         ("/v1/completions", {"model": "run", "prompt": "sort numbers"}),
         ("/v1/completions", {"model": "run", "prompt": ["sort numbers"]}),
         ("/v1/messages", {"model": "run", "messages": [*history, {"role": "user", "content": parts}], "max_tokens": 4}),
+        ("/v1/messages", {"model": "run", "messages": [{"role": "user", "content": "sort numbers"}, RESULT]}),
         ("/v1/responses", {"model": "run", "input": "sort numbers"}),
         ("/v1/responses", {"model": "run", "input": [*history, {"role": "user", "content": [PART]}]}),
         (CHAT, _chat("sort numbers", bdc_weights=1)),
@@ -91,7 +93,7 @@ def test_rank_weights_are_the_solvers(everywhere: Path, server: Server, gate: Ga
             assert await server.post(path, body, chunks=index + 1) == (200, {})
 
     asyncio.run(run())
-    chosen: list[Any] = ["hypernetwork"] * 9 + [1, "nearest"]
+    chosen: list[Any] = ["hypernetwork"] * 10 + [1, "nearest"]
     expected = solver.rank_weights(["sort numbers"] * len(bodies), weights=chosen)
     for (_, body), seen, weights in zip(bodies, server.seen, expected, strict=True):
         found = decode(seen["vllm_xargs"], weights.numel())
@@ -102,7 +104,7 @@ def test_rank_weights_are_the_solvers(everywhere: Path, server: Server, gate: Ga
         assert given == {k: seen[k] for k in given}
     assert server.seen[-1]["vllm_xargs"]["other"] == 1
     salts = [seen["cache_salt"] for seen in server.seen]
-    assert len(set(salts[:9])) == 1 and len(set(salts)) == 3
+    assert len(set(salts[:10])) == 1 and len(set(salts)) == 3
 
 
 def test_the_base_model_has_no_rank_weights(server: Server) -> None:
@@ -149,12 +151,12 @@ def test_what_is_no_request_is_vllms_to_refuse(server: Server, body: bytes) -> N
         (CHAT, _chat("x", bdc_statement=7), "bdc_statement must be text, got int"),
         (CHAT, _chat("x", vllm_xargs={KEY: "AAAA"}), "not for clients to set"),
         (CHAT, _chat("x", use_beam_search=True, n=2), "use_beam_search is not customised"),
-        (CHAT, {"model": "run", "messages": []}, "hold none of the user"),
-        (CHAT, {"model": "run"}, "hold none of the user"),
-        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "holds no text"),
+        (CHAT, {"model": "run", "messages": []}, "hold no text of the user"),
+        (CHAT, {"model": "run"}, "hold no text of the user"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "hold no text of the user"),
         ("/v1/completions", {"prompt": ["a", "b"]}, "prompt must be one text"),
         ("/v1/completions", {"prompt": [1, 2]}, "prompt must be one text"),
-        ("/v1/responses", {"model": "run", "input": 3}, "hold none of the user"),
+        ("/v1/responses", {"model": "run", "input": 3}, "hold no text of the user"),
         ("/invocations", _chat("x"), "/invocations is not customised; use /v1/chat/completions, /v1/completions"),
     ],
 )
