@@ -69,10 +69,9 @@ class Bench:
             self.engines[LORA] = vllm.LLM(
                 model=base, **options, enable_lora=True, max_loras=most, max_lora_rank=self.rank
             )
-            for number, gate in enumerate(table.flatten(2), 1):
-                folded = {m: g[:, None] * stack.lora_a[m] for m, g in zip(stack.modules, gate, strict=True)}
+            for number, weights in enumerate(table, 1):
                 path = folder / str(number)
-                write_adapter(path, folded, stack.lora_b, stack.scaling, stack.target_modules, base)
+                write_adapter(path, stack.folded(weights), stack.lora_b, stack.scaling, stack.target_modules, base)
                 self._adapters.append(LoRARequest(str(number), number, str(path)))
 
     def answer(self, system: str, prompts: list[list[int]], tokens: int) -> tuple[float, list[Any]]:

@@ -124,9 +124,9 @@ def _adapted(base: Any, stack: Stack, gates: Sequence[Tensor]) -> Any:
         model.add_adapter(str(number), config)
     dtype = base.dtype
     for number, gate in enumerate(gates):
-        for name, weights in zip(stack.modules, gate, strict=True):
+        for name, lora_a in stack.folded(gate).items():
             layer = model.base_model.model.get_submodule(name)
-            layer.lora_A[str(number)].weight.data = (weights[:, None] * stack.lora_a[name]).to(dtype)
+            layer.lora_A[str(number)].weight.data = lora_a.to(dtype)
             layer.lora_B[str(number)].weight.data = stack.lora_b[name].to(dtype, copy=True)
     model.set_adapter("0")
     return model.eval().requires_grad_(False)

@@ -309,12 +309,10 @@ class Solver:
         with self._lock:
             given = self.customizer.rank_weights([text], choice)[0]
         stack = self.parts.stack
-        folded = {
-            module: gate.flatten().unsqueeze(1) * stack.lora_a[module]
-            for module, gate in zip(stack.modules, given, strict=True)
-        }
         scaling = self.customizer.scaling
-        write_adapter(Path(folder), folded, stack.lora_b, scaling, stack.target_modules, self.parts.base_model)
+        write_adapter(
+            Path(folder), stack.folded(given), stack.lora_b, scaling, stack.target_modules, self.parts.base_model
+        )
         return Path(folder)
 
     def _rows(

@@ -66,6 +66,11 @@ class Stack:
         rows = slice(index * self.rank, (index + 1) * self.rank)
         return self.scaling * self.lora_b[module][:, rows] @ self.lora_a[module][rows]
 
+    def folded(self, weights: Tensor) -> dict[str, Tensor]:
+        """A of one request, [K * r, d_in] by module: its rank weights [L, K, r] (or [L, K * r]) multiplied into the experts'."""
+        gates = weights.flatten(1).unsqueeze(2)
+        return {module: gate * self.lora_a[module] for module, gate in zip(self.modules, gates, strict=True)}
+
     def tensors(self) -> dict[str, Tensor]:
         """What experts.safetensors holds."""
         both = {f"{m}.lora_A": a for m, a in self.lora_a.items()} | {f"{m}.lora_B": b for m, b in self.lora_b.items()}

@@ -95,6 +95,8 @@ class Middleware:
         weights, statement = request.pop("bdc_weights", None), request.pop("bdc_statement", None)
         if weights is None and self.base is not None and request.get("model") == self.base:
             weights = "none"
+        if salt:  # as it is it could name a solver's prefixes
+            request["cache_salt"] = cache_salt("", salt)
         if weights != "none":
             read = next((read for end, read in _STATEMENTS.items() if path.endswith(end)), None)
             if read is not None:
@@ -107,8 +109,6 @@ class Middleware:
                 request |= {"vllm_xargs": {**(given or {}), **ticket.extra_args}, "cache_salt": ticket.cache_salt}
             elif path.endswith(_UNREAD):
                 raise InputError(f"{path} is not customised; use {', '.join(_STATEMENTS)}, or the base model's name")
-        if salt and request["cache_salt"] == salt:  # else it could name a solver's prefixes
-            request["cache_salt"] = cache_salt("", salt)
         try:
             return json.dumps(request).encode()
         except RecursionError as error:
