@@ -6,6 +6,7 @@ to the persistent kernel (one launch). Larger batches are for library GEMMs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,7 @@ from bdc.ops.devices import on_its_device, runs_kernels
 
 MOST_TOKENS = 64
 MOST_VECTOR_TOKENS = 8
+MOST_OUTPUTS = 4
 
 
 @cache
@@ -56,6 +58,30 @@ def supports(y: Tensor, x: Tensor) -> bool:
 def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> None:
     """Add the product to ``y``, copying arguments into the layout of the kernels where they have another."""
     _run(y, x, lora_a, lora_b, g, rows, scaling)
+
+
+def add_slices(
+    y: Tensor,
+    x: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    g: Tensor,
+    rows: Tensor | None,
+    scaling: float,
+    ends: tuple[int, ...],
+) -> bool:
+    """Add all outputs in one launch; False, with nothing written, where the persistent kernel does not take them."""
+    x, lora_a, lora_b = map(native.contiguous_rows, (x, lora_a, lora_b))
+    if not takes_layer(x, (lora_a, lora_b), ends):
+        return False
+    _run(y, x, lora_a, lora_b, g, rows, scaling, ends=ends)
+    return True
+
+
+def takes_layer(x: Tensor, others: Sequence[Tensor], ends: Sequence[int]) -> bool:
+    """Whether the persistent kernel multiplies these matrices, for so many outputs."""
+    fits = x.dtype in (torch.bfloat16, torch.float16) and len(x) <= MOST_TOKENS and len(ends) <= MOST_OUTPUTS
+    return fits and all(map(_in_chunks, (x, *others)))
 
 
 def linear(
@@ -109,12 +135,12 @@ def _run(
     weight = None if weight is None else native.contiguous_rows(weight)
     g = g.float().contiguous()
     place = None if rows is None else rows.to(torch.int32).contiguous()
-    matrices = [x, lora_a, lora_b, *([] if weight is None else [weight])]
-    tiled = x.dtype in (torch.bfloat16, torch.float16) and all(map(_in_chunks, matrices)) and tokens <= MOST_TOKENS
+    matrices = [lora_a, lora_b, *([] if weight is None else [weight])]
+    tiled = takes_layer(x, matrices, ends or ())
     if ends is not None and not tiled:
         raise InputError(
             f"the one-launch layer takes up to {MOST_TOKENS} tokens in 16 bits with rows of multiples of 16 bytes, "
-            f"got {tokens} tokens of {list(x.shape)} {x.dtype} and experts of rank {lora_b.shape[1]}"
+            f"and up to {MOST_OUTPUTS} outputs, got {len(ends)} of {list(x.shape)} {x.dtype} and experts of rank {lora_b.shape[1]}"
         )
     code = native.DTYPE_CODES[x.dtype]
     addresses = tuple(0 if t is None else t.data_ptr() for t in (y, x, lora_a, lora_b, weight, bias, g, place))

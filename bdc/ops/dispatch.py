@@ -12,6 +12,7 @@ from torch.compiler import is_dynamo_compiling
 from bdc.errors import InputError
 from bdc.ops import cpp_gradients, cuda, extension, matmul, triton_gradients, triton_kernels, triton_layer
 from bdc.ops.autocasting import without_autocast
+from bdc.ops.outputs import outputs
 
 _BACKENDS: dict[str, Any] = {"cpp": extension, "cuda": cuda, "triton": triton_layer, "torch": matmul}
 # On a GPU the vector kernels are the fastest up to so many tokens (docs/op-measured.md).
@@ -55,6 +56,28 @@ def add_product(
     with without_autocast(x):
         _BACKENDS[_chosen(y, x, lora_a)].add(y, x, lora_a, lora_b, g, rows, scaling)
     return y
+
+
+def add_slices(
+    y: Tensor,
+    x: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    g: Tensor,
+    rows: Tensor | None,
+    scaling: float,
+    ends: tuple[int, ...],
+) -> None:
+    """:func:`bdc.ops.rankwise_lora_slices_` without checks, for arguments that were checked, and without a gradient."""
+    if not len(x):
+        return
+    x, lora_a, lora_b, g = (t.resolve_neg() for t in (x, lora_a, lora_b, g))
+    with without_autocast(x):
+        backend = _BACKENDS[_chosen(y, x, lora_a, ends)]
+        if backend.add_slices(y, x, lora_a, lora_b, g, rows, scaling, ends):
+            return
+        for columns, own in outputs(ends, lora_b.shape[1]):
+            backend.add(y[:, columns], x, lora_a[own], lora_b[columns], g[:, own], rows, scaling)
 
 
 def forward_with_h(
@@ -107,26 +130,27 @@ def _forced() -> str | None:
     return forced
 
 
-def _chosen(y: Tensor, x: Tensor, lora_a: Tensor) -> str:
+def _chosen(y: Tensor, x: Tensor, lora_a: Tensor, ends: tuple[int, ...] = ()) -> str:
     forced = _forced()
     if not _has_products(y, x, lora_a):
         return "torch"
     if forced:
         return forced if _fits(forced, lora_a) and _BACKENDS[forced].supports(y, x) else "torch"
     if x.device.type == "cuda":
-        return _chosen_on_gpu(y, x, lora_a)
+        return _chosen_on_gpu(y, x, lora_a, ends)
     module = extension.load()
     if module is not None and module.isa() != "portable" and extension.supports(y, x):
         return "cpp"
     return "torch"
 
 
-def _chosen_on_gpu(y: Tensor, x: Tensor, lora_a: Tensor) -> str:
+def _chosen_on_gpu(y: Tensor, x: Tensor, lora_a: Tensor, ends: tuple[int, ...]) -> str:
     if x.dtype not in (torch.bfloat16, torch.float16) or len(x) > triton_layer.MOST_LAYER_TOKENS:
         return "torch"
-    if not _fits("triton", lora_a):
+    # Several outputs in one launch of Triton's are the fastest, and in launches of their own slower than torch.
+    if not (_fits("triton", lora_a) and triton_layer.has_tiles(ends)):
         return "torch"
-    if len(x) <= _CUDA_TOKENS and cuda.supports(y, x):
+    if len(x) <= _CUDA_TOKENS and len(ends) <= 1 and cuda.supports(y, x):
         return "cuda"
     return "triton" if triton_kernels.load() is not None and triton_kernels.supports(y, x) else "torch"
 

@@ -92,6 +92,22 @@ def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: T
     )
 
 
+def add_slices(
+    y: Tensor,
+    x: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    g: Tensor,
+    rows: Tensor | None,
+    scaling: float,
+    ends: tuple[int, ...],
+) -> bool:
+    """Add all outputs in one pass, copying as :func:`add` does; False, with nothing written, where the CPU has no such kernel."""
+    x, lora_a, lora_b = native.contiguous_rows(x), lora_a.contiguous(), lora_b.contiguous()
+    place = None if rows is None else rows.to(torch.int32).contiguous()
+    return bool(try_add(y, x, lora_a, lora_b, g.float().contiguous(), place, scaling, None, False, None, ends))
+
+
 def _addresses(**tensors: Tensor | None) -> tuple[int, ...]:
     """Where they lie, 0 for None.
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bdc.ops.outputs import outputs
+
 
 def supports(y: Tensor, x: Tensor) -> bool:
     """Whether :func:`add` takes these: all that passed the checks."""
@@ -17,15 +19,29 @@ def supports(y: Tensor, x: Tensor) -> bool:
 
 def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> None:
     """Add the product to ``y`` [T, d_out] in place; tokens with row -1 are not written."""
+    add_slices(y, x, lora_a, lora_b, g, rows, scaling, (len(lora_b),))
+
+
+def add_slices(
+    y: Tensor,
+    x: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    g: Tensor,
+    rows: Tensor | None,
+    scaling: float,
+    ends: tuple[int, ...],
+) -> bool:
+    """Add all outputs, of one product with all of A; always True."""
     if rows is not None and x.device.type == "cpu":
         active = rows >= 0
         if not bool(active.all()):
             at = active.nonzero().squeeze(1)
             part = y[at]
             if len(at):
-                add(part, x[at], lora_a, lora_b, g, rows[at], scaling)
+                add_slices(part, x[at], lora_a, lora_b, g, rows[at], scaling, ends)
             y[at] = part
-            return
+            return True
     wide = wide_dtype(x)
     gate = _gate(g, rows, len(x)).to(torch.promote_types(wide, torch.float32))
     lora_a, lora_b = lora_a.to(x.dtype), lora_b.to(x.dtype)
@@ -34,13 +50,19 @@ def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: T
     else:
         h = x.to(wide) @ lora_a.to(wide).T
     gated = (h * gate * scaling).to(wide)
-    if rows is not None and x.device.type != "cpu":
+    for columns, own in outputs(ends, lora_b.shape[1]):
+        _expand(y[:, columns], gated[:, own], lora_b[columns], rows)
+    return True
+
+
+def _expand(y: Tensor, gated: Tensor, lora_b: Tensor, rows: Tensor | None) -> None:
+    if y.device.type == "cpu":
+        y.add_(gated @ lora_b.to(gated.dtype).T)  # BLAS may add to y rank by rank, and round it each time
+    elif rows is None:
+        y.addmm_(gated, lora_b.T)
+    else:
         # Asking whether a row is -1 would wait for the device.
         y.copy_(torch.where((rows >= 0)[:, None], torch.addmm(y, gated, lora_b.T), y))
-    elif x.device.type == "cpu":
-        y.add_(gated @ lora_b.to(wide).T)  # BLAS may add to y rank by rank, and round it each time
-    else:
-        y.addmm_(gated, lora_b.T)
 
 
 def forward(

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from bdc.errors import InputError
-from bdc.ops import checks, operators
+from bdc.ops import checks, dispatch, operators
 from bdc.ops.autocasting import autocasts, cast
 from bdc.ops.extension import try_add, unwatched
 from bdc.ops.functional import rankwise_lora, rankwise_lora_
 from bdc.ops.library import increment_version
+from bdc.ops.outputs import outputs
 from bdc.ops.watchers import check_no_tangents
 
 
@@ -52,6 +53,10 @@ def rankwise_lora_slices(
                 return rankwise_lora_slices_(y, x, lora_a, lora_b, rank_weights, ends, token_to_row, scaling)
             y = x.new_empty(x.shape[0], lora_b.shape[0])
             if try_add(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, None, True, None, ends):
+                return y
+            if unwatched(x, lora_a, lora_b, rank_weights, token_to_row):
+                _check(x, lora_a, lora_b, rank_weights, token_to_row, ends, scaling)
+                dispatch.add_slices(y.zero_(), x, lora_a, lora_b, rank_weights, token_to_row, scaling, ends)
                 return y
         parts = _parts(lora_a, lora_b, rank_weights, ends)
         return torch.cat([rankwise_lora(x, a, b, g, token_to_row, scaling) for _, a, b, g in parts], 1)
@@ -113,15 +118,24 @@ def _add(
         increment_version((y,))
         return
     check_no_tangents(y, x, lora_a, lora_b, g)
-    parts = list(_parts(lora_a, lora_b, g, ends))
-    # All of it before anything is written.
-    if unwatched(y, x, lora_a, lora_b, g, rows):
-        for _, own_a, own_b, own_g in parts:
-            checks.check_product(x, own_a, own_b, own_g, rows, scaling)
-        others = {"lora_a": lora_a, "lora_b": lora_b, "rank_weights": g, "token_to_row": rows}
-        checks.check_output(y, x, others, len(x), len(lora_b))
-    for columns, own_a, own_b, own_g in parts:
-        rankwise_lora_(y[:, columns], x, own_a, own_b, own_g, rows, scaling)
+    if not unwatched(y, x, lora_a, lora_b, g, rows):
+        for columns, own_a, own_b, own_g in _parts(lora_a, lora_b, g, ends):
+            rankwise_lora_(y[:, columns], x, own_a, own_b, own_g, rows, scaling)
+        return
+    _check(x, lora_a, lora_b, g, rows, ends, scaling)
+    others = {"lora_a": lora_a, "lora_b": lora_b, "rank_weights": g, "token_to_row": rows}
+    checks.check_output(y, x, others, len(x), len(lora_b))
+    dispatch.add_slices(y, x, lora_a, lora_b, g, rows, scaling, ends)
+    increment_version((y,))
+
+
+def _check(
+    x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, ends: tuple[int, ...], scaling: float
+) -> None:
+    """All arguments but y; those of one output stand for the others', which have as many ranks."""
+    checks.check_slices(lora_a, lora_b, ends, g)
+    ranks = lora_b.shape[1]
+    checks.check_product(x, lora_a[:ranks], lora_b, g[:, :ranks], rows, scaling)
 
 
 def _add_op(
@@ -143,10 +157,8 @@ def _parts(
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Each slice's columns of the output, and its A, B and g."""
     checks.check_slices(lora_a, lora_b, ends, g)
-    ranks = lora_b.shape[1]
-    for s, (first, end) in enumerate(zip((0, *ends), ends, strict=False)):
-        own = slice(s * ranks, (s + 1) * ranks)
-        yield slice(first, end), lora_a[own], lora_b[first:end], g[:, own]
+    for columns, own in outputs(ends, lora_b.shape[1]):
+        yield columns, lora_a[own], lora_b[columns], g[:, own]
 
 
 operators.register_in_place("rankwise_lora_slices", "Tensor? token_to_row, int[] ends", _add_op, _check_fakes)

@@ -29,6 +29,34 @@ def add(y: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: T
         launches.add(y, x, lora_a, lora_b, g, rows, scaling)
 
 
+def add_slices(
+    y: Tensor,
+    x: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    g: Tensor,
+    rows: Tensor | None,
+    scaling: float,
+    ends: tuple[int, ...],
+) -> bool:
+    """Add all outputs in one launch; False, with nothing written, where there is none."""
+    if not takes_layer(x, lora_b, ends):
+        return False
+    _launch(y, x, None, None, lora_a, lora_b, g, rows, scaling, ends)
+    return True
+
+
+def takes_layer(x: Tensor, lora_b: Tensor, ends: tuple[int, ...]) -> bool:
+    """Whether there is a launch for so many tokens, ranks and outputs; the interpreter cannot multiply bfloat16."""
+    interprets = x.device.type == "cpu" and x.dtype == torch.bfloat16
+    return len(x) <= MOST_LAYER_TOKENS and bool(lora_b.numel()) and has_tiles(ends) and not interprets
+
+
+def has_tiles(ends: tuple[int, ...]) -> bool:
+    """Whether a launch has tiles of outputs that end there: up to four, at multiples of 64 but for the last."""
+    return len(ends) <= 4 and not any(end % 64 for end in ends[:-1])
+
+
 def producer_warps(block_t: int) -> int:
     """Warps of a producer, which holds both its inputs and a tile of x."""
     return 8 if block_t > 16 else 4
@@ -56,7 +84,7 @@ def linear(
     """
     ends = ends or (len(lora_b),)
     checks.check_layer(x, weight, bias, lora_a, lora_b, g, rows, scaling, out, ends)
-    if len(ends) > 4 or any(end % 64 for end in ends[:-1]):
+    if not has_tiles(ends):
         raise InputError(f"ends must be up to four, multiples of 64 but for the last, got {ends}")
     if len(x) > MOST_LAYER_TOKENS:
         raise InputError(f"the one-launch layer takes up to {MOST_LAYER_TOKENS} tokens, got {len(x)}")

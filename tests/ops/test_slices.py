@@ -11,6 +11,9 @@ from torch import nn
 from bdc.errors import InputError
 from bdc.ops import (
     apply_rankwise_lora,
+    cuda,
+    extension,
+    matmul,
     quantize_experts,
     rank_weights,
     rankwise_lora,
@@ -18,6 +21,7 @@ from bdc.ops import (
     rankwise_lora_slices,
     rankwise_lora_slices_,
     reference,
+    triton_layer,
 )
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -74,6 +78,25 @@ def test_error_is_within_the_bound(problems: SimpleNamespace, backend: str, dtyp
             problems.assert_within_bounds(got[:, columns], own, product_is_rounded=got.is_cuda)
             own.y = torch.zeros_like(own.y)
             problems.assert_within_bounds(fresh[:, columns], own)
+
+
+@pytest.mark.parametrize("tokens", [1, 9, 64])
+def test_outputs_are_added_at_once(
+    problems: SimpleNamespace, backend: str, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    """One launch, or one product with all of A: a backend is not asked for the outputs one by one."""
+    module = {"torch": matmul, "cpp": extension, "triton": triton_layer, "cuda": cuda}[backend]
+    dtype = torch.float16 if backend == "cuda" else torch.float32
+    problem = make(problems, (tokens, 64, 16, (64, 192, 256)), dtype=dtype)
+    x, a, b, g, ends, rows, s = problem.arguments
+    given = (x.T.contiguous().T, a, b, g, ends, rows, s)  # the direct call of the CPU kernel does not take it so
+    expected = rankwise_lora_slices(*given)
+    monkeypatch.setattr(module, "add", None)
+    assert torch.equal(rankwise_lora_slices(*given), expected)
+    for columns, own in parts(problem.arguments):
+        whole = SimpleNamespace(y=torch.zeros_like(problem.y[:, columns]), x=x, a=own[1], b=own[2], g=own[3], rows=rows)
+        whole.scaling, whole.arguments = s, own
+        problems.assert_within_bounds(expected[:, columns], whole)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
