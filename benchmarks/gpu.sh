@@ -52,7 +52,8 @@ workers=$("$python" -c 'import importlib.util; print("-n 12" if importlib.util.f
 (cd "$cache" && timeout 170 "$python" -P -m pytest -q --maxfail=40 -o cache_dir="$cache" $workers --rootdir "$OLDPWD" -c "$OLDPWD/pyproject.toml" \
     "$OLDPWD/tests/ops/test_gpu.py" "$OLDPWD/tests/ops/test_cuda_kernels.py" "$OLDPWD/tests/ops/test_triton_kernels.py" \
     "$OLDPWD/tests/ops/test_cuda_compiles.py" "$OLDPWD/tests/ops/test_forward.py" "$OLDPWD/tests/ops/test_library.py" \
-    "$OLDPWD/tests/ops/test_arguments.py" -k "not cpp") >"$out/tests.log" 2>&1
+    "$OLDPWD/tests/ops/test_slices.py" "$OLDPWD/tests/ops/test_linear.py" "$OLDPWD/tests/ops/test_arguments.py" \
+    -k "not cpp") >"$out/tests.log" 2>&1
 code=$?
 tail -15 "$out/tests.log"
 [ $code -eq 0 ] || echo "the tests failed or ran out of time (code $code): measured all the same" >&2

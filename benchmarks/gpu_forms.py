@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from bdc.ops import cuda, triton_kernels, triton_layer
+from bdc.ops import (
+    cuda,
+    rankwise_lora_,
+    rankwise_lora_linear,
+    rankwise_lora_slices_,
+    triton_kernels,
+    triton_layer,
+)
 
 Form = Callable[["Case"], Callable[[], Tensor] | None]
 
@@ -104,6 +111,22 @@ def two_gemms(case: Case) -> Callable[[], Tensor] | None:
         return y
 
     return launch
+
+
+def layer_of_ops(case: Case) -> Callable[[], Tensor] | None:
+    """What a wrapped layer calls: :func:`bdc.ops.rankwise_lora_linear`, which chooses."""
+    return lambda: rankwise_lora_linear(
+        case.x, case.w, None, case.a, case.b, case.g, case.rows, case.scaling, case.ends if len(case.ends) > 1 else None
+    )
+
+
+def added_by_ops(case: Case) -> Callable[[], Tensor] | None:
+    """What is called where the base is there already: the product in place, which chooses."""
+    if len(case.ends) == 1:
+        return lambda: rankwise_lora_(linear(case.x, case.w), case.x, case.a, case.b, case.g, case.rows, case.scaling)
+    return lambda: rankwise_lora_slices_(
+        linear(case.x, case.w), case.x, case.a, case.b, case.g, case.ends, case.rows, case.scaling
+    )
 
 
 def cuda_product(case: Case) -> Callable[[], Tensor] | None:
@@ -319,6 +342,8 @@ FORMS: dict[str, Form] = {
     "base": base,
     "norm+base": norm_and_base,
     "two GEMMs": two_gemms,
+    "bdc.ops layer": layer_of_ops,
+    "bdc.ops added": added_by_ops,
     "cuda": cuda_product,
     "cuda layer": cuda_layer,
     "triton": triton_product,

@@ -34,7 +34,19 @@ LLAMA: Shapes = {
 TINY: Shapes = {"qkv": (64, (64, 64, 32)), "o": (96, (64,))}
 # Larger than the cache of an H100 or H200, in all sets together.
 BYTES_OF_SETS = 256 << 20
-OURS = ("cuda", "cuda layer", "triton", "triton 1", "triton layer", "n-concat", "forked", "k-concat", "k-concat mm")
+OURS = (
+    "bdc.ops layer",
+    "bdc.ops added",
+    "cuda",
+    "cuda layer",
+    "triton",
+    "triton 1",
+    "triton layer",
+    "n-concat",
+    "forked",
+    "k-concat",
+    "k-concat mm",
+)
 LARGEST_ERROR = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
 
 

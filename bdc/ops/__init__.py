@@ -5,6 +5,7 @@ from __future__ import annotations
 from bdc.ops import reference
 from bdc.ops.dispatch import backends
 from bdc.ops.functional import rankwise_lora, rankwise_lora_
+from bdc.ops.linear import rankwise_lora_linear
 from bdc.ops.modules import (
     PreparedRankWeights,
     RankwiseLoraLinear,
@@ -26,6 +27,7 @@ __all__ = [
     "rank_weights",
     "rankwise_lora",
     "rankwise_lora_",
+    "rankwise_lora_linear",
     "rankwise_lora_pools",
     "rankwise_lora_pools_",
     "rankwise_lora_slices",

@@ -236,13 +236,7 @@ def check_layer(
     if lora_a.dtype != x.dtype:
         raise InputError(f"lora_a must be {x.dtype}, the dtype of x, got {lora_a.dtype}")
     outputs = len(lora_b)
-    for name, tensor, shape in (("weight", weight, (outputs, x.shape[1])), ("bias", bias, (outputs,))):
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
-            raise InputError(f"{name} must be {list(shape)}, got {_shape(tensor)}")
-        if tensor.dtype != x.dtype or tensor.device != x.device:
-            raise InputError(f"{name} must be {x.dtype} on {x.device} as x is, got {tensor.dtype} on {tensor.device}")
+    check_base(x, weight, bias, outputs)
     if out is None:
         if weight is None:
             raise InputError("out must be given where weight is not: the product is added to it")
@@ -258,6 +252,17 @@ def check_layer(
     check_output(out, x, given, len(x), outputs)
     if outputs > 1 and out.stride(1) != 1:
         raise InputError(f"out must have contiguous rows, got strides {list(out.stride())}")
+
+
+def check_base(x: Tensor, weight: Tensor | None, bias: Tensor | None, outputs: int) -> None:
+    """``weight`` [d_out, d_in] and ``bias`` [d_out] of the base fit x and so many outputs, where they are there."""
+    for name, tensor, shape in (("weight", weight, (outputs, x.shape[-1])), ("bias", bias, (outputs,))):
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise InputError(f"{name} must be {list(shape)}, got {_shape(tensor)}")
+        if tensor.dtype != x.dtype or tensor.device != x.device:
+            raise InputError(f"{name} must be {x.dtype} on {x.device} as x is, got {tensor.dtype} on {tensor.device}")
 
 
 def check_producer(

@@ -72,16 +72,16 @@ def add_slices(
 ) -> bool:
     """Add all outputs in one launch; False, with nothing written, where the persistent kernel does not take them."""
     x, lora_a, lora_b = map(native.contiguous_rows, (x, lora_a, lora_b))
-    if not takes_layer(x, (lora_a, lora_b), ends):
+    if not takes_layer(x, None, lora_a, lora_b, ends):
         return False
     _run(y, x, lora_a, lora_b, g, rows, scaling, ends=ends)
     return True
 
 
-def takes_layer(x: Tensor, others: Sequence[Tensor], ends: Sequence[int]) -> bool:
-    """Whether the persistent kernel multiplies these matrices, for so many outputs."""
+def takes_layer(x: Tensor, weight: Tensor | None, lora_a: Tensor, lora_b: Tensor, ends: Sequence[int]) -> bool:
+    """Whether the persistent kernel multiplies these matrices, with or without a base, for so many outputs."""
     fits = x.dtype in (torch.bfloat16, torch.float16) and len(x) <= MOST_TOKENS and len(ends) <= MOST_OUTPUTS
-    return fits and all(map(_in_chunks, (x, *others)))
+    return fits and all(matrix is None or _in_chunks(matrix) for matrix in (x, weight, lora_a, lora_b))
 
 
 def linear(
@@ -135,8 +135,7 @@ def _run(
     weight = None if weight is None else native.contiguous_rows(weight)
     g = g.float().contiguous()
     place = None if rows is None else rows.to(torch.int32).contiguous()
-    matrices = [lora_a, lora_b, *([] if weight is None else [weight])]
-    tiled = takes_layer(x, matrices, ends or ())
+    tiled = takes_layer(x, weight, lora_a, lora_b, ends or ())
     if ends is not None and not tiled:
         raise InputError(
             f"the one-launch layer takes up to {MOST_TOKENS} tokens in 16 bits with rows of multiples of 16 bytes, "

@@ -17,6 +17,7 @@ from bdc.ops.outputs import outputs
 _BACKENDS: dict[str, Any] = {"cpp": extension, "cuda": cuda, "triton": triton_layer, "torch": matmul}
 # On a GPU the vector kernels are the fastest up to so many tokens (docs/op-measured.md).
 _CUDA_TOKENS = 2
+_HALVES = (torch.bfloat16, torch.float16)
 _MISSING = {
     "cpp": "the extension bdc._lora is not built, install bdc again",
     "cuda": "it needs a GPU, bdc built where nvcc is found (bdc doctor tells), and a driver for that nvcc's CUDA",
@@ -78,6 +79,35 @@ def add_slices(
             return
         for columns, own in outputs(ends, lora_b.shape[1]):
             backend.add(y[:, columns], x, lora_a[own], lora_b[columns], g[:, own], rows, scaling)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    g: Tensor,
+    rows: Tensor | None,
+    scaling: float,
+    ends: tuple[int, ...],
+) -> Tensor | None:
+    """:func:`bdc.ops.rankwise_lora_linear` in one launch, without a gradient; None where there is none that pays.
+
+    Checks everything, for tensors that are plain.
+    """
+    x, weight, lora_a, lora_b, g = (t.resolve_neg() for t in (x, weight, lora_a, lora_b, g))
+    bias = None if bias is None else bias.resolve_neg()
+    name = _forced() or "triton"
+    if _forced() is None and (x.device.type != "cuda" or x.dtype not in _HALVES or triton_kernels.load() is None):
+        return None
+    if name not in ("cuda", "triton") or x.ndim != 2 or lora_b.ndim != 2 or lora_a.dtype != x.dtype or not x.numel():
+        return None
+    backend = _BACKENDS[name]
+    if not (backend.supports(x, x) and backend.takes_layer(x, weight, lora_a, lora_b, ends)):
+        return None
+    found: Tensor = backend.linear(x, weight, bias, lora_a, lora_b, g, rows, scaling, None, ends)
+    return found
 
 
 def forward_with_h(
@@ -145,7 +175,7 @@ def _chosen(y: Tensor, x: Tensor, lora_a: Tensor, ends: tuple[int, ...] = ()) ->
 
 
 def _chosen_on_gpu(y: Tensor, x: Tensor, lora_a: Tensor, ends: tuple[int, ...]) -> str:
-    if x.dtype not in (torch.bfloat16, torch.float16) or len(x) > triton_layer.MOST_LAYER_TOKENS:
+    if x.dtype not in _HALVES or len(x) > triton_layer.MOST_LAYER_TOKENS:
         return "torch"
     # Several outputs in one launch of Triton's are the fastest, and in launches of their own slower than torch.
     if not (_fits("triton", lora_a) and triton_layer.has_tiles(ends)):

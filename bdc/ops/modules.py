@@ -10,18 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
-from torch.nn.modules.module import _global_forward_hooks
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from bdc.errors import InputError
 from bdc.ops import checks
 from bdc.ops.extension import try_add
 from bdc.ops.functional import rankwise_lora, rankwise_lora_
 from bdc.ops.library import increment_version
+from bdc.ops.linear import rankwise_lora_linear
 from bdc.ops.quantized import Int8Experts, fold
 from bdc.ops.slices import rankwise_lora_slices, rankwise_lora_slices_
 
 # Modules that multiply with the weights of layers inside them by themselves.
 _READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+# Where a layer can be one launch.
+_WHOLE_ON = {"cuda"}
 
 Experts = tuple[Tensor, Tensor] | Int8Experts
 """lora_a [R, d_in] and lora_b [d_out, R] of one output."""
@@ -32,7 +36,8 @@ class RankwiseLoraLinear(nn.Module):
 
     Args:
         base: an ``nn.Linear`` (or a subclass), called through its own forward. Without gradients the product is added to
-            what it returns, in place, unless it has forward hooks, which may keep that.
+            what it returns, in place, unless it has forward hooks, which may keep that. On a GPU, without hooks, it is
+            :func:`bdc.ops.rankwise_lora_linear` while rank weights are in force.
         lora_a: [R, d_in]; cast to the device, and where that is a dtype of floats to the dtype, of the base weight. Where it has
             both already its memory is shared, as with nn.Parameter.
         lora_b: [d_out, R]; likewise.
@@ -99,8 +104,10 @@ class RankwiseLoraLinear(nn.Module):
         """``x`` [..., d_in]; its tokens in order are those of the ``token_to_row`` in force."""
         # As self.base does, without nn.Module's lookup of attributes, which adds up over the layers of a model.
         base: Any = self._modules["base"]
-        y: Tensor = base(x)
         arguments = self._arguments
+        if arguments is not None and x.device.type in _WHOLE_ON and _is_plain(base):
+            return self._whole(x, base, *arguments[:3])
+        y: Tensor = base(x)
         if arguments is None:
             return y
         a, b = self._experts()
@@ -116,6 +123,12 @@ class RankwiseLoraLinear(nn.Module):
         y = y.contiguous()
         self._add(y.view(-1, y.shape[-1]), self._tokens(x), a, b, *arguments[:3])
         return y
+
+    def _whole(self, x: Tensor, base: nn.Linear, g: Tensor, rows: Tensor | None, scaling: float) -> Tensor:
+        """Base and product together, where one launch may do both."""
+        a, b = self._experts()
+        y = rankwise_lora_linear(self._tokens(x), base.weight, base.bias, a, b, g, rows, scaling, self.ends)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     def _experts(self) -> tuple[Tensor, Tensor]:
         """A and B as they are now, which functional_call and parametrizations replace."""
@@ -169,6 +182,12 @@ class RankwiseLoraLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"ranks={len(self.lora_a)}, scaling={self.scaling:g}"
+
+
+def _is_plain(base: nn.Linear) -> bool:
+    """Whether its forward is torch's, which nobody watches or has replaced."""
+    hooks = base._forward_hooks or base._forward_pre_hooks or _global_forward_hooks or _global_forward_pre_hooks
+    return type(base) is nn.Linear and not hooks and "forward" not in base.__dict__
 
 
 def apply_rankwise_lora(

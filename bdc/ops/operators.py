@@ -136,6 +136,24 @@ def register_in_place(
     torch.library.register_fake(f"bdc::{name}_", fake_, lib=_library)
 
 
+def register_without_gradient(
+    name: str, arguments: str, function: Callable[..., Tensor], fake: Callable[..., Tensor]
+) -> None:
+    """Define the operator ``name`` of ``arguments``, as torch's schemas write them, and scaling, which returns a new tensor."""
+    _library.define(f"{name}({arguments}, float scaling) -> Tensor")
+
+    def autograd(*inputs: Any) -> Tensor:
+        if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
+            raise InputError(f"torch.ops.bdc.{name} has no gradient: call bdc.ops.{name}, which has")
+        with torch._C._AutoDispatchBelowAutograd():
+            found: Tensor = getattr(torch.ops.bdc, name)(*inputs)
+            return found
+
+    _library.impl(name, function, "CompositeExplicitAutograd")
+    _library.impl(name, autograd, "Autograd")
+    torch.library.register_fake(f"bdc::{name}", fake, lib=_library)
+
+
 def _arguments(others: str) -> str:
     return f"Tensor x, Tensor lora_a, Tensor lora_b, Tensor rank_weights, {others}"
 

@@ -147,9 +147,15 @@ def _add_op(
 def _check_fakes(
     x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, rows: Tensor | None, ends: Any, scaling: float
 ) -> None:
-    for _, own_a, own_b, own_g in _parts(lora_a, lora_b, g, checks.as_ends(ends)):
-        checks.check_experts(own_a, own_b, x.shape[-1])
-        checks.check_weights(own_g, len(own_a), x.dtype, x.device)
+    check_experts(x, lora_a, lora_b, g, checks.as_ends(ends))
+
+
+def check_experts(x: Tensor, lora_a: Tensor, lora_b: Tensor, g: Tensor, ends: tuple[int, ...]) -> None:
+    """What shapes alone tell; those of one output stand for the others', which have as many ranks."""
+    checks.check_slices(lora_a, lora_b, ends, g)
+    ranks = lora_b.shape[1]
+    checks.check_experts(lora_a[:ranks], lora_b, x.shape[-1])
+    checks.check_weights(g[:, :ranks], ranks, x.dtype, x.device)
 
 
 def _parts(

@@ -40,14 +40,14 @@ def add_slices(
     ends: tuple[int, ...],
 ) -> bool:
     """Add all outputs in one launch; False, with nothing written, where there is none."""
-    if not takes_layer(x, lora_b, ends):
+    if not takes_layer(x, None, lora_a, lora_b, ends):
         return False
     _launch(y, x, None, None, lora_a, lora_b, g, rows, scaling, ends)
     return True
 
 
-def takes_layer(x: Tensor, lora_b: Tensor, ends: tuple[int, ...]) -> bool:
-    """Whether there is a launch for so many tokens, ranks and outputs; the interpreter cannot multiply bfloat16."""
+def takes_layer(x: Tensor, weight: Tensor | None, lora_a: Tensor, lora_b: Tensor, ends: tuple[int, ...]) -> bool:
+    """Whether there is a launch for so many tokens and outputs, with or without a base; the interpreter cannot multiply bfloat16."""
     interprets = x.device.type == "cpu" and x.dtype == torch.bfloat16
     return len(x) <= MOST_LAYER_TOKENS and bool(lora_b.numel()) and has_tiles(ends) and not interprets
 

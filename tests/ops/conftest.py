@@ -88,9 +88,27 @@ def assert_within_bounds(got: Tensor, problem: Problem, *, product_is_rounded: b
     assert bool(excess <= 0), f"the error exceeds its bound by {float(excess)}"
 
 
+def layer_bound(problem: Problem, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The layer in float64, and its error bound: the base's sum over d_in, the product's terms, rounding of the output."""
+    x, a, b, g, rows, s = problem.arguments
+    x, a, b, g, w = (tensor.double() for tensor in (x, a, b, g, weight))
+    unit = UNIT[problem.x.dtype]
+    assert rows is not None
+    gate = torch.where((rows >= 0)[:, None], g[rows.long().clamp_min(0)], 0)
+    gated = s * (x @ a.T) * gate
+    expected = x @ w.T + bias.double() + gated @ b.T
+    summed = s * (x.abs() @ a.abs().T * gate.abs()) @ b.abs().T
+    base = x.abs() @ w.abs().T + bias.double().abs()
+    after = gated.abs() @ b.abs().T
+    steps = 2.0**-23
+    return expected, unit * (expected.abs() + after) + steps * (
+        len(a) * after + x.shape[1] * summed + (x.shape[1] + len(a)) * base
+    )
+
+
 @pytest.fixture
 def problems() -> SimpleNamespace:
-    return SimpleNamespace(make=make, truth=truth, assert_within_bounds=assert_within_bounds)
+    return SimpleNamespace(make=make, truth=truth, assert_within_bounds=assert_within_bounds, layer_bound=layer_bound)
 
 
 WITHOUT = {

@@ -15,6 +15,7 @@ from bdc.ops import (
     checks,
     rankwise_lora,
     rankwise_lora_,
+    rankwise_lora_linear,
     rankwise_lora_pools,
     rankwise_lora_pools_,
     rankwise_lora_slices,
@@ -73,6 +74,7 @@ def test_lists_that_are_no_tensors_are_named_by_every_form(name: str, autocast: 
     forms: list[tuple[Callable[..., object], dict[str, object]]] = [
         (rankwise_lora, {**tensors}),
         (rankwise_lora_, {**y, **tensors}),
+        (rankwise_lora_linear, {**tensors, "weight": torch.zeros(6, 8), "bias": None}),
         (rankwise_lora_slices, {**tensors, "ends": [6]}),
         (rankwise_lora_slices_, {**y, **tensors, "ends": [6]}),
         (rankwise_lora_pools, {**pools, **row_to_pool}),

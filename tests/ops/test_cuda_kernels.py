@@ -52,23 +52,6 @@ def test_vectors_are_within_the_bound(problems: SimpleNamespace, dtype: torch.dt
         problems.assert_within_bounds(got, problems.make(*shape, dtype=dtype))
 
 
-def layer_bound(problem: SimpleNamespace, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The layer in float64, and its error bound: the base's sum over d_in, the product's terms, rounding of the output."""
-    x, a, b, g, rows, s = problem.arguments
-    x, a, b, g, w = (tensor.double() for tensor in (x, a, b, g, weight))
-    unit = UNIT[problem.x.dtype]
-    gate = torch.where((rows >= 0)[:, None], g[rows.long().clamp_min(0)], 0)
-    gated = s * (x @ a.T) * gate
-    expected = x @ w.T + bias.double() + gated @ b.T
-    summed = s * (x.abs() @ a.abs().T * gate.abs()) @ b.abs().T
-    base = x.abs() @ w.abs().T + bias.double().abs()
-    after = gated.abs() @ b.abs().T
-    steps = 2.0**-23
-    return expected, unit * (expected.abs() + after) + steps * (
-        len(a) * after + x.shape[1] * summed + (x.shape[1] + len(a)) * base
-    )
-
-
 @pytest.mark.usefixtures("cuda_backend")
 @pytest.mark.parametrize("shape", TILED)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -77,7 +60,7 @@ def test_layer_in_one_launch(problems: SimpleNamespace, dtype: torch.dtype, shap
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(shape[2], shape[1], generator=generator).to(dtype)
     bias = torch.randn(shape[2], generator=generator).to(dtype)
-    expected, bound = layer_bound(problem, weight, bias)
+    expected, bound = problems.layer_bound(problem, weight, bias)
     problem = on_device(problem)
     got = cuda.linear(problem.x, weight.to(problem.x.device), bias.to(problem.x.device), *problem.arguments[1:]).cpu()
     assert bool(((got.double() - expected).abs() <= bound).all())
@@ -100,7 +83,7 @@ def test_slices(problems: SimpleNamespace, tokens: int, base: bool) -> None:
     arguments = (None, a, b, g, rows, 0.7, None if base else y)
     got = cuda.linear(x, weight if base else None, *arguments, (128, 192, 264)).cpu()
     for part, own, piece in zip(parts, weights, got.split(widths, 1), strict=True):
-        expected, bound = layer_bound(part, own, torch.zeros(len(own)))
+        expected, bound = problems.layer_bound(part, own, torch.zeros(len(own)))
         if not base:
             expected, bound = expected + part.y.double(), bound + UNIT[dtype] * part.y.double().abs()
         assert bool(((piece.double() - expected).abs() <= bound).all())

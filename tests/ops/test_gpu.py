@@ -16,7 +16,9 @@ from bdc.ops import (
     rank_weights,
     rankwise_lora,
     rankwise_lora_,
+    rankwise_lora_linear,
     rankwise_lora_pools,
+    rankwise_lora_slices_,
     reference,
 )
 
@@ -149,6 +151,60 @@ def test_autocast(problems: SimpleNamespace, on_gpu: str) -> None:
     with torch.autocast("cuda", dtype=torch.bfloat16):
         got = rankwise_lora(x, a, b, g, rows, s)
     assert torch.equal(got, rankwise_lora(x.bfloat16(), a.bfloat16(), b.bfloat16(), g, rows, s))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("tokens", [1, 16, 64, 200])
+def test_several_outputs_in_a_graph(problems: SimpleNamespace, on_gpu: str, tokens: int, whole: bool) -> None:
+    """As a merged q, k and v: added to what is there, and with the base."""
+    problem = problem_on_gpu(problems, tokens, 256, 320, 48, 5)
+    x, a, b, g, rows, s = problem.arguments
+    b, ends, y = b[:, :16].contiguous(), (128, 192, 320), problem.y.clone()
+    weight = torch.randn(320, 256, device="cuda").bfloat16()
+
+    def run() -> Tensor:
+        if whole:
+            return rankwise_lora_linear(x, weight, None, a, b, g, rows, s, ends)
+        return rankwise_lora_slices_(y, x, a, b, g, ends, rows, s)
+
+    with torch.inference_mode():
+        run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run()
+        for seed in (1, 2):
+            g.copy_(torch.randn(g.shape, generator=torch.Generator().manual_seed(seed)))
+            y.copy_(problem.y)
+            graph.replay()
+            got = out.clone()
+            y.copy_(problem.y)
+            assert torch.equal(got, run())
+            before = torch.nn.functional.linear(x, weight) if whole else problem.y
+            for i, (first, end) in enumerate(((0, 128), (128, 192), (192, 320))):
+                own = slice(16 * i, 16 * i + 16)
+                product = reference.rankwise_lora(
+                    x.double(), a[own].double(), b[first:end].double(), g[:, own].double(), rows, s
+                )
+                expected = before[:, first:end].double() + product
+                assert float((got[:, first:end].double() - expected).norm()) <= 1e-2 * float(expected.norm())
+    assert counters.all_zero()
+
+
+def test_a_layer_is_one_operator_of_a_compiled_graph(problems: SimpleNamespace, on_gpu: str) -> None:
+    problem = problem_on_gpu(problems, 7, 64, 48, 16, 4)
+    layer = RankwiseLoraLinear(nn.Linear(64, 48, device="cuda").bfloat16(), problem.a, problem.b, problem.scaling)
+    seen: list[str] = []
+
+    def record(graph: torch.fx.GraphModule, inputs: object) -> object:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    with torch.inference_mode(), rank_weights(layer, problem.g, problem.rows):
+        torch.compile(layer, fullgraph=True, backend=record)(problem.x)
+        compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+        assert torch.equal(compiled(problem.x), layer(problem.x))
+    assert "bdc.rankwise_lora_linear" in seen and not any("add" in name for name in seen)
 
 
 def test_wrapped_layer_in_a_graph(problems: SimpleNamespace, on_gpu: str) -> None:

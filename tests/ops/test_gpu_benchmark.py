@@ -29,6 +29,7 @@ def test_dry_run(tmp_path: Path) -> None:
     assert len(record["cells"]) == 4 and record["layers"].keys() == {"1", "20"}
     for cell in record["cells"]:
         forms = {"two GEMMs", "triton", "triton 1", "triton layer", "norm+triton", "n-concat", "k-concat"}
+        forms |= {"bdc.ops layer", "bdc.ops added"}
         assert forms <= cell["overhead"].keys()
         assert all(error < 2e-3 for error in cell["relative_error"].values())
         assert cell["left_out"]["cuda"].startswith("does not apply")

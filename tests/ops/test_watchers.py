@@ -22,6 +22,7 @@ from bdc.ops import (
     rank_weights,
     rankwise_lora,
     rankwise_lora_,
+    rankwise_lora_linear,
     rankwise_lora_pools,
     rankwise_lora_pools_,
     rankwise_lora_slices,
@@ -50,14 +51,20 @@ def _slices(form: Form) -> Form:
     return lambda *arguments: form(*arguments[:-2], (arguments[-4].shape[0],), *arguments[-2:])
 
 
+def _layer_of_zeros(x: Tensor, a: Tensor, b: Tensor, *rest: Any) -> Tensor:
+    return rankwise_lora_linear(x, torch.zeros(b.shape[-2], x.shape[-1]), None, a, b, *rest)
+
+
 NEW = {
     "plain": rankwise_lora,
+    "layer": _layer_of_zeros,
     "slices": _slices(rankwise_lora_slices),
     "pools": _pools(rankwise_lora_pools),
     "operator": torch.ops.bdc.rankwise_lora,
 }
 IN_PLACE = {
     "plain": rankwise_lora_,
+    "layer": rankwise_lora_,
     "slices": _slices(rankwise_lora_slices_),
     "pools": _pools(rankwise_lora_pools_),
     "operator": lambda y, *arguments: (torch.ops.bdc.rankwise_lora_(y, *arguments), y)[1],
