@@ -15,6 +15,10 @@ from bdc.llm.folders import KINDS, read_json
 DEFAULT_ENCODER = "all-minilm-l6-v2"
 
 
+# Of a token: a tokenizer reads all of what it is given, be it a thousand times what the model takes.
+_MOST_CHARACTERS = 64
+
+
 class SentenceEncoder:
     """A transformers encoder with mean pooling over tokens, as Sentence-Transformers models are trained.
 
@@ -22,7 +26,8 @@ class SentenceEncoder:
 
     Args:
         model: what `bdc.llm.resolve` takes.
-        max_tokens: texts are truncated to this many tokens (None: the limit it was published with, 256 for MiniLM).
+        max_tokens: texts are truncated to this many tokens (None: the limit it was published with, 256 for MiniLM), and
+            before to 64 characters for each.
 
     Raises:
         ModelNotFoundError: no source has the model.
@@ -60,7 +65,8 @@ class SentenceEncoder:
         """
         import torch
 
-        texts = [storable(text) for text in texts]  # a tokenizer takes no half of a surrogate pair
+        # A tokenizer takes no half of a surrogate pair.
+        texts = [storable(text[: self.max_tokens * _MOST_CHARACTERS]) for text in texts]
         out = np.zeros((len(texts), self.dim), dtype=np.float32)
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         if not self._tokenizer("")["input_ids"]:  # no special tokens: a text may have none at all

@@ -44,6 +44,8 @@ class Middleware:
     The statement is a conversation's last user message, or a completion's prompt. Two fields of a request's body, which vLLM does
     not see, say otherwise: ``bdc_statement``, and ``bdc_weights`` as for :meth:`bdc.Solver.generate`.
 
+    vLLM puts it before its own middlewares; it goes behind them, so that they see a request, and its answer, as ever.
+
     Args:
         app: the ASGI application behind it.
         gate: what gives rank weights (default: that of the settings in the environment variable BDC_SERVE).
@@ -57,9 +59,15 @@ class Middleware:
             settings = Settings(**json.loads(os.environ[SETTINGS]))
             gate, base = Gate.from_pretrained(settings.solver, encoder=settings.encoder), settings.base
         self.app, self.base = app, base
+        self._first: App = self._customise
         self._turns = _Turns(gate)
+        if (last := _last_before_routes(app)) is not None:
+            self._first, self.app, last.app = app, last.app, self._customise
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        await self._first(scope, receive, send)
+
+    async def _customise(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
@@ -113,6 +121,15 @@ class Middleware:
             return json.dumps(request).encode()
         except RecursionError as error:
             raise InputError("the request is nested too deeply") from error
+
+
+def _last_before_routes(app: Any) -> Any | None:
+    """The middleware behind which a Starlette application turns errors into answers and has its routes, if there is one."""
+    while (inner := getattr(app, "app", None)) is not None:
+        if type(inner).__name__ == "ExceptionMiddleware":
+            return app
+        app = inner
+    return None
 
 
 class _Turns:

@@ -17,8 +17,8 @@ from bdc.errors import InputError, MissingExtraError
 def add_options(command: argparse.ArgumentParser) -> None:
     """The options of the command; those that it does not know are vLLM's."""
     command.epilog = (
-        "All further options are vLLM's: --dtype, --max-model-len, --tensor-parallel-size, --api-key and the rest, which "
-        "`python -m vllm.entrypoints.openai.api_server --help` lists."
+        "All further options, which come after the directory, are vLLM's: --dtype, --max-model-len, --tensor-parallel-size, "
+        "--api-key and the rest, which `python -m vllm.entrypoints.openai.api_server --help` lists."
     )
     command.set_defaults(others=[])
     command.allow_abbrev = False  # of vLLM's
@@ -28,7 +28,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--base-model", help="where the base model is, if not where the solver says")
     command.add_argument("--encoder", help="where the encoder is, likewise")
     command.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this machine alone")
-    command.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    command.add_argument("--port", type=_port, default=8000, help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,6 +68,13 @@ def serve_command(
     command += ["--served-model-name", *names, "--host", host, "--port", str(port)]
     command += ["--worker-cls", "bdc.serving.worker.Worker", "--middleware", "bdc.serving.Middleware"]
     return [*command, "--additional-config", json.dumps({"bdc_solver": str(solver), "bdc_cache_salts": True}), *others]
+
+
+def _port(text: str) -> int:
+    port = int(text) if text.isdecimal() else 0
+    if not 0 < port < 2**16:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 65535, got {text:.100}")
+    return port
 
 
 def _solver(directory: Path) -> tuple[Path, str]:

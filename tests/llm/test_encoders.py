@@ -85,6 +85,23 @@ def test_an_encoder_that_gives_nan_is_named(tiny_encoder: Path) -> None:
         encoder.encode(["a"])
 
 
+def test_the_tokenizer_is_not_given_what_the_model_cannot_take(
+    tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = SentenceEncoder(tiny_encoder, max_tokens=8)
+    read: list[int] = []
+    tokenizer = encoder._tokenizer
+
+    def record(texts: list[str] | str, **options: object) -> object:
+        read.extend(map(len, texts))
+        return tokenizer(texts, **options)
+
+    expected = encoder.encode(["word " * 60])
+    monkeypatch.setattr(encoder, "_tokenizer", record)
+    np.testing.assert_array_equal(encoder.encode(["word " * 100_000]), expected)
+    assert max(read) == 8 * 64
+
+
 def test_texts_are_cut_where_the_positions_of_roberta_end(tiny: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 

@@ -201,6 +201,35 @@ def test_requests_that_come_together_are_encoded_together(
     assert len(server.seen) == 6
 
 
+class ExceptionMiddleware:
+    """What Starlette has of that name before its routes."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+
+class Doorkeeper(ExceptionMiddleware):
+    """Lets nobody in; as vLLM does with those who have no key."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if not scope["path"].endswith("completions"):
+            await super().__call__(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 401, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+
+def test_it_goes_behind_those_that_refuse(server: Server, gate: Gate) -> None:
+    server.middleware = Middleware(Doorkeeper(Doorkeeper(ExceptionMiddleware(server._app))), gate, "plain")
+    assert asyncio.run(server.post(CHAT, _chat("x", bdc_weights="best"))) == (401, {})
+    assert asyncio.run(server.post("/v1/responses", {"input": "x", "bdc_weights": "best"}))[0] == 400
+    assert asyncio.run(server.post("/v1/responses", {"input": "sort"}))[0] == 200
+    assert [KEY in seen["vllm_xargs"] for seen in server.seen] == [True]
+
+
 def test_what_is_no_post_passes(gate: Gate) -> None:
     seen: list[Any] = []
 

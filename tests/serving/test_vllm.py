@@ -24,6 +24,7 @@ import torch
 
 from bdc import Solver
 from bdc.customize.storage import SolverParts
+from bdc.errors import InputError
 from bdc.llm.base import storable
 from bdc.serving import Gate
 from bdc.serving.wire import KEY
@@ -172,7 +173,7 @@ def server(everywhere: Path, vllm_on_a_cpu: None, tmp_path_factory: pytest.TempP
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "bdc.cli", "serve", str(everywhere.parent), "--port", str(port)]
     options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "4"]
-    options += ["--gpu-memory-utilization", "0.3"]
+    options += ["--gpu-memory-utilization", "0.3", "--api-key", "secret", "--allowed-origins", '["*"]']
     elsewhere = tmp_path_factory.mktemp("elsewhere")  # `-m` would find the sources here
     process = subprocess.Popen([*command, *options], cwd=elsewhere)
     url = f"http://127.0.0.1:{port}"
@@ -189,8 +190,12 @@ def server(everywhere: Path, vllm_on_a_cpu: None, tmp_path_factory: pytest.TempP
         process.wait(60)
 
 
+KEY_HEADER = {"authorization": "Bearer secret"}
+
+
 def _post(url: str, **body: Any) -> tuple[int, Any]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    headers = {"content-type": "application/json", **KEY_HEADER}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, json.load(answer)
@@ -199,7 +204,7 @@ def _post(url: str, **body: Any) -> tuple[int, Any]:
 
 
 def test_the_server_answers_as_the_solver_does(server: str, everywhere: Path) -> None:
-    with urllib.request.urlopen(f"{server}/v1/models", timeout=30) as answer:
+    with urllib.request.urlopen(urllib.request.Request(f"{server}/v1/models", None, KEY_HEADER), timeout=30) as answer:
         assert [model["id"] for model in json.load(answer)["data"]] == [everywhere.parent.name, "base"]
     tokenizer = Solver.from_pretrained(everywhere).tokenizer
     chat = f"{server}/v1/chat/completions"
@@ -228,3 +233,35 @@ def test_the_server_answers_as_the_solver_does(server: str, everywhere: Path) ->
     assert (code, answer["content"][0]["text"]) == (200, said)
     code, answer = _post(f"{server}/v1/responses", model=body["model"], input=question, **limits, max_output_tokens=12)
     assert (code, answer["output"][0]["content"][0]["text"]) == (200, said)
+
+
+def test_vllm_sees_a_request_first(server: str) -> None:
+    """Its key is asked for before the encoder is, and browsers may read what bdc refuses."""
+    data = json.dumps({"prompt": "x", "bdc_weights": "best"}).encode()
+    for key, code in (({}, 401), (KEY_HEADER, 400)):
+        headers = {"content-type": "application/json", "origin": "http://a.page", **key}
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(f"{server}/v1/completions", data, headers), timeout=30)
+        assert refused.value.code == code
+    assert refused.value.headers["access-control-allow-origin"] == "*"
+
+
+def test_layers_that_need_not_ask_their_method_are_refused(vllm_on_a_cpu: None) -> None:
+    from vllm.model_executor.layers.linear import ReplicatedLinear
+
+    from bdc.serving.layers import find
+
+    class Own(ReplicatedLinear):
+        def forward(self, x: Any) -> Any:
+            return x
+
+    def layer(kind: type[Any]) -> Any:
+        made = kind.__new__(kind)
+        torch.nn.Module.__init__(made)
+        made.output_partition_sizes, made.tp_size = [8], 1
+        return made
+
+    model = torch.nn.ModuleDict({"a": layer(ReplicatedLinear), "b": layer(Own)})
+    assert [target.name for target in find(model, ["a"])] == ["a"]
+    with pytest.raises(InputError, match="adapts b, which vLLM's Own computes by a way of its own"):
+        find(model, ["a", "b"])
