@@ -14,7 +14,7 @@ from bdc.boost.settings import AgentSettings, BoostSettings
 from bdc.customize.settings import CustomizeSettings
 from bdc.disentangle.settings import DisentangleSettings
 from bdc.errors import InputError
-from bdc.evaluation.settings import SYSTEMS, EvaluateSettings
+from bdc.evaluation.settings import SYSTEMS, EvaluateSettings, single_experts
 from bdc.ranges import MOST_SEED, check_ranges
 from bdc.sandbox import Limits
 
@@ -77,7 +77,9 @@ class Config:
         names = [agent.name for agent in self.agents]
         if len(set(names)) < len(names):
             raise InputError(f"agent names must differ, got {', '.join(names)}")
-        known = (*SYSTEMS, *self.customize.ablations)
+        k = self.disentangle.k
+        experts = single_experts(k) if isinstance(k, int) else []  # "auto" is known once traces are
+        known = (*SYSTEMS, *experts, *self.customize.ablations)
         if unknown := [name for name in self.evaluate.systems if name not in known]:
             raise InputError(f"evaluate.systems names {unknown[0]!r}; this configuration makes {', '.join(known)}")
 

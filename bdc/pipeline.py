@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from bdc.artefacts import sha256_of
 from bdc.config import Config, SandboxSettings
 from bdc.errors import InputError
-from bdc.problems import file_of, load, split, without_duplicates
+from bdc.problems import Problem, file_of, load, split, without_duplicates
 from bdc.progress import Progress
 from bdc.runs import STAGES, Run, digest
 from bdc.sandbox import Limits, Sandbox
@@ -150,10 +151,17 @@ class Pipeline:
         return customize(self.run, self.config.customize, self.progress)
 
     def _evaluate(self) -> dict[str, Any]:
+        from bdc.boost.solve import solve
+        from bdc.evaluation.answers import Answer
         from bdc.evaluation.stage import run as evaluate
 
         sandbox, limits = self._sandbox()
-        experts = self.config.disentangle
+        experts, boost, agents = self.config.disentangle, self.config.boost, self.config.agents
+
+        def search(problems: Sequence[Problem]) -> list[Answer]:
+            found = solve(self.run, problems, boost, agents, sandbox, limits, self.progress, stage="evaluate")
+            return [Answer(each.program, **asdict(each.spent)) for each in found]
+
         with sandbox:
             return evaluate(
                 self.run,
@@ -164,6 +172,7 @@ class Pipeline:
                 self.progress,
                 inputs=self._left_by("customize"),
                 dtype=experts.dtype,
+                search=search,
             )
 
     def _report(self) -> dict[str, Any]:

@@ -45,6 +45,15 @@ class Call:
     sample: int = 0
 
 
+@dataclass(slots=True)
+class Spent:
+    """What answers to one problem's calls took: tokens read and written, and seconds of the agents."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+
+
 class Broker:
     """Asks agents and remembers the answers in the run store; a context manager that closes the agents.
 
@@ -54,6 +63,10 @@ class Broker:
         run: the open run.
         agents: who can be asked.
         seed: base of every sampling seed.
+        stage: whose calls they are in the store, and in what progress says.
+
+    Attributes:
+        spent_on: what each problem cost so far.
     """
 
     def __init__(self, run: Run, agents: Sequence[Agent], seed: int, progress: Progress, stage: str = "boost") -> None:
@@ -64,6 +77,7 @@ class Broker:
         self._lost: set[str] = set()  # keys of calls that failed for good, as opposed to those that were refused
         self._asked_now: set[str] = set()  # keys
         self._spent = {"calls": 0, "tokens": 0, "seconds": 0.0, "usd": 0.0}
+        self.spent_on: dict[str, Spent] = {}  # by problem id, replayed answers included
         self._runner = asyncio.Runner()
 
     def __enter__(self) -> Broker:
@@ -150,6 +164,10 @@ class Broker:
     def _count(self, call: Call, answer: Completion) -> None:
         settings = self.agents[call.agent].settings
         self.empty += answer.finish_reason != "error" and not answer.text.strip()
+        own = self.spent_on.setdefault(call.problem_id, Spent())
+        own.prompt_tokens += answer.prompt_tokens
+        own.completion_tokens += answer.completion_tokens
+        own.seconds += answer.seconds
         self._spent["calls"] += 1
         self._spent["tokens"] += answer.prompt_tokens + answer.completion_tokens
         self._spent["seconds"] += answer.seconds
@@ -172,7 +190,7 @@ class Broker:
             by_agent.setdefault(call.agent, {})[key] = call
         answers: dict[str, Completion] = {}
         local = asyncio.Lock()  # local models share the cores: one at a time
-        with self.progress.task(label, total=len(missing)) as task:
+        with self.progress.task(f"{self.stage}: {label}", total=len(missing)) as task:
 
             async def one_agent(index: int, calls: dict[str, Call]) -> None:
                 llm = self.agents[index].llm

@@ -58,7 +58,7 @@ class Search:
 
     def run(self) -> list[Tree]:
         """Search until every tree has stopped; ``Tree.stop`` says why."""
-        with self.progress.task("boost: rollouts", total=self.settings.rollouts) as task:
+        with self.progress.task(f"{self.broker.stage}: rollouts", total=self.settings.rollouts) as task:
             while active := [tree for tree in self.trees if not tree.stop]:
                 affordable = self._affordable(active)
                 if not affordable:
@@ -141,7 +141,7 @@ class Search:
                 for tree, node, agent in open_questions
             ]
             unread = []
-            answers = self.broker.ask(calls, "boost: propose thoughts") if calls else []
+            answers = self.broker.ask(calls, "propose thoughts") if calls else []
             for (tree, node, agent), answer in zip(open_questions, answers, strict=True):
                 proposals = parse_proposals(answer.text, self.settings.width) if answer.finish_reason != "error" else []
                 if proposals:
@@ -206,7 +206,7 @@ class Search:
             )
             for index, (tree, node, agent) in enumerate(slots)
         ]
-        answers = self.broker.ask(calls, "boost: write programs")
+        answers = self.broker.ask(calls, "write programs")
         sources = [
             extract_program(answer.text, tree.problem.starter_code) if answer.finish_reason != "error" else None
             for (tree, _, _), answer in zip(slots, answers, strict=True)
@@ -249,7 +249,7 @@ class Search:
             )
             for tree, node, verdict in ready
         ]
-        answers = self.broker.ask(calls, "boost: reflect") if calls else []
+        answers = self.broker.ask(calls, "reflect") if calls else []
         again: list[tuple[Tree, Node, Node]] = []
         for (tree, node, _), answer in zip(ready, answers, strict=True):
             thought = parse_thought(answer.text) if answer.finish_reason != "error" else None

@@ -10,8 +10,13 @@ from bdc.ranges import MOST_SEED, check_ranges
 
 Protocol = Literal["direct", "thoughts"]
 
-SYSTEMS = ("zero-shot", "single-lora", "nearest", "uniform", "bdc", "ties", "dare")
-"""Systems that every run can open; ablations that were trained come on top."""
+SYSTEMS = ("zero-shot", "single-lora", "nearest", "uniform", "bdc", "ties", "dare", "experts", "search")
+"""Systems that every run can open; single experts, and ablations that were trained, come on top."""
+
+
+def single_experts(k: int) -> list[str]:
+    """The systems that are one of k experts alone."""
+    return [f"expert-{index}" for index in range(k)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +24,9 @@ class EvaluateSettings:
     """What is compared, and how.
 
     ``systems``: "zero-shot" (the base model), "single-lora" (one LoRA on all traces), "nearest", "uniform", "bdc"
-    (the hypernetwork), "ties" or "dare" (all experts merged), or the name of an ablation that the solver holds.
+    (the hypernetwork), "ties" or "dare" (all experts merged), "expert-0" and so on, or "experts" for each of them alone, the
+    name of an ablation that the solver holds, or "search" (the agents' search, as slow as it is: what the solver is to replace).
+    The search alone sees a problem's public tests, which steer it; it has settings and a budget of its own, those of ``[boost]``.
 
     ``protocol``: "direct" asks for the program at once, "thoughts" for a plan first and then for a program from it.
     ``program_tokens`` and ``thought_tokens`` bound the answers; ``batch_size`` problems are answered together. A problem

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bdc.artefacts import atomic_write
@@ -12,7 +12,7 @@ from bdc.evaluation.answers import Answer, Respondent, program_prompt
 from bdc.evaluation.judging import judged
 from bdc.evaluation.metrics import interval, paired_difference
 from bdc.evaluation.settings import EvaluateSettings
-from bdc.evaluation.systems import OURS, System, Systems, label
+from bdc.evaluation.systems import OURS, SEARCH, System, Systems, label
 from bdc.llm import prompts
 from bdc.machine import describe_machine
 from bdc.problems import Problem
@@ -38,11 +38,13 @@ def run(
     dtype: str = "auto",
     *,
     inputs: str = "",
+    search: Callable[[Sequence[Problem]], list[Answer]] | None = None,
 ) -> dict[str, Any]:
     """Let every system solve the held-out problems and compare them; writes ``evaluation.json``.
 
     Args:
         inputs: digest of what the solver was made from. Stored answers of other inputs are not used.
+        search: what the system "search" answers, one program per problem.
 
     Returns:
         Summary: number of problems, and per system the means of the metrics.
@@ -53,14 +55,19 @@ def run(
     progress = progress or Progress("quiet")
     problems = held_out(run, settings.max_problems, progress)
     systems = Systems(run, base_model, dtype)
-    systems.check(settings.systems)
+    names = systems.named(settings.systems)
     results = []
-    with progress.task("evaluate", total=len(problems) * len(settings.systems)) as task:
-        for name in settings.systems:
-            with systems.open(name, settings.seed) as system:
-                respondent = Respondent(run, system, settings, "/".join((inputs, base_model, dtype)))
-                answers = respondent.programs(problems, task)
-                losses = held_out_loss(system, problems)
+    with progress.task("evaluate", total=len(problems) * len(names)) as task:
+        for name in names:
+            losses: list[float | None] = [None] * len(problems)
+            if name == SEARCH:
+                answers = _searched(search, problems)
+                task.advance(len(problems), name)
+            else:
+                with systems.open(name, settings.seed) as system:
+                    respondent = Respondent(run, system, settings, "/".join((inputs, base_model, dtype)))
+                    answers = respondent.programs(problems, task)
+                    losses = held_out_loss(system, problems)
             verdicts = judged(run, sandbox, limits, problems, [answer.program for answer in answers])
             results.append(_result(name, problems, answers, losses, verdicts, settings))
     evaluation = {
@@ -83,6 +90,12 @@ def run(
             for result in results
         },
     }
+
+
+def _searched(search: Callable[[Sequence[Problem]], list[Answer]] | None, problems: Sequence[Problem]) -> list[Answer]:
+    if search is None:
+        raise InputError(f'evaluate.systems names "{SEARCH}", which needs the agents of a run; bdc evaluate has them')
+    return search(problems)
 
 
 def held_out(run: Run, limit: int, progress: Progress) -> list[Problem]:
@@ -167,7 +180,8 @@ def differences(results: Sequence[dict[str, Any]], settings: EvaluateSettings) -
     for other in results:
         for metric in ("loss", "pass_rate", "ac"):
             mine, theirs = (_values(result["per_problem"], metric) for result in (ours, other))
-            if other is not ours and mine:
+            # Which problems have a loss is a matter of the problems; the search has none at all.
+            if other is not ours and mine and theirs:
                 found = paired_difference(mine, theirs, settings.bootstrap, settings.seed)
                 out.append({"system": other["name"], "metric": metric, **found._asdict(), "n": len(mine)})
     return out

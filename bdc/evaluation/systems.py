@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from bdc.customize.customizer import MAIN, Weights
 from bdc.errors import InputError
-from bdc.evaluation.settings import SYSTEMS
+from bdc.evaluation.settings import SYSTEMS, single_experts
 from bdc.runs import Run
 
 if TYPE_CHECKING:
     from bdc.customize import Solver
 
-SINGLE, OURS = "single-lora", "bdc"
+SINGLE, OURS, SEARCH = "single-lora", "bdc", "search"
+_EACH = "experts"
 _MERGES: tuple[Literal["ties", "dare"], ...] = ("ties", "dare")
 _WEIGHTS = {"zero-shot": "none", SINGLE: "uniform", "nearest": "nearest", "uniform": "uniform", OURS: MAIN}
 _LABELS = {
@@ -28,12 +29,20 @@ _LABELS = {
     "dare": "DARE merge",
     "expert-gate": "Expert gate",
     "no-centroids": "No centroids",
+    SEARCH: "Search",
 }
 
 
 def label(name: str) -> str:
     """The name for a reader."""
-    return _LABELS.get(name, name)
+    index = _index(name)
+    return _LABELS.get(name, name) if index is None else f"Expert {index}"
+
+
+def _index(name: str) -> int | None:
+    """That of the expert which is this system alone."""
+    start, _, index = name.rpartition("-")
+    return int(index) if start == "expert" and index.isdecimal() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +67,17 @@ class Systems:
         self._run, self._base_model, self._dtype = run, base_model, dtype
         self.solver = Solver.from_pretrained(run.solver_dir, dtype=dtype, base_model=base_model)
 
-    def check(self, names: tuple[str, ...]) -> None:
-        """Raise InputError for a name that this run cannot open."""
-        known = [*SYSTEMS, *(n for n in self.solver.customizer.networks if n != MAIN)]
+    def named(self, names: Sequence[str]) -> list[str]:
+        """The systems of these names, each once, with one for each expert in place of "experts".
+
+        Raises:
+            InputError: this run has no system of a name.
+        """
+        experts = single_experts(self.solver.customizer.k)
+        known = [*SYSTEMS, *experts, *(n for n in self.solver.customizer.networks if n != MAIN)]
         if unknown := [name for name in names if name not in known]:
             raise InputError(f"evaluate.systems names {unknown[0]!r}; this run has {', '.join(known)}")
+        return list(dict.fromkeys(each for name in names for each in (experts if name == _EACH else [name])))
 
     @contextlib.contextmanager
     def open(self, name: str, seed: int) -> Iterator[System]:
@@ -78,4 +93,5 @@ class Systems:
             with self.solver.merged(merge, seed=seed):
                 yield System(name, self.solver, "none")
             return
-        yield System(name, self.solver, _WEIGHTS.get(name, name))
+        index = _index(name)
+        yield System(name, self.solver, _WEIGHTS.get(name, name) if index is None else index)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import pytest
 from bdc.customize import Solver
 from bdc.errors import InputError
 from bdc.evaluation import EvaluateSettings, stage
+from bdc.evaluation.answers import Answer
 from bdc.evaluation.judging import judged
 from bdc.llm import prompts
 from bdc.problems import Problem
@@ -124,6 +125,7 @@ def test_a_problem_beyond_the_context_is_not_solved_and_stops_nothing(
 SCRIPT = """
 import json, sys
 from bdc.evaluation import EvaluateSettings, stage
+from bdc.evaluation.answers import Answer
 from bdc.runs import Run
 from bdc.sandbox import Limits, Sandbox
 settings, limits = (json.loads(text) for text in sys.argv[3:])
@@ -167,6 +169,41 @@ def test_merged_experts_are_systems_too(new_run: NewRun, tiny: Path, sandbox: Sa
     ties, zero_shot, dare = (system["loss"]["mean"] for system in merged["systems"])
     assert zero_shot == pytest.approx(alone["systems"][0]["loss"]["mean"], rel=1e-4)
     assert min(abs(ties - zero_shot), abs(dare - zero_shot), abs(ties - dare)) > 1e-3
+
+
+def test_each_expert_alone_and_what_was_searched(new_run: NewRun, tiny: Path, sandbox: Sandbox) -> None:
+    path = new_run("run")
+    settings = replace(SETTINGS, systems=("experts", "bdc", "search", "expert-1"), program_tokens=2)
+    with pytest.raises(InputError, match='names "search", which needs the agents of a run'):
+        evaluate(path, tiny, sandbox, replace(settings, systems=("search",)))
+
+    def search(problems: Sequence[Problem]) -> list[Answer]:
+        programs = [f"def f(x):\n    return x + {index % 2}\n" for index in range(len(problems) - 1)]
+        return [Answer(program, 10, 5, 0.5) for program in programs] + [Answer(None, 10, 0, 0.5)]
+
+    with Run(path) as run:
+        stage.run(run, settings, str(tiny), sandbox, LIMITS, None, "float32", inputs="x", search=search)
+        found = json.loads(run.evaluation_path.read_text())
+    systems = {system["name"]: system for system in found["systems"]}
+    assert list(systems) == ["expert-0", "expert-1", "bdc", "search"]
+    assert [system["label"] for system in found["systems"]] == ["Expert 0", "Expert 1", "BDC", "Search"]
+    searched = systems["search"]
+    assert [row["pass_rate"] for row in searched["per_problem"]] == [1, 1, 0, 0, 0, 0, 0]
+    assert searched["loss"] is None and searched["ac"]["mean"] == pytest.approx(2 / 7)
+    assert (searched["prompt_tokens"], searched["completion_tokens"], searched["seconds"]) == (70, 30, 3.5)
+    pairs = {(row["system"], row["metric"]) for row in found["differences"]}
+    assert ("search", "loss") not in pairs and {("search", "ac"), ("expert-0", "loss")} <= pairs
+    solver = Solver.from_pretrained(path / "solver", dtype="float32", base_model=tiny)
+    with Run(path) as run:
+        problem = stage.held_out(run, 1, Progress("quiet"))[0]
+    for index in range(2):
+        loss = solver.loss(
+            [prompts.program(problem.statement, ())],
+            [prompts.program_response(problem.solution or "")],
+            statements=[problem.statement],
+            weights=index,
+        )[0]
+        assert systems[f"expert-{index}"]["per_problem"][0]["loss"] == pytest.approx(loss.per_token, rel=1e-4)
 
 
 def test_a_second_run_asks_nothing(

@@ -105,6 +105,7 @@ epochs = 2
 batch_size = 2
 hidden = 8
 [evaluate]
+systems = ["zero-shot", "single-lora", "nearest", "uniform", "bdc", "experts", "search"]
 program_tokens = 12
 bootstrap = 100
 """,

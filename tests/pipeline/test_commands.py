@@ -34,7 +34,8 @@ def test_a_finished_run_is_whole_and_a_second_call_pays_nothing(
     assert main(["run", str(config), "--dir", str(finished), "--json"]) == 0
     out = capsys.readouterr()
     results = json.loads(out.out)
-    assert list(results["systems"]) == ["zero-shot", "single-lora", "nearest", "uniform", "bdc"]
+    compared = ["zero-shot", "single-lora", "nearest", "uniform", "bdc", "expert-0", "expert-1", "search"]
+    assert list(results["systems"]) == compared
     assert Path(results["report"]) == finished / "report.html"
     assert [line.split(":")[0] for line in out.err.splitlines()] == list(STAGES)
     assert all("done already" in line for line in out.err.splitlines())
@@ -46,6 +47,23 @@ def test_a_finished_run_is_whole_and_a_second_call_pays_nothing(
     for name in ("config.toml", "traces.parquet", "preferences.parquet", "evaluation.json", "report.html"):
         assert (finished / name).is_file()
     assert not list(finished.glob(".*.tmp")) and not list(finished.glob(".*.pt"))
+
+
+def test_the_search_is_compared_by_what_it_solves_and_costs(finished: Path) -> None:
+    evaluation = json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))
+    systems = {system["name"]: system for system in evaluation["systems"]}
+    search, base = systems["search"], systems["zero-shot"]
+    assert search["loss"] is None and base["loss"]["n"] == len(evaluation["problems"]) == 3
+    assert search["ac"]["mean"] == 1.0 > base["ac"]["mean"]  # the agents know the answers, the tiny model does not
+    with Run(finished) as run:
+        roles = "('propose', 'program', 'reflect')"
+        asked = list(run.rows(f"SELECT * FROM calls WHERE stage = 'evaluate' AND role IN {roles}"))
+        split = {row["id"]: row["split"] for row in run.rows("SELECT id, split FROM problems")}
+    assert {split[row["problem_id"]] for row in asked} == {"test"}
+    for kind in ("prompt_tokens", "completion_tokens"):
+        assert search[kind] == sum(row[kind] for row in asked)
+    assert {row["metric"] for row in evaluation["differences"] if row["system"] == "search"} == {"pass_rate", "ac"}
+    assert "Search" in (finished / "report.html").read_text(encoding="utf-8")
 
 
 def test_each_stage_is_a_command_that_knows_its_inputs(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +104,8 @@ def test_a_run_of_another_format_is_left_alone(finished: Path, capsys: pytest.Ca
         ("workers = 1", "wall_seconds = -1", "wall"),
         ('[[agents]]\nname = "right"', '[[agents]]\nname = "left"', "agent names must differ"),
         ("\nk = 2", "\nk = 0", "disentangle.k"),
-        ("[evaluate]", "[evaluate]\nsystems = ['best']", "best"),
+        ('systems = ["zero-shot"', 'systems = ["best"', "best"),
+        ('systems = ["zero-shot"', 'systems = ["expert-2"', "expert-2"),
     ],
 )
 def test_bad_input_is_one_line_before_any_call_is_paid(
