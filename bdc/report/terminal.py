@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-WIDE, COSTS, TABLE = 120, 76, 62
-"""Columns from which intervals stand beside their means, costs are shown, and there is a table at all."""
+
+_NARROWEST = 10  # columns that names of systems are folded to
 
 
 def print_results(evaluation: dict[str, Any], console: Console) -> None:
@@ -22,12 +22,17 @@ def print_results(evaluation: dict[str, Any], console: Console) -> None:
 
     Args:
         evaluation: the content of evaluation.json.
-        console: under 120 columns the interval goes below its mean, under 76 costs are left out, under 62 each system is a
-            list.
+        console: where it is too narrow for all figures, intervals go below their means; else costs are left out, too; else
+            each system is a list.
     """
     from rich.text import Text
 
-    console.print(_table(evaluation, console.width) if console.width >= TABLE else _lists(evaluation))
+    unbounded = console.options.update(max_width=10_000)
+    longest = max((len(printable(label(system))) for system in evaluation["systems"]), default=0)
+    room = console.width + max(0, longest - _NARROWEST)
+    tables = (_table(evaluation, beside, costs) for beside, costs in ((True, True), (False, True), (False, False)))
+    fitting = (table for table in tables if console.measure(table, options=unbounded).maximum <= room)
+    console.print(next(fitting, None) or _lists(evaluation))
     for sentence in verdicts(evaluation):
         console.print(Text(printable(sentence)))
 
@@ -50,7 +55,8 @@ def _lists(evaluation: dict[str, Any]) -> Text:
     return Text("\n".join(lines) + "\n")
 
 
-def _table(evaluation: dict[str, Any], width: int) -> Table:
+def _table(evaluation: dict[str, Any], beside: bool, costs: bool) -> Table:
+    """With intervals ``beside`` their means or below them, with ``costs`` or without."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -62,19 +68,19 @@ def _table(evaluation: dict[str, Any], width: int) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
-    table.add_column("system", overflow="fold", min_width=14)
+    table.add_column("system", overflow="fold", min_width=_NARROWEST)
     for metric in METRICS:
         table.add_column(Text(f"{metric.label}\n{metric.better} wins"), justify="right", no_wrap=True)
-    if width >= COSTS:
+    if costs:
         table.add_column("tokens", justify="right", no_wrap=True)
         table.add_column("seconds", justify="right", no_wrap=True)
     leaders = {metric.key: [system["name"] for system in best(evaluation["systems"], metric)] for metric in METRICS}
     for system in evaluation["systems"]:
         ours = system["name"] == OURS
-        cells = [_cell(system, metric, system["name"] in leaders[metric.key], width) for metric in METRICS]
-        costs = [f"{_tokens(system):,}", f"{system.get('seconds') or 0.0:,.1f}"] if width >= COSTS else []
+        cells = [_cell(system, metric, system["name"] in leaders[metric.key], beside) for metric in METRICS]
+        spent = [f"{_tokens(system):,}", f"{system.get('seconds') or 0.0:,.1f}"] if costs else []
         name = Text(printable(label(system)), style="bold" if ours else "")
-        table.add_row(name, *cells, *costs)
+        table.add_row(name, *cells, *spent)
     return table
 
 
@@ -110,9 +116,9 @@ def _tokens(system: dict[str, Any]) -> int:
     return int((system.get("prompt_tokens") or 0) + (system.get("completion_tokens") or 0))
 
 
-def _cell(system: dict[str, Any], metric: Metric, leads: bool, width: int) -> Text:
+def _cell(system: dict[str, Any], metric: Metric, leads: bool, beside: bool) -> Text:
     from rich.text import Text
 
     value = Text(metric.format(mean(system, metric)), style="bold" if leads else "")
     interval = metric.interval(system.get(metric.key))
-    return value.append(f"{' ' if width >= WIDE else chr(10)}{interval}", style="dim") if interval else value
+    return value.append(f"{' ' if beside else chr(10)}{interval}", style="dim") if interval else value
