@@ -23,7 +23,7 @@ from bdc.runs import Run, digest, seed_of
 
 STAGE = "evaluate"
 _ANSWER = ("text", "prompt_tokens", "completion_tokens", "seconds")
-_NOT_SAMPLING = ("systems", "bootstrap")  # settings that change no answer
+_NOT_SAMPLING = ("systems", "bootstrap", "pass_at")  # settings that change no answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,19 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A problem, asked for the ``sample``-th time."""
+
+    problem: Problem
+    sample: int
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from others in digests."""
+        return (self.problem.id, self.sample) if self.sample else (self.problem.id,)
 
 
 class Respondent:
@@ -47,24 +60,27 @@ class Respondent:
         self.run, self.system, self.settings, self.inputs = run, system, settings, inputs
         self._sampling = {name: value for name, value in asdict(settings).items() if name not in _NOT_SAMPLING}
 
-    def programs(self, problems: Sequence[Problem], task: Task) -> list[Answer]:
-        """One answer per problem, in order."""
+    def programs(self, problems: Sequence[Problem], task: Task) -> list[list[Answer]]:
+        """The answers to each problem, in order, ``samples`` of them."""
+        samples = self.settings.samples
+        questions = [Question(problem, sample) for problem in problems for sample in range(samples)]
         answers: list[Answer] = []
-        for start in range(0, len(problems), self.settings.batch_size):
-            chunk = problems[start : start + self.settings.batch_size]
+        for start in range(0, len(questions), self.settings.batch_size):
+            chunk = questions[start : start + self.settings.batch_size]
             answers += self._chunk(chunk)
             task.advance(len(chunk), self.system.name)
-        return answers
+        return [answers[start : start + samples] for start in range(0, len(answers), samples)]
 
-    def _chunk(self, chunk: Sequence[Problem]) -> list[Answer]:
+    def _chunk(self, questions: Sequence[Question]) -> list[Answer]:
+        chunk = [question.problem for question in questions]
         turns = []
         steps: list[list[str]] = [[] for _ in chunk]
         if self.settings.protocol == "thoughts":
             asked = [prompts.plan(problem.statement) for problem in chunk]
-            turns.append(self._ask(chunk, asked, self.settings.thought_tokens))
+            turns.append(self._ask(questions, asked, self.settings.thought_tokens))
             steps = [parse_plan(row["text"]) for row in turns[-1]]
         asked = [program_prompt(problem, thoughts) for problem, thoughts in zip(chunk, steps, strict=True)]
-        turns.append(self._ask(chunk, asked, self.settings.program_tokens))
+        turns.append(self._ask(questions, asked, self.settings.program_tokens))
         return [
             Answer(
                 extract_program(rows[-1]["text"], problem.starter_code),
@@ -76,26 +92,27 @@ class Respondent:
         ]
 
     def _ask(
-        self, chunk: Sequence[Problem], asked: Sequence[prompts.Messages], max_tokens: int
+        self, questions: Sequence[Question], asked: Sequence[prompts.Messages], max_tokens: int
     ) -> list[dict[str, Any]]:
         keys = [
-            digest(STAGE, self.inputs, self.system.name, problem.id, messages, self._sampling, max_tokens)
-            for problem, messages in zip(chunk, asked, strict=True)
+            digest(STAGE, self.inputs, self.system.name, question.key, messages, self._sampling, max_tokens)
+            for question, messages in zip(questions, asked, strict=True)
         ]
         found = self.run.find("calls", keys, _ANSWER)
         if len(found) < len(keys):
-            self.run.insert("calls", self._generate(chunk, asked, keys, max_tokens))
+            self.run.insert("calls", self._generate(questions, asked, keys, max_tokens))
             found = self.run.find("calls", keys, _ANSWER)
         return [found[key] for key in keys]
 
     def _generate(
-        self, chunk: Sequence[Problem], asked: Sequence[prompts.Messages], keys: Sequence[str], max_tokens: int
+        self, questions: Sequence[Question], asked: Sequence[prompts.Messages], keys: Sequence[str], max_tokens: int
     ) -> list[dict[str, Any]]:
         from bdc.llm.generate import Generation
 
         solver, settings = self.system.solver, self.settings
+        chunk = [question.problem for question in questions]
         # The same seed for every system: differences between systems are then not differences of luck.
-        seeds = [seed_of(settings.seed, problem.id) for problem in chunk]
+        seeds = [seed_of(settings.seed, *question.key) for question in questions]
         # A question beyond the model's context stays without an answer, as in the search.
         fits = [i for i, messages in enumerate(asked) if solver.fits(messages, max_tokens)]
         generations = [Generation([], "", "error") for _ in chunk]

@@ -29,11 +29,14 @@ class EvaluateSettings:
     The search alone sees a problem's public tests, which steer it; it has settings and a budget of its own, those of ``[boost]``.
 
     ``protocol``: "direct" asks for the program at once, "thoughts" for a plan first and then for a program from it.
-    ``program_tokens`` and ``thought_tokens`` bound the answers; ``batch_size`` problems are answered together. A problem
+    ``program_tokens`` and ``thought_tokens`` bound the answers, of which ``batch_size`` are written together. A problem
     whose question and answer exceed the model's context counts as not solved, and has no loss where its solution does.
 
     In bfloat16 (``disentangle.dtype``) rounding moves the held-out loss by as much as some systems differ: only float32
     shows small differences.
+
+    ``samples`` programs are written for each problem by each system but the search, and pass rate and AC are means over them;
+    ``pass_at`` lists the k of pass@k, each up to ``samples``. More than one needs a ``temperature``.
 
     ``bootstrap`` is the number of resamples behind each interval; ``max_problems`` takes only the first so many
     problems (0: all).
@@ -44,6 +47,8 @@ class EvaluateSettings:
     program_tokens: int = 192
     thought_tokens: int = 96
     temperature: float = 0.0
+    samples: int = 1
+    pass_at: tuple[int, ...] = ()
     batch_size: int = 48
     bootstrap: int = 2000
     max_problems: int = 0
@@ -52,6 +57,7 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         where = "evaluate."
         check_ranges(self, where, "batch_size", low=1)
+        check_ranges(self, where, "samples", low=1, high=10_000)
         check_ranges(self, where, "program_tokens", "thought_tokens", low=1, high=1e6)
         check_ranges(self, where, "bootstrap", low=100, high=1e6)  # fewer have no 2.5th percentile to speak of
         check_ranges(self, where, "temperature", low=0, high=100)
@@ -59,5 +65,13 @@ class EvaluateSettings:
         check_ranges(self, where, "seed", low=0, high=MOST_SEED)
         if self.protocol not in ("direct", "thoughts"):
             raise InputError(f"evaluate.protocol is {self.protocol!r}; use direct or thoughts")
+        if self.samples > 1 and not self.temperature:
+            raise InputError(
+                f"evaluate.samples is {self.samples}, all alike at temperature 0; give evaluate.temperature too"
+            )
+        if len(set(self.pass_at)) < len(self.pass_at) or not all(1 <= k <= self.samples for k in self.pass_at):
+            raise InputError(
+                f"evaluate.pass_at is {list(self.pass_at)}; name each k once, from 1 to evaluate.samples, {self.samples}"
+            )
         if not self.systems or len(set(self.systems)) < len(self.systems):
             raise InputError(f"evaluate.systems is {list(self.systems)}; name at least one system, and each once")

@@ -10,7 +10,7 @@ from bdc.artefacts import atomic_write
 from bdc.errors import InputError
 from bdc.evaluation.answers import Answer, Respondent, program_prompt
 from bdc.evaluation.judging import judged
-from bdc.evaluation.metrics import interval, paired_difference
+from bdc.evaluation.metrics import interval, paired_difference, pass_at_k
 from bdc.evaluation.settings import EvaluateSettings
 from bdc.evaluation.systems import OURS, SEARCH, System, Systems, label
 from bdc.llm import prompts
@@ -57,22 +57,24 @@ def run(
     systems = Systems(run, base_model, dtype)
     names = systems.named(settings.systems)
     results = []
-    with progress.task("evaluate", total=len(problems) * len(names)) as task:
+    with progress.task("evaluate", total=len(problems) * settings.samples * len(names)) as task:
         for name in names:
             losses: list[float | None] = [None] * len(problems)
             if name == SEARCH:
-                answers = _searched(search, problems)
-                task.advance(len(problems), name)
+                answers = [[answer] for answer in _searched(search, problems)]
+                task.advance(len(problems) * settings.samples, name)
             else:
                 with systems.open(name, settings.seed) as system:
                     respondent = Respondent(run, system, settings, "/".join((inputs, base_model, dtype)))
                     answers = respondent.programs(problems, task)
                     losses = held_out_loss(system, problems)
-            verdicts = judged(run, sandbox, limits, problems, [answer.program for answer in answers])
+            asked = [problem for problem, own in zip(problems, answers, strict=True) for _ in own]
+            verdicts = judged(run, sandbox, limits, asked, [answer.program for own in answers for answer in own])
             results.append(_result(name, problems, answers, losses, verdicts, settings))
     evaluation = {
         "format": FORMAT,
         "seed": settings.seed,
+        "pass_at": list(settings.pass_at),
         "problems": [problem.id for problem in problems],
         "machine": describe_machine(),
         "device": _device(systems.solver),
@@ -85,7 +87,7 @@ def run(
         "problems": len(problems),
         "systems": {
             result["name"]: {
-                metric: result[metric]["mean"] if result[metric] else None for metric in ("loss", "pass_rate", "ac")
+                metric: result[metric]["mean"] if result[metric] else None for metric in _metrics(settings)
             }
             for result in results
         },
@@ -136,35 +138,62 @@ def held_out_loss(system: System, problems: Sequence[Problem]) -> list[float | N
     return [by_id.get(problem.id) for problem in problems]
 
 
+def _metrics(settings: EvaluateSettings) -> list[str]:
+    return ["loss", "pass_rate", "ac", *(f"pass@{k}" for k in settings.pass_at)]
+
+
 def _result(
     name: str,
     problems: Sequence[Problem],
-    answers: Sequence[Answer],
+    answers: Sequence[Sequence[Answer]],
     losses: Sequence[float | None],
     verdicts: Sequence[Verdict | None],
     settings: EvaluateSettings,
 ) -> dict[str, Any]:
+    left = iter(verdicts)
     per_problem = [
-        {"id": problem.id, "loss": loss}
-        | {"pass_rate": verdict.pass_rate if verdict else 0.0, "solved": verdict is not None and verdict.passed}
-        | {"verified": verdict is None or verdict.verified}
-        for problem, loss, verdict in zip(problems, losses, verdicts, strict=True)
+        {"id": problem.id, "loss": loss} | _judged([next(left) for _ in own])
+        for problem, own, loss in zip(problems, answers, losses, strict=True)
     ]
+    all_answers = [answer for own in answers for answer in own]
     return {
         "name": name,
         "label": label(name),
-        **{metric: _interval(_values(per_problem, metric), settings) for metric in ("loss", "pass_rate", "ac")},
-        "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
-        "completion_tokens": sum(answer.completion_tokens for answer in answers),
-        "seconds": sum(answer.seconds for answer in answers),
+        **{metric: _interval(_values(per_problem, metric), settings) for metric in _metrics(settings)},
+        "prompt_tokens": sum(answer.prompt_tokens for answer in all_answers),
+        "completion_tokens": sum(answer.completion_tokens for answer in all_answers),
+        "seconds": sum(answer.seconds for answer in all_answers),
         "unverified": sum(row["solved"] and not row["verified"] for row in per_problem),
         "per_problem": per_problem,
     }
 
 
+def _judged(verdicts: Sequence[Verdict | None]) -> dict[str, Any]:
+    """What a problem's programs reach: one that passes all tests solves it, and the pass is verified if one of these is."""
+    found = [verdict for verdict in verdicts if verdict is not None]
+    right = [verdict for verdict in found if verdict.passed]
+    return {
+        "pass_rate": sum(verdict.pass_rate for verdict in found) / len(verdicts),
+        "solved": bool(right),
+        "verified": not found or any(verdict.verified for verdict in right or found),
+        "programs": len(verdicts),
+        "right": len(right),
+    }
+
+
+def _value(row: dict[str, Any], metric: str) -> float | None:
+    """Of one problem; None where the system has too few programs for a pass@k, or the problem has no solution for a loss."""
+    if metric == "ac":
+        return float(row["right"] / row["programs"])
+    if metric.startswith("pass@"):
+        k = int(metric.removeprefix("pass@"))
+        return pass_at_k(row["programs"], row["right"], k) if k <= row["programs"] else None
+    found: float | None = row[metric]
+    return found
+
+
 def _values(per_problem: Sequence[dict[str, Any]], metric: str) -> list[float]:
-    field = "solved" if metric == "ac" else metric
-    return [float(row[field]) for row in per_problem if row[field] is not None]
+    return [value for row in per_problem if (value := _value(row, metric)) is not None]
 
 
 def _interval(values: Sequence[float], settings: EvaluateSettings) -> dict[str, float] | None:
@@ -178,7 +207,7 @@ def differences(results: Sequence[dict[str, Any]], settings: EvaluateSettings) -
         return []
     out = []
     for other in results:
-        for metric in ("loss", "pass_rate", "ac"):
+        for metric in _metrics(settings):
             mine, theirs = (_values(result["per_problem"], metric) for result in (ours, other))
             # Which problems have a loss is a matter of the problems; the search has none at all.
             if other is not ours and mine and theirs:

@@ -10,7 +10,7 @@ from typing import Any
 
 from bdc import __version__
 from bdc.machine import describe_machine
-from bdc.report.metrics import METRICS, OURS, number
+from bdc.report.metrics import OURS, metrics_of, number
 from bdc.report.sources import finite, read_json, read_traces
 from bdc.report.trees import collect_trees
 from bdc.report.verdict import favours, verdicts
@@ -91,7 +91,7 @@ def _header(
 def _results(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
     if evaluation is None:
         return None
-    metrics = {metric.key: metric for metric in METRICS}
+    metrics = {metric.key: metric for metric in metrics_of(evaluation)}
     differences = [
         difference | {"favours": favours(difference, metrics[difference["metric"]])}
         for difference in evaluation.get("differences") or ()
@@ -99,7 +99,7 @@ def _results(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
     ]
     return {
         "ours": OURS,
-        "metrics": [metric.to_json() for metric in METRICS],
+        "metrics": [metric.to_json() for metric in metrics.values()],
         "systems": evaluation["systems"],
         "differences": differences,
         "verdicts": verdicts(evaluation),

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-OURS = "bdc"
+OURS, UPPER = "bdc", "search"
+"""The customised solver, and the search that it is to replace: no rival of the solvers, but what they are measured by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,14 @@ METRICS = (
 )
 
 
+def metrics_of(evaluation: Mapping[str, Any]) -> list[Metric]:
+    """:data:`METRICS` and each pass@k that was asked for."""
+    asked = evaluation.get("pass_at")
+    ks = [k for k in asked if isinstance(k, int)] if isinstance(asked, list) else []
+    meaning = "chance that one of {} sampled programs passes every private test (arXiv 2107.03374)"
+    return [*METRICS, *(Metric(f"pass@{k}", f"pass@{k}", meaning.format(k), "higher", True) for k in ks)]
+
+
 def number(value: Any) -> float | None:
     """A finite float, or None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -70,6 +79,11 @@ def count(system: Mapping[str, Any], metric: Metric) -> int | None:
 
 def label(system: Mapping[str, Any]) -> str:
     return str(system.get("label") or system["name"])
+
+
+def tokens(system: Mapping[str, Any]) -> int:
+    """Read and written."""
+    return int((system.get("prompt_tokens") or 0) + (system.get("completion_tokens") or 0))
 
 
 def best(systems: list[dict[str, Any]], metric: Metric) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bdc.report.metrics import METRICS, OURS, Metric, best, label, mean
+from bdc.report.metrics import OURS, Metric, best, label, mean, metrics_of, tokens
 from bdc.report.sources import finite
 from bdc.report.verdict import verdicts
 
@@ -48,7 +48,7 @@ def _lists(evaluation: dict[str, Any]) -> Text:
     lines = [_title(evaluation)]
     for system in evaluation["systems"]:
         lines.append(f"\n{printable(label(system))}")
-        for metric in METRICS:
+        for metric in metrics_of(evaluation):
             lines.append(
                 f"  {metric.label} {metric.format(mean(system, metric))} {metric.interval(system.get(metric.key))}"
             )
@@ -69,16 +69,17 @@ def _table(evaluation: dict[str, Any], beside: bool, costs: bool) -> Table:
         collapse_padding=True,
     )
     table.add_column("system", overflow="fold", min_width=_NARROWEST)
-    for metric in METRICS:
+    metrics = metrics_of(evaluation)
+    for metric in metrics:
         table.add_column(Text(f"{metric.label}\n{metric.better} wins"), justify="right", no_wrap=True)
     if costs:
         table.add_column("tokens", justify="right", no_wrap=True)
         table.add_column("seconds", justify="right", no_wrap=True)
-    leaders = {metric.key: [system["name"] for system in best(evaluation["systems"], metric)] for metric in METRICS}
+    leaders = {metric.key: [system["name"] for system in best(evaluation["systems"], metric)] for metric in metrics}
     for system in evaluation["systems"]:
         ours = system["name"] == OURS
-        cells = [_cell(system, metric, system["name"] in leaders[metric.key], beside) for metric in METRICS]
-        spent = [f"{_tokens(system):,}", f"{system.get('seconds') or 0.0:,.1f}"] if costs else []
+        cells = [_cell(system, metric, system["name"] in leaders[metric.key], beside) for metric in metrics]
+        spent = [f"{tokens(system):,}", f"{system.get('seconds') or 0.0:,.1f}"] if costs else []
         name = Text(printable(label(system)), style="bold" if ours else "")
         table.add_row(name, *cells, *spent)
     return table
@@ -86,7 +87,7 @@ def _table(evaluation: dict[str, Any], beside: bool, costs: bool) -> Table:
 
 def results_json(evaluation: dict[str, Any]) -> dict[str, Any]:
     """The figures of :func:`print_results` as a JSON-able dictionary, systems by name."""
-    systems = evaluation["systems"]
+    systems, metrics = evaluation["systems"], metrics_of(evaluation)
     summary = {
         "problems": len(evaluation.get("problems") or ()),
         "seed": evaluation.get("seed"),
@@ -94,13 +95,13 @@ def results_json(evaluation: dict[str, Any]) -> dict[str, Any]:
         "systems": {
             system["name"]: {
                 "label": label(system),
-                **{metric.key: system.get(metric.key) for metric in METRICS},
-                "tokens": _tokens(system),
+                **{metric.key: system.get(metric.key) for metric in metrics},
+                "tokens": tokens(system),
                 "seconds": system.get("seconds"),
             }
             for system in systems
         },
-        "best": {metric.key: [system["name"] for system in best(systems, metric)] for metric in METRICS},
+        "best": {metric.key: [system["name"] for system in best(systems, metric)] for metric in metrics},
         "differences": list(evaluation.get("differences") or ()),
         "verdicts": verdicts(evaluation),
     }
@@ -110,10 +111,6 @@ def results_json(evaluation: dict[str, Any]) -> dict[str, Any]:
 def printable(text: str) -> str:
     """The text with control characters, which could steer the terminal, made visible."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
-
-
-def _tokens(system: dict[str, Any]) -> int:
-    return int((system.get("prompt_tokens") or 0) + (system.get("completion_tokens") or 0))
 
 
 def _cell(system: dict[str, Any], metric: Metric, leads: bool, beside: bool) -> Text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bdc.report.metrics import METRICS, OURS, Metric, best, count, label, mean, number
+from bdc.report.metrics import METRICS, OURS, UPPER, Metric, best, count, label, mean, metrics_of, number, tokens
 
 FEWEST = 8
 """Pairs of values below which bootstrap intervals are much too narrow: of normal ones, 95 % cover 74 % at 3, 84 % at 5, 90 % at 8."""
@@ -18,11 +18,22 @@ def verdicts(evaluation: dict[str, Any]) -> list[str]:
         evaluation: the content of evaluation.json; a difference is BDC minus the other system, paired by problem.
     """
     systems = evaluation["systems"]
-    found = [_verdict(evaluation, metric) for metric in METRICS if best(systems, metric)]
+    solvers = {**evaluation, "systems": [system for system in systems if system["name"] != UPPER]}
+    found = [_verdict(solvers, metric) for metric in metrics_of(evaluation) if best(solvers["systems"], metric)]
+    found += [_upper_line(evaluation, system) for system in systems if system["name"] == UPPER]
     unverified = [f"{label(system)} {system['unverified']}" for system in systems if system.get("unverified")]
     if unverified:
         found.append(f"Solved by tests that rest on the program's own objects, so unverified: {', '.join(unverified)}.")
     return found
+
+
+def _upper_line(evaluation: dict[str, Any], search: dict[str, Any]) -> str:
+    """What the search reaches, and what it takes."""
+    measured = [metric for metric in METRICS if mean(search, metric) is not None]
+    reached = [f"{metric.label} {metric.format(mean(search, metric))}" for metric in measured]
+    ours = [f" (BDC {tokens(system):,})" for system in evaluation["systems"] if system["name"] == OURS]
+    said = f"{label(search)}, steered by the public tests: {', '.join(reached)}, with {tokens(search):,} tokens{''.join(ours)}."
+    return f"{said} {_against(evaluation, measured[0], [search]) if measured and ours else ''}".rstrip()
 
 
 def _verdict(evaluation: dict[str, Any], metric: Metric) -> str:

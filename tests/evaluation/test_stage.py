@@ -21,11 +21,11 @@ import pytest
 from bdc.customize import Solver
 from bdc.errors import InputError
 from bdc.evaluation import EvaluateSettings, stage
-from bdc.evaluation.answers import Answer
+from bdc.evaluation.answers import Answer, Respondent
 from bdc.evaluation.judging import judged
 from bdc.llm import prompts
 from bdc.problems import Problem
-from bdc.progress import Progress
+from bdc.progress import Progress, Task
 from bdc.runs import Run
 from bdc.sandbox import Limits, Sandbox
 
@@ -206,6 +206,48 @@ def test_each_expert_alone_and_what_was_searched(new_run: NewRun, tiny: Path, sa
         assert systems[f"expert-{index}"]["per_problem"][0]["loss"] == pytest.approx(loss.per_token, rel=1e-4)
 
 
+def test_several_programs_for_each_problem(
+    new_run: NewRun, tiny: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampled apart, and judged one by one; a kill may fall between the samples of a problem."""
+    settings = replace(SETTINGS, systems=("zero-shot", "bdc"), temperature=1.5, samples=4, pass_at=(1, 3), batch_size=5)
+    first, again = new_run("first"), new_run("again")
+    found = evaluate(first, tiny, sandbox, settings)
+    assert len(texts(first)) == 2 * 7 * 4
+    by_problem: dict[tuple[str, str], set[str]] = {}
+    for _, role, problem, text, _ in texts(first):
+        by_problem.setdefault((role, problem), set()).add(text)
+    assert all(len(different) > 1 for different in by_problem.values())
+    assert without_seconds(evaluate(again, tiny, sandbox, settings)) == without_seconds(found)
+    assert texts(again) == texts(first)
+
+    right = "def f(x):\n    return x + {}\n"
+
+    def programs(self: Respondent, problems: Sequence[Problem], task: Task) -> list[list[Answer]]:
+        """Of the first two problems three are right, of the third two, of the fourth one; one of each is no program."""
+        written = [[right.format(i) if j + i < 4 else "def f(x): ..." for j in range(3)] + [None] for i in range(7)]
+        return [[Answer(program, 3, 2, 0.1) for program in own] for own in written]
+
+    monkeypatch.setattr(Respondent, "programs", programs)
+    with Run(first) as run:
+        searched = [Answer(right.format(index), 9, 9, 0.9) for index in range(7)]
+        settings = replace(settings, systems=("zero-shot", "search"))
+        summary = stage.run(
+            run, settings, str(tiny), sandbox, LIMITS, None, "float32", search=lambda problems: searched
+        )
+        found = json.loads(run.evaluation_path.read_text())
+    system, search = found["systems"]
+    counts = [3, 3, 2, 1, 0, 0, 0]
+    assert [(row["programs"], row["right"]) for row in system["per_problem"]] == [(4, right) for right in counts]
+    assert [row["solved"] for row in system["per_problem"]] == [right > 0 for right in counts]
+    assert system["ac"]["mean"] == system["pass@1"]["mean"] == pytest.approx(sum(counts) / 28)
+    assert system["pass@3"]["mean"] == pytest.approx((1 + 1 + 1 + 0.75) / 7)
+    assert system["per_problem"][3]["pass_rate"] == pytest.approx(1 / 4)
+    assert (system["prompt_tokens"], system["completion_tokens"]) == (7 * 4 * 3, 7 * 4 * 2)
+    assert search["pass@1"]["mean"] == search["ac"]["mean"] == 1 and search["pass@3"] is None
+    assert summary["systems"]["zero-shot"]["pass@3"] == system["pass@3"]["mean"] and found["pass_at"] == [1, 3]
+
+
 def test_a_second_run_asks_nothing(
     new_run: NewRun, tiny: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +286,11 @@ def test_bad_input_is_named(new_run: NewRun, tiny: Path, sandbox: Sandbox, tmp_p
         stage.run(run, SETTINGS, str(tiny), sandbox, LIMITS)
     with pytest.raises(InputError, match="no-such-system"):
         evaluate(new_run("run"), tiny, sandbox, EvaluateSettings(systems=("no-such-system",)))
+    with pytest.raises(InputError, match="samples is 2, all alike at temperature 0"):
+        EvaluateSettings(samples=2)
+    for pass_at in ((0,), (3,), (1, 1)):
+        with pytest.raises(InputError, match=r"pass_at is .* from 1 to evaluate.samples, 2"):
+            EvaluateSettings(samples=2, temperature=1.0, pass_at=pass_at)
     with pytest.raises(InputError, match="batch_size"):
         EvaluateSettings(batch_size=0)
     with pytest.raises(InputError, match="each once"):

@@ -60,6 +60,17 @@ def test_table_holds_every_figure(
     assert all(shown) if width >= 80 else any(shown) == all(shown)
 
 
+def test_pass_at_k_has_a_column_where_it_was_asked_for(evaluation: dict[str, Any]) -> None:
+    assert "pass@" not in printed(evaluation, 160)
+    evaluation["pass_at"] = [10]
+    evaluation["systems"][2]["pass@10"] = {"mean": 0.75, "low": 0.6, "high": 0.9}
+    for width in (160, 100, 50):
+        flat = " ".join(printed(evaluation, width).split())
+        assert "pass@10" in flat and "75.0 %" in flat and "[60.0, 90.0]" in flat
+    assert "pass@10: BDC measured 75.0 % [60.0, 90.0]." in flat
+    assert terminal.results_json(evaluation)["systems"]["bdc"]["pass@10"]["mean"] == 0.75
+
+
 def test_control_characters_do_not_reach_the_terminal(evaluation: dict[str, Any]) -> None:
     evaluation["systems"][1]["label"] = "[bold]single\x1b[31m\n"
     text = printed(evaluation, 160)
@@ -100,6 +111,23 @@ def test_differences_of_few_problems_are_not_judged_and_constant_ones_are(evalua
     assert "BDC is better than SINGLE." in verdicts(evaluation)[0]
     evaluation["differences"] = [constant | {"n": 7}]
     assert verdicts(evaluation)[0].endswith("Too few problems to compare BDC by pairs: 7, of at least 8.")
+
+
+def test_the_search_is_no_rival(evaluation: dict[str, Any]) -> None:
+    before = verdicts(evaluation)
+    search = system("search", None, 0.9) | {"label": "Search", "prompt_tokens": 90_000}
+    evaluation["systems"].append(search)
+    evaluation["differences"].append(
+        {"system": "search", "metric": "pass_rate", "mean": -0.4, "low": -0.5, "high": -0.3, "n": 20}
+    )
+    *others, last = verdicts(evaluation)
+    assert others == before
+    assert last == (
+        "Search, steered by the public tests: Pass rate 90.0 %, AC 90.0 %, with 90,502 tokens (BDC 1,502). "
+        "Paired by problem, BDC is worse than Search."
+    )
+    evaluation["systems"] = [search]
+    assert verdicts(evaluation) == [last.split(" (BDC")[0] + "."]
 
 
 def test_verdicts_say_what_they_rest_on(evaluation: dict[str, Any]) -> None:
