@@ -122,17 +122,28 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--quiet", action="store_true", help="no progress on stderr")
         command.add_argument("--json", action="store_true", help="the result as JSON on stdout")
 
+    def add_ray(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--ray",
+            metavar="ADDRESS",
+            help="judge programs on a Ray cluster: auto, HOST:6379, ray://HOST:10001 or local",
+        )
+
     command = add("quickstart", _quickstart, "the whole pipeline on the problems and models that need no account")
     command.add_argument("--dir", default="runs/quickstart", help="run directory (default: %(default)s)")
+    command.set_defaults(ray=None)
     add_output(command)
     command = add("run", _run, "the whole pipeline on your configuration")
     command.add_argument("config", help="a TOML file")
     command.add_argument("--dir", help="run directory (default: runs/ and the file's name)")
+    add_ray(command)
     add_output(command)
     for stage in STAGES:
         command = add(stage, _stage, f"only the {stage} stage of a run directory")
         command.add_argument("directory", help="a run directory")
-        command.set_defaults(stage=stage)
+        command.set_defaults(stage=stage, ray=None)
+        if stage in ("boost", "evaluate"):  # those that judge
+            add_ray(command)
         add_output(command)
     command = add("serve", serve.run, "an OpenAI-compatible server: vLLM with the solver in it")
     serve.add_options(command)
@@ -176,7 +187,7 @@ def _pipeline(directory: Path, config: Config, text: str, args: argparse.Namespa
     from bdc.progress import Progress
 
     with Run(directory, create=True, config=text) as run:
-        Pipeline(run, config, Progress("quiet" if args.quiet else "auto")).all()
+        Pipeline(run, config, Progress("quiet" if args.quiet else "auto"), args.ray).all()
         _print_results(run, args)
     return 0
 
@@ -190,7 +201,7 @@ def _stage(args: argparse.Namespace) -> int:
         if not run.config_path.exists():
             raise InputError(f"{run.path} has no config.toml; bdc run CONFIG --dir {run.path} writes it")
         config, _ = load_config(run.config_path)
-        summary = Pipeline(run, config, Progress("quiet" if args.quiet else "auto")).stage(args.stage)
+        summary = Pipeline(run, config, Progress("quiet" if args.quiet else "auto"), args.ray).stage(args.stage)
         if args.json:
             print(json.dumps(summary))
     return 0

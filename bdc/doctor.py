@@ -20,6 +20,7 @@ _EXTRAS = {
         "transformers",
     ),
     "serve": ("vllm",),
+    "ray": ("ray",),
     "hub": ("datasets",),
 }
 

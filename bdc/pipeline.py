@@ -15,6 +15,7 @@ from bdc.problems import Problem, file_of, load, split, without_duplicates
 from bdc.progress import Progress
 from bdc.runs import STAGES, Run, digest
 from bdc.sandbox import Limits, Sandbox
+from bdc.sandbox.cluster import RaySandbox
 from bdc.splits import store_problems
 
 # The sections of the configuration that are a stage's own settings.
@@ -34,10 +35,11 @@ class Pipeline:
         run: the open run.
         config: as read from its config.toml.
         progress: where stages report to.
+        ray: address of the Ray cluster that judges programs, instead of this machine; it changes no result.
     """
 
-    def __init__(self, run: Run, config: Config, progress: Progress) -> None:
-        self.run, self.config, self.progress = run, config, progress
+    def __init__(self, run: Run, config: Config, progress: Progress, ray: str | None = None) -> None:
+        self.run, self.config, self.progress, self.ray = run, config, progress, ray
         self._stages: dict[str, Callable[[], dict[str, Any]]] = {
             "boost": self._boost,
             "disentangle": self._disentangle,
@@ -114,9 +116,11 @@ class Pipeline:
         self.progress.say(f"{name}: finished in {seconds:.0f} s ({_short(summary)})")
         return summary
 
-    def _sandbox(self) -> tuple[Sandbox, Limits]:
+    def _sandbox(self) -> tuple[Sandbox | RaySandbox, Limits]:
         settings: SandboxSettings = self.config.sandbox
-        return Sandbox(workers=settings.workers or None, level=settings.level), settings.limits()
+        workers = settings.workers or None
+        pool = Sandbox(workers, settings.level) if self.ray is None else RaySandbox(self.ray, workers, settings.level)
+        return pool, settings.limits()
 
     def _boost(self) -> dict[str, Any]:
         from bdc.boost.stage import run as boost

@@ -12,10 +12,11 @@ from dataclasses import asdict
 
 from bdc.problems import Problem
 from bdc.runs import Run, digest
-from bdc.sandbox import Limits, Sandbox, Verdict
+from bdc.sandbox import JudgePool, Limits, Verdict
 from bdc.testcase import Test, dump_test
 
-_CHUNK = 64  # programs judged between two writes to the store
+_CHUNK = 64  # programs judged between two writes to the store, at least; a cluster has more at work
+_PER_WORKER = 8
 
 
 class Verifier:
@@ -27,7 +28,7 @@ class Verifier:
         limits: per test.
     """
 
-    def __init__(self, run: Run, sandbox: Sandbox, limits: Limits) -> None:
+    def __init__(self, run: Run, sandbox: JudgePool, limits: Limits) -> None:
         self.run, self.sandbox, self.limits = run, sandbox, limits
 
     def judge(self, work: Sequence[tuple[Problem, str]], which: str = "public") -> list[Verdict]:
@@ -42,8 +43,9 @@ class Verifier:
         stored = self.run.find("verdicts", list(jobs), ("json",))
         known = {key: verdict for key, row in stored.items() if (verdict := self._usable(row["json"])) is not None}
         missing = [key for key in jobs if key not in known]
-        for start in range(0, len(missing), _CHUNK):
-            part = missing[start : start + _CHUNK]
+        chunk = max(_CHUNK, _PER_WORKER * self.sandbox.workers)
+        for start in range(0, len(missing), chunk):
+            part = missing[start : start + chunk]
             known |= self._judge({key: jobs[key] for key in part}, which)
         return [known[key] for key in keys]
 

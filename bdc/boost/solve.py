@@ -12,7 +12,7 @@ from bdc.boost.settings import AgentSettings, BoostSettings
 from bdc.problems import Problem
 from bdc.progress import Progress
 from bdc.runs import Run
-from bdc.sandbox import Limits, Sandbox
+from bdc.sandbox import JudgePool, Limits
 from bdc.verdicts import Verifier
 
 
@@ -29,7 +29,7 @@ def solve(
     problems: Sequence[Problem],
     settings: BoostSettings,
     agents: Sequence[AgentSettings],
-    sandbox: Sandbox,
+    sandbox: JudgePool,
     limits: Limits,
     progress: Progress,
     *,

@@ -19,7 +19,7 @@ from bdc.boost.state import Tree
 from bdc.errors import BdcError, InputError
 from bdc.progress import Progress
 from bdc.runs import Run
-from bdc.sandbox import Limits, Sandbox
+from bdc.sandbox import JudgePool, Limits
 from bdc.splits import stored_problems
 from bdc.verdicts import Verifier
 
@@ -30,7 +30,7 @@ def run(
     run: Run,
     settings: BoostSettings,
     agents: Sequence[AgentSettings],
-    sandbox: Sandbox,
+    sandbox: JudgePool,
     limits: Limits,
     progress: Progress,
 ) -> dict[str, Any]:

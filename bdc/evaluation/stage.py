@@ -18,7 +18,7 @@ from bdc.machine import describe_machine
 from bdc.problems import Problem
 from bdc.progress import Progress
 from bdc.runs import Run
-from bdc.sandbox import Limits, Sandbox, Verdict
+from bdc.sandbox import JudgePool, Limits, Verdict
 from bdc.splits import stored_problems
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def run(
     run: Run,
     settings: EvaluateSettings,
     base_model: str,
-    sandbox: Sandbox,
+    sandbox: JudgePool,
     limits: Limits,
     progress: Progress | None = None,
     dtype: str = "auto",

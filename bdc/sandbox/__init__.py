@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bdc.sandbox.level import LevelReport, detect_level
 from bdc.sandbox.limits import Limits
-from bdc.sandbox.pool import Sandbox, run
+from bdc.sandbox.pool import JudgePool, Sandbox, run
 from bdc.sandbox.server import LevelRefusedError, SandboxError
 from bdc.sandbox.verdict import TestResult, Verdict
 
 __all__ = [
+    "JudgePool",
     "LevelRefusedError",
     "LevelReport",
     "Limits",

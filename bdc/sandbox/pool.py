@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from bdc.errors import InputError
@@ -30,6 +31,19 @@ _ATTEMPTS = 3
 _MAX_WORKERS = 4096
 
 
+class JudgePool(Protocol):
+    """What judges programs: a :class:`Sandbox`, or a :class:`bdc.sandbox.cluster.RaySandbox`."""
+
+    level: str
+
+    @property
+    def workers(self) -> int:
+        """Programs judged at once."""
+
+    def judge_many(self, jobs: Iterable[tuple[str, Sequence[Test]]], limits: Limits) -> list[Verdict]:
+        """Judge ``(program, tests)`` pairs; the verdicts are in their order."""
+
+
 class Sandbox:
     """A pool of fork servers. Close it, or use it as a context manager; a forked child of its process cannot use it.
 
@@ -38,6 +52,7 @@ class Sandbox:
         level: "auto" (the strongest on offer), "L3", "L2", "L1", or "L0" (no isolation; never chosen by itself).
         python: the interpreter that runs the programs; this one by default.
         modules: extra modules that programs may import (imported once, with the interpreter's site-packages).
+        pin: each worker stays on a core, where caches stay warm; not where pools of other processes do the same.
 
     Raises:
         InputError: unknown level, bad number of workers, interpreter not runnable.
@@ -50,6 +65,8 @@ class Sandbox:
         level: str = "auto",
         python: str | None = None,
         modules: Sequence[str] = (),
+        *,
+        pin: bool = True,
     ) -> None:
         if workers is not None and not 1 <= workers <= _MAX_WORKERS:
             raise InputError(f"the sandbox was asked for {workers} workers; it can have 1 to {_MAX_WORKERS}")
@@ -57,10 +74,10 @@ class Sandbox:
         self.level = resolve_level(level, python)
         self._python, self._modules = python, tuple(modules)
         # A worker is a core to stay on and a server, if one is running. Pools of one process begin on different cores.
-        self._idle: queue.LifoQueue[tuple[int, ForkServer | None]] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[tuple[int | None, ForkServer | None]] = queue.LifoQueue()
         cores, first = sorted(os.sched_getaffinity(0)), next(_pools)
         for worker in range(self.workers):
-            self._idle.put((cores[(first + worker) % len(cores)], None))
+            self._idle.put((cores[(first + worker) % len(cores)] if pin else None, None))
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox")
         self._alone = _Alone()
         self._rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()

@@ -89,6 +89,16 @@ def test_killed_in_every_stage_it_ends_with_the_same_result(config: Path, tmp_pa
     assert sum(asked.values()) - len(asked) <= in_flight
 
 
+def test_a_cluster_that_judges_changes_no_result(config: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'bdc[ray]'")
+    expected = finish(config, tmp_path / "here")
+    environment = ENVIRONMENT | {"RAY_USAGE_STATS_ENABLED": "0"}
+    there = [*command(config, tmp_path / "there"), "--ray", "local"]
+    done = subprocess.run(there, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path / "there") == expected
+
+
 @pytest.mark.skipif(
     shutil.which("unshare") is None
     or subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode != 0,
