@@ -96,13 +96,15 @@ def linear(
 
     Checks everything, for tensors that are plain.
     """
+    name = _forced()
+    if name is None and x.device.type == "cuda" and x.dtype in _HALVES and triton_kernels.load() is not None:
+        name = "triton"
+    if name not in ("cuda", "triton") or x.ndim != 2 or lora_b.ndim != 2 or lora_a.dtype != x.dtype:
+        return None
+    if not (x.numel() and ends):
+        return None
     x, weight, lora_a, lora_b, g = (t.resolve_neg() for t in (x, weight, lora_a, lora_b, g))
     bias = None if bias is None else bias.resolve_neg()
-    name = _forced() or "triton"
-    if _forced() is None and (x.device.type != "cuda" or x.dtype not in _HALVES or triton_kernels.load() is None):
-        return None
-    if name not in ("cuda", "triton") or x.ndim != 2 or lora_b.ndim != 2 or lora_a.dtype != x.dtype or not x.numel():
-        return None
     backend = _BACKENDS[name]
     if not (backend.supports(x, x) and backend.takes_layer(x, weight, lora_a, lora_b, ends)):
         return None

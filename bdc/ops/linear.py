@@ -58,7 +58,7 @@ def rankwise_lora_linear(
                 )
                 return traced
             if not compiling and unwatched(*tensors, token_to_row):
-                columns = ends or (len(lora_b),)
+                columns = (len(lora_b),) if ends is None else ends
                 found = dispatch.linear(x, weight, bias, lora_a, lora_b, rank_weights, token_to_row, scaling, columns)
                 if found is not None:
                     return found

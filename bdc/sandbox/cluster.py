@@ -83,11 +83,11 @@ class RaySandbox:
         Raises:
             BdcError: a node cannot judge, or was lost with a program more often than Ray tries again.
         """
-        left, tasks = iter(jobs), deque[Any]()
+        left, tasks, most = iter(jobs), deque[Any](), self._workers or 2 * self.workers
         try:
             while part := list(itertools.islice(left, _PART)):
                 tasks.append(self._judge.remote(part, limits, self.level, __version__))
-                if len(tasks) >= (self._workers or 2 * self.workers):
+                if len(tasks) >= most:
                     yield from self._result(tasks.popleft())
             while tasks:
                 yield from self._result(tasks.popleft())

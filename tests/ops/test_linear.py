@@ -164,6 +164,7 @@ def test_compiled(problems: SimpleNamespace, merged: bool) -> None:
         ({"token_to_row": torch.full((6,), 3)}, r"token_to_row must be in \[-1, 3\)"),
         ({"scaling": float("inf")}, "scaling must be finite"),
         ({"ends": [20, 40]}, "ends must be rising columns up to 48"),
+        ({"ends": []}, "ends must be rising columns up to 48"),
         ({"ends": 48}, "ends must be whole numbers"),
     ],
 )
