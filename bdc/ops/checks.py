@@ -254,14 +254,14 @@ def check_layer(
         raise InputError(f"out must have contiguous rows, got strides {list(out.stride())}")
 
 
-def check_base(x: Tensor, weight: Tensor | None, bias: Tensor | None, outputs: int) -> None:
+def check_base(x: Tensor, weight: Tensor | None, bias: Tensor | None, outputs: int, *, same_dtype: bool = True) -> None:
     """``weight`` [d_out, d_in] and ``bias`` [d_out] of the base fit x and so many outputs, where they are there."""
     for name, tensor, shape in (("weight", weight, (outputs, x.shape[-1])), ("bias", bias, (outputs,))):
         if tensor is None:
             continue
         if tensor.shape != shape:
             raise InputError(f"{name} must be {list(shape)}, got {_shape(tensor)}")
-        if tensor.dtype != x.dtype or tensor.device != x.device:
+        if (same_dtype and tensor.dtype != x.dtype) or tensor.device != x.device:
             raise InputError(f"{name} must be {x.dtype} on {x.device} as x is, got {tensor.dtype} on {tensor.device}")
 
 

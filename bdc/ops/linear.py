@@ -51,7 +51,8 @@ def rankwise_lora_linear(
         tensors = (x, weight, bias, lora_a, lora_b, rank_weights)
         compiling = is_dynamo_compiling()
         wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        if not (wants_gradient or autocasts(x)):
+        casts = autocasts(x)
+        if not (wants_gradient or casts):
             if compiling and x.device.type == "cuda":
                 traced: Tensor = torch.ops.bdc.rankwise_lora_linear(
                     x, weight, bias, lora_a, lora_b, rank_weights, token_to_row, ends, scaling
@@ -62,6 +63,8 @@ def rankwise_lora_linear(
                 found = dispatch.linear(x, weight, bias, lora_a, lora_b, rank_weights, token_to_row, scaling, columns)
                 if found is not None:
                     return found
+        # What torch would broadcast is no layer.
+        checks.check_base(x, weight, bias, lora_b.shape[0], same_dtype=not casts)
         y = functional.linear(x, weight, bias)
         if wants_gradient or not (compiling or unwatched(y, x, lora_a, lora_b, rank_weights, token_to_row)):
             return y + _product(x, lora_a, lora_b, rank_weights, token_to_row, scaling, ends)
@@ -71,7 +74,6 @@ def rankwise_lora_linear(
     except checks.MISUSE:
         named = {"x": x, "weight": weight, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": rank_weights}
         checks.check_kinds(scaling, token_to_row, **named, **({} if bias is None else {"bias": bias}))
-        checks.check_base(x, weight, bias, len(lora_b))
         raise
 
 
@@ -109,6 +111,7 @@ def _fake_linear(
     ends: Any,
     scaling: float,
 ) -> Tensor:
+    checks.check_base(x, weight, bias, lora_b.shape[0])
     y = functional.linear(x, weight, bias)
     check_experts(x, lora_a, lora_b, g, checks.as_ends(ends or [lora_b.shape[0]]))
     return y

@@ -157,6 +157,9 @@ def test_compiled(problems: SimpleNamespace, merged: bool) -> None:
     [
         ({"weight": torch.zeros(48, 31)}, r"weight must be \[48, 32\], got \[48, 31\]"),
         ({"weight": torch.zeros(48, 32).bfloat16()}, "weight must be torch.float32 on cpu as x is"),
+        ({"weight": torch.zeros(1, 32), "bias": None}, r"weight must be \[48, 32\], got \[1, 32\]"),
+        ({"bias": torch.zeros(1)}, r"bias must be \[48\], got \[1\]"),
+        ({"bias": torch.zeros(6, 48)}, r"bias must be \[48\], got \[6, 48\]"),
         ({"bias": torch.zeros(47)}, r"bias must be \[48\], got \[47\]"),
         ({"weight": None}, "weight must be a tensor, got NoneType"),
         ({"bias": 1.0}, "bias must be a tensor, got float"),
@@ -173,6 +176,9 @@ def test_what_is_refused(problems: SimpleNamespace, backend: str, change: dict[s
         pytest.skip("the arguments of this test are made for a CPU: run it without a GPU")
     names = ("x", "weight", "bias", "lora_a", "lora_b", "rank_weights", "token_to_row", "scaling")
     given = dict(zip(names, layer(problems, 6, 32, 48, 16, 3).given, strict=True)) | change
+    with pytest.raises(InputError, match=says):
+        rankwise_lora_linear(**given)
+    given["x"] = given["x"].clone().requires_grad_()
     with pytest.raises(InputError, match=says):
         rankwise_lora_linear(**given)
 

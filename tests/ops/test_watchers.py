@@ -52,7 +52,7 @@ def _slices(form: Form) -> Form:
 
 
 def _layer_of_zeros(x: Tensor, a: Tensor, b: Tensor, *rest: Any) -> Tensor:
-    return rankwise_lora_linear(x, torch.zeros(b.shape[-2], x.shape[-1]), None, a, b, *rest)
+    return rankwise_lora_linear(x, torch.zeros(b.shape[-2], x.shape[-1], device=x.device), None, a, b, *rest)
 
 
 NEW = {
