@@ -14,7 +14,7 @@ from bdc.boost.settings import AgentSettings, BoostSettings
 from bdc.customize.settings import CustomizeSettings
 from bdc.disentangle.settings import DisentangleSettings
 from bdc.errors import InputError
-from bdc.evaluation.settings import SYSTEMS, EvaluateSettings, single_experts
+from bdc.evaluation.settings import SYSTEMS, EvaluateSettings, expert_of, single_experts
 from bdc.ranges import MOST_SEED, check_ranges
 from bdc.sandbox import Limits
 
@@ -78,7 +78,10 @@ class Config:
         if len(set(names)) < len(names):
             raise InputError(f"agent names must differ, got {', '.join(names)}")
         k = self.disentangle.k
-        experts = single_experts(k) if isinstance(k, int) else []  # "auto" is known once traces are
+        # "auto" is known once traces are.
+        experts = (
+            single_experts(k) if isinstance(k, int) else [n for n in self.evaluate.systems if expert_of(n) is not None]
+        )
         known = (*SYSTEMS, *experts, *self.customize.ablations)
         if unknown := [name for name in self.evaluate.systems if name not in known]:
             raise InputError(f"evaluate.systems names {unknown[0]!r}; this configuration makes {', '.join(known)}")

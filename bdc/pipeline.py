@@ -164,7 +164,7 @@ class Pipeline:
 
         def search(problems: Sequence[Problem]) -> list[Answer]:
             found = solve(self.run, problems, boost, agents, sandbox, limits, self.progress, stage="evaluate")
-            return [Answer(each.program, **asdict(each.spent)) for each in found]
+            return [Answer(each.program, **asdict(each.spent), cut_short=each.cut_short) for each in found]
 
         with sandbox:
             return evaluate(

@@ -53,6 +53,11 @@ class Spent:
     completion_tokens: int = 0
     seconds: float = 0.0
 
+    def add(self, answer: Completion) -> None:
+        self.prompt_tokens += answer.prompt_tokens
+        self.completion_tokens += answer.completion_tokens
+        self.seconds += answer.seconds
+
 
 class Broker:
     """Asks agents and remembers the answers in the run store; a context manager that closes the agents.
@@ -77,7 +82,8 @@ class Broker:
         self._lost: set[str] = set()  # keys of calls that failed for good, as opposed to those that were refused
         self._asked_now: set[str] = set()  # keys
         self._spent = {"calls": 0, "tokens": 0, "seconds": 0.0, "usd": 0.0}
-        self.spent_on: dict[str, Spent] = {}  # by problem id, replayed answers included
+        self.spent_on: dict[str, Spent] = {}  # by problem id, answers of an earlier start included
+        self._paid: set[str] = set()  # keys
         self._runner = asyncio.Runner()
 
     def __enter__(self) -> Broker:
@@ -142,8 +148,11 @@ class Broker:
             known |= self._runner.run(self._ask_missing(missing, label))
         self._check_answers(dict(zip(keys, calls, strict=True)), known)
         answers = [known[key] for key in keys]
-        for call, answer in zip(calls, answers, strict=True):
+        for key, call, answer in zip(keys, calls, answers, strict=True):
             self._count(call, answer)
+            if key not in self._paid:  # a question that comes up again is answered from the store
+                self._paid.add(key)
+                self.spent_on.setdefault(call.problem_id, Spent()).add(answer)
         return answers
 
     def _check_answers(self, calls: dict[str, Call], answers: dict[str, Completion]) -> None:
@@ -164,10 +173,6 @@ class Broker:
     def _count(self, call: Call, answer: Completion) -> None:
         settings = self.agents[call.agent].settings
         self.empty += answer.finish_reason != "error" and not answer.text.strip()
-        own = self.spent_on.setdefault(call.problem_id, Spent())
-        own.prompt_tokens += answer.prompt_tokens
-        own.completion_tokens += answer.completion_tokens
-        own.seconds += answer.seconds
         self._spent["calls"] += 1
         self._spent["tokens"] += answer.prompt_tokens + answer.completion_tokens
         self._spent["seconds"] += answer.seconds

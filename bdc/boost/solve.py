@@ -18,10 +18,15 @@ from bdc.verdicts import Verifier
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A problem's program, None where no agent wrote one, and what all its calls took."""
+    """A problem's program, None where no agent wrote one, and what all its calls took.
+
+    Attributes:
+        cut_short: why the search did not run to its end, if it did not: a cap of the budget, or no public tests.
+    """
 
     program: str | None
     spent: Spent
+    cut_short: str = ""
 
 
 def solve(
@@ -44,16 +49,12 @@ def solve(
         LLMError: an agent is gone.
     """
     searchable = [problem for problem in problems if problem.public_tests]
-    if len(searchable) < len(problems):
-        progress.say(
-            f"{stage}: the search has no program for {len(problems) - len(searchable)} of {len(problems)} problems, "
-            "which have no public tests"
-        )
     found: dict[str, Found] = {}
     if searchable:
         with Broker(run, make_agents(agents), settings.seed, progress, stage) as broker:
             for tree in Search(searchable, broker, Verifier(run, sandbox, limits), settings, progress).run():
                 ranked = tree.ranked()
                 program = ranked[0][1].source if ranked else None
-                found[tree.problem.id] = Found(program, broker.spent_on.get(tree.problem.id, Spent()))
-    return [found.get(problem.id, Found(None, Spent())) for problem in problems]
+                spent = broker.spent_on.get(tree.problem.id, Spent())
+                found[tree.problem.id] = Found(program, spent, tree.stop if tree.stop.startswith("budget") else "")
+    return [found.get(problem.id, Found(None, Spent(), "no public tests")) for problem in problems]

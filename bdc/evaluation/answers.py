@@ -28,12 +28,17 @@ _NOT_SAMPLING = ("systems", "bootstrap", "pass_at")  # settings that change no a
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a system wrote for one problem; tokens and seconds cover the plan too where there is one."""
+    """What a system wrote for one problem; tokens and seconds cover the plan too where there is one.
+
+    Attributes:
+        cut_short: of the search, why it did not run to its end, if it did not.
+    """
 
     program: str | None
     prompt_tokens: int
     completion_tokens: int
     seconds: float
+    cut_short: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,12 @@ def single_experts(k: int) -> list[str]:
     return [f"expert-{index}" for index in range(k)]
 
 
+def expert_of(system: str) -> int | None:
+    """The index of the expert that this system is alone."""
+    start, _, index = system.rpartition("-")
+    return int(index) if start == "expert" and index.isdecimal() else None
+
+
 @dataclass(frozen=True, slots=True)
 class EvaluateSettings:
     """What is compared, and how.

@@ -56,12 +56,14 @@ def run(
     problems = held_out(run, settings.max_problems, progress)
     systems = Systems(run, base_model, dtype)
     names = systems.named(settings.systems)
+    if SEARCH in names and search is None:
+        raise InputError(f'evaluate.systems names "{SEARCH}", which needs the agents of a run; bdc evaluate has them')
     results = []
     with progress.task("evaluate", total=len(problems) * settings.samples * len(names)) as task:
         for name in names:
             losses: list[float | None] = [None] * len(problems)
-            if name == SEARCH:
-                answers = [[answer] for answer in _searched(search, problems)]
+            if name == SEARCH and search is not None:
+                answers = [[answer] for answer in search(problems)]
                 task.advance(len(problems) * settings.samples, name)
             else:
                 with systems.open(name, settings.seed) as system:
@@ -92,12 +94,6 @@ def run(
             for result in results
         },
     }
-
-
-def _searched(search: Callable[[Sequence[Problem]], list[Answer]] | None, problems: Sequence[Problem]) -> list[Answer]:
-    if search is None:
-        raise InputError(f'evaluate.systems names "{SEARCH}", which needs the agents of a run; bdc evaluate has them')
-    return search(problems)
 
 
 def held_out(run: Run, limit: int, progress: Progress) -> list[Problem]:
@@ -152,7 +148,9 @@ def _result(
 ) -> dict[str, Any]:
     left = iter(verdicts)
     per_problem = [
-        {"id": problem.id, "loss": loss} | _judged([next(left) for _ in own])
+        {"id": problem.id, "loss": loss}
+        | _judged([next(left) for _ in own])
+        | ({"cut_short": own[0].cut_short} if own[0].cut_short else {})
         for problem, own, loss in zip(problems, answers, losses, strict=True)
     ]
     all_answers = [answer for own in answers for answer in own]
@@ -163,6 +161,7 @@ def _result(
         "prompt_tokens": sum(answer.prompt_tokens for answer in all_answers),
         "completion_tokens": sum(answer.completion_tokens for answer in all_answers),
         "seconds": sum(answer.seconds for answer in all_answers),
+        "cut_short": sum(bool(answer.cut_short) for answer in all_answers),
         "unverified": sum(row["solved"] and not row["verified"] for row in per_problem),
         "per_problem": per_problem,
     }

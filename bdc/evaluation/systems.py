@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bdc.customize.customizer import MAIN, Weights
 from bdc.errors import InputError
-from bdc.evaluation.settings import SYSTEMS, single_experts
+from bdc.evaluation.settings import SYSTEMS, expert_of, single_experts
 from bdc.runs import Run
 
 if TYPE_CHECKING:
@@ -35,14 +35,8 @@ _LABELS = {
 
 def label(name: str) -> str:
     """The name for a reader."""
-    index = _index(name)
+    index = expert_of(name)
     return _LABELS.get(name, name) if index is None else f"Expert {index}"
-
-
-def _index(name: str) -> int | None:
-    """That of the expert which is this system alone."""
-    start, _, index = name.rpartition("-")
-    return int(index) if start == "expert" and index.isdecimal() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,5 +87,5 @@ class Systems:
             with self.solver.merged(merge, seed=seed):
                 yield System(name, self.solver, "none")
             return
-        index = _index(name)
+        index = expert_of(name)
         yield System(name, self.solver, _WEIGHTS.get(name, name) if index is None else index)

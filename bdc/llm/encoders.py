@@ -26,8 +26,8 @@ class SentenceEncoder:
 
     Args:
         model: what `bdc.llm.resolve` takes.
-        max_tokens: texts are truncated to this many tokens (None: the limit it was published with, 256 for MiniLM), and
-            before to 64 characters for each.
+        max_tokens: texts are truncated to this many tokens (None: the limit it was published with, 256 for MiniLM). Of texts
+            that have more than 64 characters for each, white space counts as one blank, and so many characters are read.
 
     Raises:
         ModelNotFoundError: no source has the model.
@@ -66,7 +66,7 @@ class SentenceEncoder:
         import torch
 
         # A tokenizer takes no half of a surrogate pair.
-        texts = [storable(text[: self.max_tokens * _MOST_CHARACTERS]) for text in texts]
+        texts = [storable(self._cut(text)) for text in texts]
         out = np.zeros((len(texts), self.dim), dtype=np.float32)
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         if not self._tokenizer("")["input_ids"]:  # no special tokens: a text may have none at all
@@ -88,6 +88,10 @@ class SentenceEncoder:
         if not np.isfinite(out).all():
             raise InputError(f"the encoder {self.name} gives NaN or infinity for a text; its weights are damaged")
         return out
+
+    def _cut(self, text: str) -> str:
+        most = self.max_tokens * _MOST_CHARACTERS
+        return text if len(text) <= most else " ".join(text.split())[:most]
 
 
 def _limit(folder: Path, config: Any) -> int:

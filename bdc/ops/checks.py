@@ -194,11 +194,16 @@ def as_ends(ends: Sequence[int]) -> tuple[int, ...]:
         ) from error
 
 
-def check_slices(lora_a: Tensor, lora_b: Tensor, ends: Sequence[int], rank_weights: Tensor | None = None) -> None:
-    """``lora_a`` [S * R, d_in], ``lora_b`` [d_out, R], S ``ends`` and ``rank_weights`` [N, S * R] fit each other."""
-    for name, tensor in (("lora_a", lora_a), ("lora_b", lora_b), ("rank_weights", rank_weights)):
+def check_matrices(**tensors: Tensor | None) -> None:
+    """What must have two dimensions, where it is there; each error names the argument."""
+    for name, tensor in tensors.items():
         if tensor is not None and tensor.ndim != 2:
             raise InputError(f"{name} must have two dimensions, got {_shape(tensor)}")
+
+
+def check_slices(lora_a: Tensor, lora_b: Tensor, ends: Sequence[int], rank_weights: Tensor | None = None) -> None:
+    """``lora_a`` [S * R, d_in], ``lora_b`` [d_out, R], S ``ends`` and ``rank_weights`` [N, S * R] fit each other."""
+    check_matrices(lora_a=lora_a, lora_b=lora_b, rank_weights=rank_weights)
     d_out, ranks = lora_b.shape
     if not ends or any(end <= first for first, end in zip((0, *ends), ends, strict=False)) or ends[-1] != d_out:
         raise InputError(f"ends must be rising columns up to {d_out}, the rows of lora_b, got {list(ends)}")
@@ -259,6 +264,8 @@ def check_base(x: Tensor, weight: Tensor | None, bias: Tensor | None, outputs: i
     for name, tensor, shape in (("weight", weight, (outputs, x.shape[-1])), ("bias", bias, (outputs,))):
         if tensor is None:
             continue
+        if tensor.layout != torch.strided:
+            raise InputError(f"{name} must be a dense tensor, got the layout {tensor.layout}")
         if tensor.shape != shape:
             raise InputError(f"{name} must be {list(shape)}, got {_shape(tensor)}")
         if (same_dtype and tensor.dtype != x.dtype) or tensor.device != x.device:

@@ -17,10 +17,10 @@ from bdc.errors import BdcError, InputError
 from bdc.ops import checks, native
 from bdc.ops.counters import counters, raw_stream
 from bdc.ops.devices import on_its_device, runs_kernels
+from bdc.ops.outputs import MOST_OUTPUTS
 
 MOST_TOKENS = 64
 MOST_VECTOR_TOKENS = 8
-MOST_OUTPUTS = 4
 
 
 @cache
@@ -70,9 +70,9 @@ def add_slices(
     scaling: float,
     ends: tuple[int, ...],
 ) -> bool:
-    """Add all outputs in one launch; False, with nothing written, where the persistent kernel does not take them."""
+    """Add all outputs in one launch; False, with nothing written, for one, or where the persistent kernel does not take them."""
     x, lora_a, lora_b = map(native.contiguous_rows, (x, lora_a, lora_b))
-    if not takes_layer(x, None, lora_a, lora_b, ends):
+    if len(ends) == 1 or not takes_layer(x, None, lora_a, lora_b, ends):
         return False
     _run(y, x, lora_a, lora_b, g, rows, scaling, ends=ends)
     return True
@@ -80,7 +80,7 @@ def add_slices(
 
 def takes_layer(x: Tensor, weight: Tensor | None, lora_a: Tensor, lora_b: Tensor, ends: Sequence[int]) -> bool:
     """Whether the persistent kernel multiplies these matrices, with or without a base, for so many outputs."""
-    fits = x.dtype in (torch.bfloat16, torch.float16) and len(x) <= MOST_TOKENS and len(ends) <= MOST_OUTPUTS
+    fits = x.dtype in native.HALVES and len(x) <= MOST_TOKENS and len(ends) <= MOST_OUTPUTS
     return fits and all(matrix is None or _in_chunks(matrix) for matrix in (x, weight, lora_a, lora_b))
 
 

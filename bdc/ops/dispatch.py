@@ -12,12 +12,12 @@ from torch.compiler import is_dynamo_compiling
 from bdc.errors import InputError
 from bdc.ops import cpp_gradients, cuda, extension, matmul, triton_gradients, triton_kernels, triton_layer
 from bdc.ops.autocasting import without_autocast
+from bdc.ops.native import HALVES
 from bdc.ops.outputs import outputs
 
 _BACKENDS: dict[str, Any] = {"cpp": extension, "cuda": cuda, "triton": triton_layer, "torch": matmul}
 # On a GPU the vector kernels are the fastest up to so many tokens (docs/op-measured.md).
 _CUDA_TOKENS = 2
-_HALVES = (torch.bfloat16, torch.float16)
 _MISSING = {
     "cpp": "the extension bdc._lora is not built, install bdc again",
     "cuda": "it needs a GPU, bdc built where nvcc is found (bdc doctor tells), and a driver for that nvcc's CUDA",
@@ -97,11 +97,9 @@ def linear(
     Checks everything, for tensors that are plain.
     """
     name = _forced()
-    if name is None and x.device.type == "cuda" and x.dtype in _HALVES and triton_kernels.load() is not None:
+    if name is None and x.device.type == "cuda" and x.dtype in HALVES and triton_kernels.load() is not None:
         name = "triton"
-    if name not in ("cuda", "triton") or x.ndim != 2 or lora_b.ndim != 2 or lora_a.dtype != x.dtype:
-        return None
-    if not (x.numel() and ends):
+    if name not in ("cuda", "triton") or lora_a.dtype != x.dtype or not (x.numel() and lora_b.numel() and ends):
         return None
     x, weight, lora_a, lora_b, g = (t.resolve_neg() for t in (x, weight, lora_a, lora_b, g))
     bias = None if bias is None else bias.resolve_neg()
@@ -177,7 +175,7 @@ def _chosen(y: Tensor, x: Tensor, lora_a: Tensor, ends: tuple[int, ...] = ()) ->
 
 
 def _chosen_on_gpu(y: Tensor, x: Tensor, lora_a: Tensor, ends: tuple[int, ...]) -> str:
-    if x.dtype not in _HALVES or len(x) > triton_layer.MOST_LAYER_TOKENS:
+    if x.dtype not in HALVES or len(x) > triton_layer.MOST_LAYER_TOKENS:
         return "torch"
     # Several outputs in one launch of Triton's are the fastest, and in launches of their own slower than torch.
     if not (_fits("triton", lora_a) and triton_layer.has_tiles(ends)):

@@ -48,6 +48,7 @@ def rankwise_lora_linear(
     """
     ends = None if ends is None else checks.as_ends(ends)
     try:
+        checks.check_matrices(x=x, lora_b=lora_b)
         tensors = (x, weight, bias, lora_a, lora_b, rank_weights)
         compiling = is_dynamo_compiling()
         wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -111,9 +112,10 @@ def _fake_linear(
     ends: Any,
     scaling: float,
 ) -> Tensor:
+    checks.check_matrices(x=x, lora_b=lora_b)
     checks.check_base(x, weight, bias, lora_b.shape[0])
     y = functional.linear(x, weight, bias)
-    check_experts(x, lora_a, lora_b, g, checks.as_ends(ends or [lora_b.shape[0]]))
+    check_experts(x, lora_a, lora_b, g, checks.as_ends([lora_b.shape[0]] if ends is None else ends))
     return y
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bdc.ops.native import HALVES
 from bdc.ops.outputs import outputs
 
 
@@ -45,7 +46,7 @@ def add_slices(
     wide = wide_dtype(x)
     gate = _gate(g, rows, len(x)).to(torch.promote_types(wide, torch.float32))
     lora_a, lora_b = lora_a.to(x.dtype), lora_b.to(x.dtype)
-    if x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16) and torch.version.hip is None:
+    if x.device.type == "cuda" and x.dtype in HALVES and torch.version.hip is None:
         h = torch.mm(x, lora_a.T, out_dtype=torch.float32)  # rounded once, after the gate
     else:
         h = x.to(wide) @ lora_a.to(wide).T
@@ -116,7 +117,7 @@ def backward(
 
 def wide_dtype(x: Tensor) -> torch.dtype:
     """The dtype of the products: on a CPU float32 for 16-bit inputs, so that only the output is rounded."""
-    return torch.float32 if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+    return torch.float32 if x.device.type == "cpu" and x.dtype in HALVES else x.dtype
 
 
 def _gate(g: Tensor, rows: Tensor | None, tokens: int) -> Tensor:

@@ -106,7 +106,9 @@ class RankwiseLoraLinear(nn.Module):
         base: Any = self._modules["base"]
         arguments = self._arguments
         if arguments is not None and x.device.type in _WHOLE_ON and _is_plain(base):
-            return self._whole(x, base, *arguments[:3])
+            whole = self._whole(x, base, *arguments[:3])
+            if whole is not None:
+                return whole
         y: Tensor = base(x)
         if arguments is None:
             return y
@@ -124,9 +126,12 @@ class RankwiseLoraLinear(nn.Module):
         self._add(y.view(-1, y.shape[-1]), self._tokens(x), a, b, *arguments[:3])
         return y
 
-    def _whole(self, x: Tensor, base: nn.Linear, g: Tensor, rows: Tensor | None, scaling: float) -> Tensor:
-        """Base and product together, where one launch may do both."""
+    def _whole(self, x: Tensor, base: nn.Linear, g: Tensor, rows: Tensor | None, scaling: float) -> Tensor | None:
+        """Base and product together, where one launch may do both; None where a gradient is wanted, which hooks may watch."""
         a, b = self._experts()
+        tensors = (x, base.weight, base.bias, a, b, g)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+            return None
         y = rankwise_lora_linear(self._tokens(x), base.weight, base.bias, a, b, g, rows, scaling, self.ends)
         return y.view(*x.shape[:-1], y.shape[-1])
 

@@ -14,6 +14,9 @@ from bdc.errors import InputError
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The number of a dtype in calls of the extensions."""
 
+HALVES = (torch.bfloat16, torch.float16)
+"""Of 16 bits."""
+
 
 def built(name: str) -> bool:
     """Whether the extension ``bdc.<name>`` is installed."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+MOST_OUTPUTS = 4
+"""Of one launch on a GPU; kMostSlices of csrc/cuda/plan.hpp."""
+
 
 def outputs(ends: Sequence[int], ranks: int) -> Iterator[tuple[slice, slice]]:
     """Columns of y, which are rows of B, and ranks of h, of each of the outputs that end before ``ends`` and have so many."""

@@ -11,6 +11,7 @@ from bdc.ops import triton_kernels as launches
 from bdc.ops.counters import counters
 from bdc.ops.devices import on_its_device
 from bdc.ops.native import contiguous_rows
+from bdc.ops.outputs import MOST_OUTPUTS
 from bdc.ops.triton_plan import layer_tiles
 
 MOST_LAYER_TOKENS = 64
@@ -54,7 +55,7 @@ def takes_layer(x: Tensor, weight: Tensor | None, lora_a: Tensor, lora_b: Tensor
 
 def has_tiles(ends: tuple[int, ...]) -> bool:
     """Whether a launch has tiles of outputs that end there: up to four, at multiples of 64 but for the last."""
-    return len(ends) <= 4 and not any(end % 64 for end in ends[:-1])
+    return len(ends) <= MOST_OUTPUTS and not any(end % 64 for end in ends[:-1])
 
 
 def producer_warps(block_t: int) -> int:

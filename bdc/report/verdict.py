@@ -33,6 +33,8 @@ def _upper_line(evaluation: dict[str, Any], search: dict[str, Any]) -> str:
     reached = [f"{metric.label} {metric.format(mean(search, metric))}" for metric in measured]
     ours = [f" (BDC {tokens(system):,})" for system in evaluation["systems"] if system["name"] == OURS]
     said = f"{label(search)}, steered by the public tests: {', '.join(reached)}, with {tokens(search):,} tokens{''.join(ours)}."
+    if short := search.get("cut_short"):
+        said += f" {short} of {len(evaluation.get('problems') or ())} searches did not run to their end, for want of budget or of public tests."
     return f"{said} {_against(evaluation, measured[0], [search]) if measured and ours else ''}".rstrip()
 
 

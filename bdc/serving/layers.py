@@ -52,9 +52,8 @@ def find(model: nn.Module, modules: Sequence[str]) -> list[Target]:
         if not isinstance(layer, LinearBase):
             got = "has no such layer" if layer is None else f"has a {type(layer).__name__} there"
             raise InputError(f"the solver adapts {module}, but vLLM's model {got}; serve the model it was trained on")
-        if (
-            type(layer).forward.__module__ != LinearBase.__module__
-        ):  # it need not ask the layer's method, as DeepSeek's do
+        # A forward of its own need not ask the layer's method, as DeepSeek's do not.
+        if type(layer).forward.__module__ != LinearBase.__module__:
             raise InputError(
                 f"the solver adapts {module}, which vLLM's {type(layer).__name__} computes by a way of its own; leave it "
                 "out of the experts' target modules"

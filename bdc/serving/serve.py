@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -71,10 +72,9 @@ def serve_command(
 
 
 def _port(text: str) -> int:
-    port = int(text) if text.isdecimal() else 0
-    if not 0 < port < 2**16:
+    if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 2**16:
         raise argparse.ArgumentTypeError(f"must be a number from 1 to 65535, got {text:.100}")
-    return port
+    return int(text)
 
 
 def _solver(directory: Path) -> tuple[Path, str]:

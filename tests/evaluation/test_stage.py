@@ -179,7 +179,7 @@ def test_each_expert_alone_and_what_was_searched(new_run: NewRun, tiny: Path, sa
 
     def search(problems: Sequence[Problem]) -> list[Answer]:
         programs = [f"def f(x):\n    return x + {index % 2}\n" for index in range(len(problems) - 1)]
-        return [Answer(program, 10, 5, 0.5) for program in programs] + [Answer(None, 10, 0, 0.5)]
+        return [Answer(program, 10, 5, 0.5) for program in programs] + [Answer(None, 10, 0, 0.5, "budget: calls")]
 
     with Run(path) as run:
         stage.run(run, settings, str(tiny), sandbox, LIMITS, None, "float32", inputs="x", search=search)
@@ -189,6 +189,7 @@ def test_each_expert_alone_and_what_was_searched(new_run: NewRun, tiny: Path, sa
     assert [system["label"] for system in found["systems"]] == ["Expert 0", "Expert 1", "BDC", "Search"]
     searched = systems["search"]
     assert [row["pass_rate"] for row in searched["per_problem"]] == [1, 1, 0, 0, 0, 0, 0]
+    assert searched["cut_short"] == 1 and searched["per_problem"][-1]["cut_short"] == "budget: calls"
     assert searched["loss"] is None and searched["ac"]["mean"] == pytest.approx(2 / 7)
     assert (searched["prompt_tokens"], searched["completion_tokens"], searched["seconds"]) == (70, 30, 3.5)
     pairs = {(row["system"], row["metric"]) for row in found["differences"]}

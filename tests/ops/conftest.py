@@ -108,7 +108,9 @@ def layer_bound(problem: Problem, weight: Tensor, bias: Tensor) -> tuple[Tensor,
 
 @pytest.fixture
 def problems() -> SimpleNamespace:
-    return SimpleNamespace(make=make, truth=truth, assert_within_bounds=assert_within_bounds, layer_bound=layer_bound)
+    return SimpleNamespace(
+        UNIT=UNIT, make=make, truth=truth, assert_within_bounds=assert_within_bounds, layer_bound=layer_bound
+    )
 
 
 WITHOUT = {

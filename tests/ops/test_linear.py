@@ -22,8 +22,6 @@ from bdc.ops import (
     rankwise_lora_slices,
 )
 
-UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-
 
 def layer(problems: SimpleNamespace, *shape: int, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
     """A problem with a base."""
@@ -60,7 +58,7 @@ def test_error_is_within_the_bound(
     got = rankwise_lora_linear(*made.given)
     expected, bound = problems.layer_bound(made.problem, made.weight, made.bias)
     # Apart from its product, the base is rounded once more.
-    bound += UNIT[dtype] * functional.linear(*(t.double() for t in made.given[:3])).abs()
+    bound += problems.UNIT[dtype] * functional.linear(*(t.double() for t in made.given[:3])).abs()
     assert got.dtype == dtype and bool(((got.double() - expected).abs() <= bound).all())
 
 
@@ -89,7 +87,9 @@ def test_several_outputs(problems: SimpleNamespace, backend: str, ends: tuple[in
         own, columns = slice(16 * i, 16 * i + 16), slice(first, end)
         part = SimpleNamespace(x=x, arguments=(x, a[own], b[columns, :16], g[:, own], rows, s))
         expected, bound = problems.layer_bound(part, weight[columns], bias[columns])
-        bound += UNIT[dtype] * functional.linear(x.double(), weight[columns].double(), bias[columns].double()).abs()
+        bound += (
+            problems.UNIT[dtype] * functional.linear(x.double(), weight[columns].double(), bias[columns].double()).abs()
+        )
         assert bool(((got[:, columns].double() - expected).abs() <= bound).all())
 
 
@@ -161,6 +161,9 @@ def test_compiled(problems: SimpleNamespace, merged: bool) -> None:
         ({"bias": torch.zeros(1)}, r"bias must be \[48\], got \[1\]"),
         ({"bias": torch.zeros(6, 48)}, r"bias must be \[48\], got \[6, 48\]"),
         ({"bias": torch.zeros(47)}, r"bias must be \[48\], got \[47\]"),
+        ({"weight": torch.zeros(48, 32).to_sparse()}, "weight must be a dense tensor"),
+        ({"x": torch.zeros(())}, r"x must have two dimensions, got \[\]"),
+        ({"lora_b": torch.zeros(())}, r"lora_b must have two dimensions, got \[\]"),
         ({"weight": None}, "weight must be a tensor, got NoneType"),
         ({"bias": 1.0}, "bias must be a tensor, got float"),
         ({"rank_weights": torch.zeros(3, 15)}, "rank_weights must"),
@@ -178,7 +181,7 @@ def test_what_is_refused(problems: SimpleNamespace, backend: str, change: dict[s
     given = dict(zip(names, layer(problems, 6, 32, 48, 16, 3).given, strict=True)) | change
     with pytest.raises(InputError, match=says):
         rankwise_lora_linear(**given)
-    given["x"] = given["x"].clone().requires_grad_()
+    given["rank_weights"] = given["rank_weights"].clone().requires_grad_()
     with pytest.raises(InputError, match=says):
         rankwise_lora_linear(**given)
 
@@ -231,10 +234,14 @@ def test_wrapped_layers(apart: list[tuple[int, ...]], merged: bool) -> None:
 
 @pytest.mark.usefixtures("whole")
 def test_training_through_a_wrapped_layer() -> None:
+    """Hooks on gradients of the base are called, as ever."""
     torch.manual_seed(0)
     wrapped = RankwiseLoraLinear(nn.Linear(12, 10).requires_grad_(False), torch.randn(6, 12), torch.randn(10, 6), 2.0)
     x, g = torch.randn(4, 12), torch.randn(1, 6, requires_grad=True)
+    seen: list[str] = []
+    wrapped.base.register_full_backward_hook(lambda *_: seen.append("base"))
     with rank_weights(wrapped, g):
-        (found,) = torch.autograd.grad(wrapped(x).square().sum(), g)
+        wrapped(x.requires_grad_()).square().sum().backward()
+    assert seen == ["base"]
     y = wrapped.base(x) + rankwise_lora(x, wrapped.lora_a, wrapped.lora_b, g, None, 2.0)
-    torch.testing.assert_close(found, torch.autograd.grad(y.square().sum(), g)[0], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(g.grad, torch.autograd.grad(y.square().sum(), g)[0], rtol=1e-4, atol=1e-3)

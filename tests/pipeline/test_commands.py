@@ -66,6 +66,19 @@ def test_the_search_is_compared_by_what_it_solves_and_costs(finished: Path) -> N
     assert "Search" in (finished / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_search_that_was_cut_short_says_so(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = (finished / "config.toml").read_text(encoding="utf-8")
+    with Run(finished) as run, run.transaction() as db:
+        db.execute("UPDATE problems SET json = json_set(json, '$.public_tests', json('[]')) WHERE id = 'p/11'")
+        db.execute("UPDATE problems SET split = 'test' WHERE id = 'p/11'")
+    (finished / "config.toml").write_text(config + "max_problems = 0\nseed = 7\n", encoding="utf-8")
+    assert main(["evaluate", str(finished), "--quiet"]) == 0
+    evaluation = json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))
+    search = next(system for system in evaluation["systems"] if system["name"] == "search")
+    assert search["cut_short"] == 1
+    assert {row["id"]: row.get("cut_short") for row in search["per_problem"]}["p/11"] == "no public tests"
+
+
 def test_each_stage_is_a_command_that_knows_its_inputs(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for stage in STAGES:
         assert main([stage, str(finished), "--json", "--quiet"]) == 0

@@ -126,6 +126,12 @@ def test_the_search_is_no_rival(evaluation: dict[str, Any]) -> None:
         "Search, steered by the public tests: Pass rate 90.0 %, AC 90.0 %, with 90,502 tokens (BDC 1,502). "
         "Paired by problem, BDC is worse than Search."
     )
+    search["cut_short"] = 1
+    assert verdicts(evaluation)[-1].endswith(
+        "(BDC 1,502). 1 of 2 searches did not run to their end, for want of budget or of public tests. "
+        "Paired by problem, BDC is worse than Search."
+    )
+    del search["cut_short"]
     evaluation["systems"] = [search]
     assert verdicts(evaluation) == [last.split(" (BDC")[0] + "."]
 

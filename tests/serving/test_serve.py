@@ -62,7 +62,7 @@ def test_what_cannot_be_served_is_named(
         assert main(["serve", *arguments]) == 2
         captured = capsys.readouterr()
         assert says in captured.err and captured.err.count("\n") == 1 and captured.out == ""
-    for port in ("0", "65536", "-1", "http", "8000.0"):
+    for port in ("0", "65536", "-1", "http", "8000.0", "\u0663", "9" * 90):
         with pytest.raises(SystemExit) as refused:
             main(["serve", str(everywhere), f"--port={port}"])
         assert refused.value.code == 2 and f"from 1 to 65535, got {port}" in capsys.readouterr().err
