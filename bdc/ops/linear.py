@@ -13,8 +13,7 @@ from torch.nn import functional
 from bdc.ops import checks, dispatch, operators
 from bdc.ops.autocasting import autocasts
 from bdc.ops.extension import unwatched
-from bdc.ops.functional import rankwise_lora, rankwise_lora_
-from bdc.ops.slices import check_experts, rankwise_lora_slices, rankwise_lora_slices_
+from bdc.ops.slices import add_product, check_experts, product
 
 
 def rankwise_lora_linear(
@@ -68,22 +67,12 @@ def rankwise_lora_linear(
         checks.check_base(x, weight, bias, lora_b.shape[0], same_dtype=not casts)
         y = functional.linear(x, weight, bias)
         if wants_gradient or not (compiling or unwatched(y, x, lora_a, lora_b, rank_weights, token_to_row)):
-            return y + _product(x, lora_a, lora_b, rank_weights, token_to_row, scaling, ends)
-        if ends is None:
-            return rankwise_lora_(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling)
-        return rankwise_lora_slices_(y, x, lora_a, lora_b, rank_weights, ends, token_to_row, scaling)
+            return y + product(x, lora_a, lora_b, rank_weights, token_to_row, scaling, ends)
+        return add_product(y, x, lora_a, lora_b, rank_weights, token_to_row, scaling, ends)
     except checks.MISUSE:
         named = {"x": x, "weight": weight, "lora_a": lora_a, "lora_b": lora_b, "rank_weights": rank_weights}
         checks.check_kinds(scaling, token_to_row, **named, **({} if bias is None else {"bias": bias}))
         raise
-
-
-def _product(
-    x: Tensor, a: Tensor, b: Tensor, g: Tensor, rows: Tensor | None, scaling: float, ends: tuple[int, ...] | None
-) -> Tensor:
-    if ends is None:
-        return rankwise_lora(x, a, b, g, rows, scaling)
-    return rankwise_lora_slices(x, a, b, g, ends, rows, scaling)
 
 
 def _linear_op(

@@ -15,11 +15,10 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from bdc.errors import InputError
 from bdc.ops import checks
 from bdc.ops.extension import try_add
-from bdc.ops.functional import rankwise_lora, rankwise_lora_
 from bdc.ops.library import increment_version
 from bdc.ops.linear import rankwise_lora_linear
 from bdc.ops.quantized import Int8Experts, fold
-from bdc.ops.slices import rankwise_lora_slices, rankwise_lora_slices_
+from bdc.ops.slices import add_product, product
 
 # Modules that multiply with the weights of layers inside them by themselves.
 _READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -116,14 +115,14 @@ class RankwiseLoraLinear(nn.Module):
         if torch.is_grad_enabled() and (
             y.requires_grad or x.requires_grad or arguments[0].requires_grad or a.requires_grad or b.requires_grad
         ):
-            return y + self._product(self._tokens(x), a, b, *arguments[:3]).view_as(y)
+            return y + product(self._tokens(x), a, b, *(*arguments[:3], self.ends)).view_as(y)
         if base._forward_hooks or _global_forward_hooks:
             y = y.clone()
         if not is_dynamo_compiling() and try_add(y, x, a, b, *arguments):
             increment_version((y,))
             return y
         y = y.contiguous()
-        self._add(y.view(-1, y.shape[-1]), self._tokens(x), a, b, *arguments[:3])
+        add_product(y.view(-1, y.shape[-1]), self._tokens(x), a, b, *(*arguments[:3], self.ends))
         return y
 
     def _whole(self, x: Tensor, base: nn.Linear, g: Tensor, rows: Tensor | None, scaling: float) -> Tensor | None:
@@ -139,17 +138,6 @@ class RankwiseLoraLinear(nn.Module):
         """A and B as they are now, which functional_call and parametrizations replace."""
         a, b = self._parameters.get("lora_a"), self._parameters.get("lora_b")
         return self.lora_a if a is None else a, self.lora_b if b is None else b
-
-    def _product(self, x: Tensor, a: Tensor, b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> Tensor:
-        if self.ends is None:
-            return rankwise_lora(x, a, b, g, rows, scaling)
-        return rankwise_lora_slices(x, a, b, g, self.ends, rows, scaling)
-
-    def _add(self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, g: Tensor, rows: Tensor | None, scaling: float) -> None:
-        if self.ends is None:
-            rankwise_lora_(y, x, a, b, g, rows, scaling)
-        else:
-            rankwise_lora_slices_(y, x, a, b, g, self.ends, rows, scaling)
 
     def _apply(self, fn: Any, recurse: bool = True) -> RankwiseLoraLinear:
         scales = self.scales

@@ -103,6 +103,31 @@ def rankwise_lora_slices_(
         raise
 
 
+def product(
+    x: Tensor, a: Tensor, b: Tensor, g: Tensor, rows: Tensor | None, scaling: float, ends: Sequence[int] | None
+) -> Tensor:
+    """The product of one output, or of several where there are ``ends``."""
+    if ends is None:
+        return rankwise_lora(x, a, b, g, rows, scaling)
+    return rankwise_lora_slices(x, a, b, g, ends, rows, scaling)
+
+
+def add_product(
+    y: Tensor,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    g: Tensor,
+    rows: Tensor | None,
+    scaling: float,
+    ends: Sequence[int] | None,
+) -> Tensor:
+    """:func:`product` added to ``y`` in place."""
+    if ends is None:
+        return rankwise_lora_(y, x, a, b, g, rows, scaling)
+    return rankwise_lora_slices_(y, x, a, b, g, ends, rows, scaling)
+
+
 def _add(
     y: Tensor,
     x: Tensor,
